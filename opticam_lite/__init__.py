@@ -1,0 +1,60 @@
+"""opticam_lite: see what an image classifier looks at, and tell a good explanation from a fake.
+
+Conventions, the same everywhere:
+
+| thing | form |
+|---|---|
+| images | float32 `(N, 3, H, W)`, RGB in [0, 1], not normalised: the classifier normalises inside |
+| targets | int64 `(N,)`, class indices |
+| feature maps | `(N, K, h, w)`; tokens are reshaped to this, the class token set aside |
+| masks | float32 `(N, 1, H, W)` in [0, 1]: `images * masks` is the masked image, 0 is black |
+| probabilities | softmax, float32, fractions in [0, 1]; percent only where a table is shown |
+| device | the classifier owns it; masks return to where the images were |
+
+The map of an image does not depend on its batch-mates, and every call leaves the network as it
+found it.
+"""
+
+from . import methods, metrics, plots
+from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
+from .cut import CutError, cut
+from .datasets import Dataset, ImageError, Images, Sample, load_dataset, load_image
+from .evaluation import evaluate, summarize
+from .explorer import explore
+from .masking import masked_probabilities, normalize, to_masks, upsample
+from .methods import explain, list_methods
+from .metrics import list_metrics
+from .models import HubError, list_models, load_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Classifier",
+    "CutError",
+    "Dataset",
+    "HubError",
+    "ImageError",
+    "Images",
+    "Preprocessing",
+    "Sample",
+    "cut",
+    "evaluate",
+    "explain",
+    "explore",
+    "list_methods",
+    "list_metrics",
+    "list_models",
+    "load_dataset",
+    "load_image",
+    "load_model",
+    "masked_probabilities",
+    "methods",
+    "metrics",
+    "normalize",
+    "plots",
+    "summarize",
+    "to_masks",
+    "upsample",
+]

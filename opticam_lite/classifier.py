@@ -1,0 +1,247 @@
+"""A frozen network with all that an explanation needs: normalisation, labels, device, a layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .cut import Rest, Traced
+
+if TYPE_CHECKING:
+    from .cut import Cut
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How image files become the network's input (`ol.load_image` follows it).
+
+    Attributes:
+        size: Height and width of the centre crop, in pixels.
+        resize: The shorter side is resized to this many pixels before the crop.
+        interpolation: `"bilinear"` or `"bicubic"`.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    resize: int = 256
+    interpolation: str = "bilinear"
+
+
+class Classifier:
+    """A network in evaluation mode, without parameter gradients, cut at one layer.
+
+    The network is copied, so yours stays as it is. Images are float32 `(N, 3, H, W)`, RGB, in
+    [0, 1] and **not** normalised: `mean` and `std` are applied inside, after any masking.
+
+    Args:
+        network: Any traceable `nn.Module`, images → logits `(N, classes)`.
+        layer: Qualified name of the layer whose feature maps are combined. Default: the last
+            convolutional output, or the first norm of the last block of a transformer (App. A).
+        mean, std: Normalisation of the channels, three values each. Default: none.
+        labels: Names of the classes, in the order of the logits. Default: "class 0", …
+        size: Side, or (height, width), of the images that the network is made for.
+        preprocessing: How image files are resized and cropped. Default: shorter side to
+            size / 0.875, centre crop of `size`, bilinear.
+        device: `"auto"` (a CUDA GPU where there is one, else the CPU) or any torch device.
+        normalize: False leaves the normalisation out (paper, Appendix H).
+        name: What tables and figures call it.
+
+    Raises:
+        ValueError: If an argument has a wrong value. `CutError`, a kind of it, if the network
+            can't be traced or has no such layer.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layer: str | None = None,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        labels: Sequence[str] | None = None,
+        size: int | tuple[int, int] = 224,
+        preprocessing: Preprocessing | None = None,
+        device: str | torch.device = "auto",
+        normalize: bool = True,
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"network must be a torch.nn.Module, not {type(network).__name__}; for a network "
+                "by name use load_model(name)"
+            )
+        self.name = name or type(network).__name__
+        self.device = _device(device)
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else size
+        self.preprocessing = preprocessing or Preprocessing(
+            self.size, round(min(self.size) / 0.875)
+        )
+        self.normalize = normalize
+        self._mean = _channels("mean", mean, 0.0, self.device)
+        self._std = _channels("std", std, 1.0, self.device)
+        if (self._std <= 0).any():
+            raise ValueError(f"std must be positive, not {tuple(std or ())}")
+        network = copy.deepcopy(network).eval().requires_grad_(False)
+        # Convolutions on a CPU are about 1.5 times as fast with channels last, and exact.
+        self.network = network.to(self.device, torch.float32).to(memory_format=torch.channels_last)
+        self._traced = Traced(self.network, self.size)
+        self.classes: int = self._traced.classes
+        self.labels = list(labels or (f"class {c}" for c in range(self.classes)))
+        if len(self.labels) != self.classes:
+            raise ValueError(
+                f"{len(self.labels)} labels were given for a network of {self.classes} classes; "
+                "pass one for each logit, in order"
+            )
+        self._cut_at(layer or self._traced.default_layer())
+
+    def _cut_at(self, layer: str) -> None:
+        self._cut: Cut = self._traced.cut(layer)
+        self.layer = layer
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers that can be explained, in forward order."""
+        return list(self._traced.layers)
+
+    def layer_shape(self, layer: str | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of a layer's feature maps for an image of `size`."""
+        layer = self.layer if layer is None else layer
+        if layer not in self._traced.layers:
+            self._traced.cut(layer)  # raises the error with the close matches
+        return self._traced.shape(layer)
+
+    def at(self, layer: str) -> Classifier:
+        """Return the same network cut at another layer; nothing is copied.
+
+        Raises:
+            CutError: If there is no such layer; the message lists close matches.
+        """
+        other = copy.copy(self)
+        other._cut_at(layer)
+        return other
+
+    def split(self, images: Tensor) -> tuple[Tensor, Rest]:
+        """Return the feature maps `(N, K, h, w)` and the rest that `head` needs besides them."""
+        return self._cut.split(self._input(images))
+
+    def head(self, maps: Tensor, rest: Rest) -> Tensor:
+        """Continue from feature maps `(N, K, h, w)` to logits `(N, classes)`."""
+        return self._cut.head(maps, rest)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the layer's feature maps `(N, K, h, w)` of images `(N, 3, H, W)` in [0, 1]."""
+        return self.split(images)[0].to(images.device)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits `(N, classes)` of images `(N, 3, H, W)` in [0, 1]; differentiable."""
+        return self.network(self._input(images)).to(images.device)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Return the softmax `(N, classes)` in float32, computed in batches without gradients."""
+        batches = [self.logits(batch).float().softmax(1) for batch in images.split(batch_size)]
+        return torch.cat(batches)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the most probable classes `(N,)`, int64."""
+        return self.probabilities(images).argmax(1)
+
+    def check_images(self, images: Tensor) -> Tensor:
+        """Return images as float32, or say what is wrong with them.
+
+        Raises:
+            TypeError, ValueError: Unless they are a float tensor `(N, 3, H, W)` in [0, 1].
+        """
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"images must be a torch.Tensor (N, 3, H, W), not {type(images).__name__}; "
+                "ol.load_image(path) makes one of a file"
+            )
+        if images.ndim == 3:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; a batch (N, 3, H, W) is needed: use "
+                "image[None] for a single one"
+            )
+        self._check_shape(images)
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images are {images.dtype}; float32 in [0, 1] is needed: use images / 255"
+            )
+        images = images.float()
+        if images.numel() and not (images.amin() >= 0 and images.amax() <= 1):
+            raise ValueError(
+                f"images have values from {images.amin():.3g} to {images.amax():.3g}; RGB in "
+                "[0, 1] is needed, not normalised: the classifier normalises inside"
+            )
+        return images
+
+    def check_targets(self, targets: Tensor | Sequence[int] | int, n: int) -> Tensor:
+        """Return targets as int64 `(n,)`, or say what is wrong with them.
+
+        Raises:
+            TypeError, ValueError: Unless they are n class indices (or one for all).
+        """
+        targets = torch.as_tensor(targets)
+        if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+            raise TypeError(f"targets are {targets.dtype}; class indices (int64) are needed")
+        if targets.ndim == 0:
+            targets = targets.expand(n)
+        if tuple(targets.shape) != (n,):
+            raise ValueError(
+                f"targets have shape {tuple(targets.shape)}; {n} images need shape ({n},)"
+            )
+        wrong = targets[(targets < 0) | (targets >= self.classes)]
+        if len(wrong):
+            raise ValueError(
+                f"target {int(wrong[0])} is no class of {self.name}: its classes are 0 to "
+                f"{self.classes - 1}"
+            )
+        return targets.long()
+
+    def _check_shape(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images have shape {tuple(images.shape)}; (N, 3, H, W) is needed")
+
+    def _input(self, images: Tensor) -> Tensor:
+        self._check_shape(images)
+        x = images.to(self.device, torch.float32)
+        if self.normalize:
+            x = (x - self._mean) / self._std
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def __repr__(self) -> str:
+        k, h, w = self.layer_shape()
+        return (
+            f"Classifier({self.name!r}, layer={self.layer!r}: {k} maps of {h}×{w}, "
+            f"{self.classes} classes, {self.size[0]}×{self.size[1]} RGB, on {self.device})"
+        )
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {str(device)!r} can't be used here ({str(error).splitlines()[0]}); use "
+            "'auto', 'cpu' or 'cuda'"
+        ) from error
+    return chosen
+
+
+def _channels(
+    name: str, values: Sequence[float] | None, default: float, device: torch.device
+) -> Tensor:
+    values = (default,) * 3 if values is None else tuple(values)
+    if len(values) != 3:
+        raise ValueError(f"{name} must have three values, one a channel, not {len(values)}")
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)

@@ -1,0 +1,371 @@
+"""Cut any network at any layer: `head(trunk(x))` equals the untouched network.
+
+Every CAM method needs two halves of a network: *features* (images → maps of layer ℓ) and *head*
+(maps of ℓ → logits). The network is traced once with `torch.fx`; the trunk then returns the
+layer's output **and every earlier value that later operations still use** (a residual branch, a
+class token), and the head continues from there. No hooks, and gradients stop at the cut.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import get_notrace_functions, get_notrace_modules
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import NodePathTracer
+
+from .registry import unknown_name
+
+
+class CutError(ValueError):
+    """A network that can't be traced, or a layer at which it can't be cut."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a layer's output holds its K maps of h×w cells, and how to reach `(N, K, h, w)`.
+
+    `kind` is `"NCHW"` (convolutional), `"NHWC"` (Swin and its like) or `"tokens"` (`(N, L, K)`,
+    the first `prefix` tokens being class or register tokens, which are set aside).
+    """
+
+    kind: str
+    prefix: int = 0
+
+    def to_maps(self, output: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Return the maps `(N, K, h, w)` and the tokens set aside `(N, prefix, K)`, if any."""
+        if self.kind == "NCHW":
+            return output, None
+        if self.kind == "NHWC":
+            return output.permute(0, 3, 1, 2), None
+        aside, tokens = output[:, : self.prefix], output[:, self.prefix :]
+        grid = token_grid(tokens.shape[1], size)
+        if grid is None:
+            raise CutError(
+                f"{tokens.shape[1]} tokens do not form a grid of the shape of a "
+                f"{size[0]}×{size[1]} image"
+            )
+        return tokens.transpose(1, 2).unflatten(2, grid), aside
+
+    def from_maps(self, maps: Tensor, aside: Tensor | None) -> Tensor:
+        """The inverse of `to_maps`."""
+        if self.kind == "NCHW":
+            return maps
+        if self.kind == "NHWC":
+            return maps.permute(0, 2, 3, 1)
+        tokens = maps.flatten(2).transpose(1, 2)
+        return tokens if aside is None else torch.cat([aside, tokens], dim=1)
+
+
+def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the grid (h, w) with h·w = `tokens` and the aspect of an image of `size`, or None."""
+    h = round(math.sqrt(tokens * size[0] / size[1]))
+    if h < 1 or tokens % h:
+        return None
+    w = tokens // h
+    return (h, w) if _same_aspect(h, w, size) else None
+
+
+def _same_aspect(h: int, w: int, size: tuple[int, int]) -> bool:
+    # Equal up to the rounding of one cell in either direction.
+    return abs(h * size[1] - w * size[0]) < max(size)
+
+
+def _layout(shape: torch.Size, size: tuple[int, int], prefix: int | None) -> Layout | None:
+    """Tell how an output of a batch of two images of `size` holds maps; None if it holds none."""
+    if shape[0] != 2:
+        return None
+    if len(shape) == 4:
+        _, a, b, c = shape
+        if min(b, c) > 1 and _same_aspect(b, c, size) and max(b, c) <= max(size):
+            return Layout("NCHW")
+        if min(a, b) > 1 and _same_aspect(a, b, size) and max(a, b) <= max(size):
+            return Layout("NHWC")
+    if len(shape) == 3:
+        for p in range(17) if prefix is None else (prefix, 0):
+            grid = token_grid(shape[1] - p, size) if shape[1] > p else None
+            if grid is not None and min(grid) > 1:
+                return Layout("tokens", p)
+    return None
+
+
+class _Tracer(NodePathTracer):
+    """Keeps the qualified names of layers, and takes what can't be traced as one piece."""
+
+    def __init__(self, leaves: set[str]) -> None:
+        super().__init__(
+            leaf_modules=list(get_notrace_modules()),
+            autowrap_functions=tuple(get_notrace_functions()),
+        )
+        self.leaves = leaves
+        self.failed: str | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualname: str) -> bool:
+        return module_qualname in self.leaves or super().is_leaf_module(m, module_qualname)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed is None:
+                self.failed = self.path_of_module(m)
+            raise
+
+
+def _trace(network: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
+    """Trace a network, leaving those modules whole whose forward can't be traced."""
+    leaves: set[str] = set()
+    # Optional arguments keep their defaults: a traced None would not be None.
+    parameters = list(inspect.signature(network.forward).parameters.values())
+    fixed = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    while True:
+        tracer = _Tracer(leaves)
+        try:
+            graph = tracer.trace(network, concrete_args=fixed or None)
+            return graph, dict(tracer.node_to_qualname)
+        except Exception as error:
+            if tracer.failed is None or tracer.failed in leaves:
+                raise CutError(
+                    f"{type(network).__name__} can't be traced, so it can't be cut at a layer "
+                    f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+                    "; write it as torch.nn.Sequential(trunk, head) with your own two halves and "
+                    "cut it at layer='0'"
+                ) from error
+            leaves.add(tracer.failed)
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and keeps the shape of every value."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = value.shape
+        return value
+
+
+class Traced:
+    """A traced network: its layers in forward order, and `cut(layer)`.
+
+    Args:
+        network: In evaluation mode; takes one batch of images, returns logits `(N, C)`.
+        size: Height and width of the images that the network is made for.
+
+    Raises:
+        CutError: If the network can't be traced, fails on two random images of that size, does
+            not return logits, or behaves differently from its trace.
+    """
+
+    def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
+        self.network, self.size = network, size
+        self.graph, self._names = _trace(network)
+        self._module = fx.GraphModule(network, self.graph)
+        # Two images, so that what is not batched (windows, constants) is recognised by its shape.
+        weight = next(iter(network.parameters()), torch.zeros(1))
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(2, 3, *size, generator=generator).to(weight.device, weight.dtype)
+        interpreter = _Shapes(self._module)
+        with torch.no_grad():
+            try:
+                expected = network(probe)
+            except Exception as error:
+                raise CutError(
+                    f"{type(network).__name__} fails on a batch of {size[0]}×{size[1]} RGB images "
+                    f"({type(error).__name__}: {error}); pass size=(height, width) if it expects "
+                    "another size"
+                ) from error
+            if not isinstance(expected, Tensor) or expected.ndim != 2:
+                raise CutError(
+                    f"{type(network).__name__} must return logits of shape (N, classes), not "
+                    f"{tuple(expected.shape) if isinstance(expected, Tensor) else type(expected)}"
+                )
+            actual = interpreter.run(probe)
+        if not torch.allclose(actual, expected, rtol=1e-4, atol=1e-5):
+            raise CutError(
+                f"the trace of {type(network).__name__} gives other logits than the network "
+                f"itself (largest difference {(actual - expected).abs().max():.2g}); write it as "
+                "torch.nn.Sequential(trunk, head) and cut it at layer='0'"
+            )
+        self.classes = expected.shape[1]
+        self._shapes = interpreter.shapes
+        self.layers = self._find_layers()
+
+    def _find_layers(self) -> dict[str, tuple[fx.Node, Layout]]:
+        """Layers whose output is a set of maps on which the logits depend, in forward order."""
+        useful: set[fx.Node] = set()
+        for node in reversed(self.graph.nodes):
+            if node.op == "output" or any(user in useful for user in node.users):
+                useful.add(node)
+        prefix = getattr(self.network, "num_prefix_tokens", None)
+        modules = dict(self.network.named_modules())
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        last: dict[str, fx.Node] = {}
+        for node, name in self._names.items():
+            if node not in order:
+                continue
+            if node.op == "call_module" and _does_nothing(modules[str(node.target)]):
+                continue
+            # A module run twice (a shared relu) has nodes "relu" and "relu_1": the target is "relu"
+            path = str(node.target) if node.op == "call_module" else name.rpartition(".")[0]
+            while path:
+                if path in modules:
+                    last[path] = node
+                path = path.rpartition(".")[0]
+        lengths = {s[1] for s in self._shapes.values() if len(s) == 3 and s[0] == 2}
+        layers = {}
+        for name, node in sorted(
+            last.items(), key=lambda item: (order[item[1]], -item[0].count("."))
+        ):
+            shape = self._shapes.get(node)
+            if node not in useful or shape is None:
+                continue
+            if len(shape) == 4 and shape[2] in lengths:
+                continue  # heads × tokens × …: the inside of an attention, not maps
+            layout = _layout(shape, self.size, prefix)
+            if layout is not None:
+                layers[name] = (node, layout)
+        return layers
+
+    def shape(self, layer: str) -> tuple[int, int, int]:
+        """Return (K, h, w) of a layer's maps for an image of `size`."""
+        node, layout = self.layers[layer]
+        maps, _ = layout.to_maps(torch.empty(self._shapes[node], device="meta"), self.size)
+        return maps.shape[1], maps.shape[2], maps.shape[3]
+
+    def default_layer(self) -> str:
+        """Return the layer of the paper's Appendix A, for any network of such a kind.
+
+        Convolutional: the last output with maps that is neither a pooling nor already one map a
+        class; so the last block of a ResNet and the relu before VGG's last max pooling. With a
+        class token: the first norm of the last block, the last maps that attention still reads.
+
+        Raises:
+            CutError: If no layer gives feature maps.
+        """
+        modules = dict(self.network.named_modules())
+        for name in reversed(self.layers):
+            node, layout = self.layers[name]
+            pooled = node.op == "call_module" and "Pool" in type(modules[str(node.target)]).__name__
+            if pooled or "pool" in name or self.shape(name)[0] == self.classes:
+                continue
+            if layout.prefix:
+                norms = [n for n in self.layers if n.rpartition(".")[2] in ("norm1", "ln_1")]
+                return norms[-1] if norms else name
+            # One value can end several modules: relu, block, stage. The numbered one is the block.
+            same = [n for n, (other, _) in self.layers.items() if other is node]
+            numbered = [n for n in same if n.rpartition(".")[2].isdigit()]
+            return min(numbered or same, key=lambda n: n.count("."))
+        raise CutError(
+            f"{type(self.network).__name__} has no layer that gives feature maps; write it as "
+            "torch.nn.Sequential(trunk, head) with your own two halves and cut it at layer='0'"
+        )
+
+    def cut(self, layer: str) -> Cut:
+        """Return the two halves of the network around a layer.
+
+        Raises:
+            CutError: If there is no such layer, or its output is not a set of maps; the message
+                lists close matches.
+        """
+        if layer not in self.layers:
+            if layer in dict(self.network.named_modules()):
+                raise CutError(
+                    f"layer {layer!r} exists, but its output is not a set of feature maps "
+                    "(channels × height × width, or tokens on a grid) on which the logits depend; "
+                    f"choose one of: {', '.join(list(self.layers)[-12:])}, … (classifier.layers)"
+                )
+            raise CutError(unknown_name("layer", layer, self.layers, show=60))
+        node, layout = self.layers[layer]
+        nodes = list(self.graph.nodes)
+        split = nodes.index(node) + 1
+        before, after = nodes[:split], nodes[split:]
+        needed: list[fx.Node] = []
+        for later in after:
+            for earlier in later.all_input_nodes:
+                if (
+                    earlier in before
+                    and earlier not in [node, *needed]
+                    and earlier.op != "get_attr"
+                ):
+                    needed.append(earlier)
+
+        trunk = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for n in before:
+            copies[n] = trunk.node_copy(n, copies.__getitem__)
+        trunk.output(tuple(copies[n] for n in [node, *needed]))
+
+        head = fx.Graph()
+        copies = {}
+        for i, n in enumerate([node, *needed]):
+            copies[n] = head.placeholder("maps" if i == 0 else f"rest_{i}")
+        for n in before:  # parameters are read again rather than handed over
+            if n.op == "get_attr" and any(user in after for user in n.users):
+                copies[n] = head.node_copy(n, copies.__getitem__)
+        for n in after:
+            copies[n] = head.node_copy(n, copies.__getitem__)
+        return Cut(
+            layer, layout, fx.GraphModule(self.network, trunk), fx.GraphModule(self.network, head)
+        )
+
+
+def _does_nothing(module: nn.Module) -> bool:
+    """Whether a module only hands its input on in evaluation mode."""
+    names = ("Identity", "Dropout", "Dropout2d", "DropPath", "StochasticDepth", "PatchDropout")
+    return type(module).__name__ in names
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What the head needs besides the maps: tokens set aside and earlier values still in use."""
+
+    aside: Tensor | None
+    values: tuple[Any, ...]
+
+
+class Cut:
+    """A network cut at a layer.
+
+    `maps, rest = cut.split(x)` and `logits = cut.head(maps, rest)`, so that
+    `cut.head(*cut.split(x))` equals `network(x)`.
+    """
+
+    def __init__(self, layer: str, layout: Layout, trunk: nn.Module, head: nn.Module) -> None:
+        self.layer, self.layout = layer, layout
+        self._trunk, self._head = trunk, head
+
+    def split(self, x: Tensor) -> tuple[Tensor, Rest]:
+        """Run the first half: normalised images `(N, 3, H, W)` → maps `(N, K, h, w)`, rest."""
+        output, *values = self._trunk(x)
+        maps, aside = self.layout.to_maps(output, (x.shape[2], x.shape[3]))
+        return maps, Rest(aside, tuple(values))
+
+    def head(self, maps: Tensor, rest: Rest) -> Tensor:
+        """Run the second half: maps `(N, K, h, w)` and the rest → logits `(N, C)`."""
+        # Clones, because the next operation of the network may work in place.
+        output = self.layout.from_maps(maps, rest.aside).clone()
+        values = [v.clone() if isinstance(v, Tensor) else v for v in rest.values]
+        return self._head(output, *values)
+
+
+def cut(network: nn.Module, layer: str, size: int | tuple[int, int] = 224) -> Cut:
+    """Cut a network at a layer.
+
+    Args:
+        network: Any traceable network, in evaluation mode; images → logits `(N, C)`.
+        layer: Qualified name of a module, such as `"layer4.2"` or `"blocks.11.norm1"`; its last
+            output is the cut.
+        size: Side, or (height, width), of the images that it is made for.
+
+    Raises:
+        CutError: If the network can't be traced or has no such layer of maps.
+    """
+    return Traced(network, (size, size) if isinstance(size, int) else size).cut(layer)

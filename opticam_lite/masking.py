@@ -1,0 +1,88 @@
+"""From a saliency map to a mask to the probability of the masked image.
+
+saliency map (N, 1, h, w) ──upsample──▶ (N, 1, H, W) ──normalize──▶ mask in [0, 1]
+image ⊙ mask ──classifier──▶ probability of the masked image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .registry import unknown_name
+
+if TYPE_CHECKING:
+    from .classifier import Classifier
+
+NORMALIZATIONS = ("range", "max", "sigmoid")
+
+
+def upsample(saliency: Tensor, size: Sequence[int]) -> Tensor:
+    """Enlarge maps `(N, C, h, w)` to `(N, C, H, W)`: bilinear, `align_corners=False` ("up")."""
+    return F.interpolate(saliency, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def normalize(saliency: Tensor, normalization: str = "range") -> Tensor:
+    """Map each saliency map `(N, C, H, W)` to [0, 1] on its own (paper, eqs. 16-18).
+
+    Args:
+        saliency: Maps; every one of the N·C maps is normalised by itself.
+        normalization: `"range"` (A − min A)/(max A − min A), eq. 16, the default;
+            `"max"` A/max A, eq. 17, where values below zero become 0; `"sigmoid"`, eq. 18.
+
+    A constant map has no range and becomes zeros (the paper's n(0) := 0), never NaN. A map whose
+    range is below 1e-6 of its largest value is constant but for rounding and is treated so.
+
+    Raises:
+        ValueError: If the normalization is not one of the three.
+    """
+    if normalization == "sigmoid":
+        return saliency.sigmoid()
+    high = saliency.amax(dim=(-2, -1), keepdim=True)
+    if normalization == "max":
+        positive = high > 0
+        return (saliency / high.where(positive, torch.ones_like(high))).clamp(min=0) * positive
+    if normalization == "range":
+        low = saliency.amin(dim=(-2, -1), keepdim=True)
+        span = high - low
+        varied = span > 1e-6 * torch.maximum(high.abs(), low.abs())
+        return (saliency - low) / span.where(varied, torch.ones_like(span)) * varied
+    raise ValueError(unknown_name("normalization", normalization, NORMALIZATIONS))
+
+
+def to_masks(saliency: Tensor, size: Sequence[int], normalization: str = "range") -> Tensor:
+    """Turn saliency maps `(N, 1, h, w)` into masks `(N, 1, H, W)`: n(up(S)) of eqs. 3 and 10."""
+    return normalize(upsample(saliency, size), normalization)
+
+
+def masked_probabilities(
+    classifier: Classifier, images: Tensor, masks: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the target's probability before and after masking, p and o of eqs. 13-15.
+
+    Args:
+        classifier: The network.
+        images: `(N, 3, H, W)` in [0, 1].
+        masks: `(N, 1, H, W)` in [0, 1]; the image is multiplied by it, so 0 is black.
+        targets: `(N,)` class indices.
+
+    Returns:
+        p and o, each `(N,)` float32 in [0, 1].
+
+    Raises:
+        ValueError: If shapes or ranges are not those.
+    """
+    if tuple(masks.shape) != (images.shape[0], 1, *images.shape[2:]):
+        raise ValueError(
+            f"masks have shape {tuple(masks.shape)}; images of shape {tuple(images.shape)} need "
+            f"masks of shape {(images.shape[0], 1, *images.shape[2:])}"
+        )
+    targets = classifier.check_targets(targets, len(images)).to(images.device)
+    p = classifier.probabilities(images)
+    o = classifier.probabilities(images * masks.to(images.device, images.dtype))
+    chosen = targets[:, None]
+    return p.gather(1, chosen)[:, 0], o.gather(1, chosen)[:, 0]

@@ -1,0 +1,68 @@
+"""CAM: class activation mapping (Zhou et al. 2016; eq. 1 of the paper with h = identity)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..classifier import Classifier
+from ..cut import Rest
+from ..masking import to_masks
+from .registry import METHODS
+
+
+def linear_head(classifier: Classifier) -> nn.Linear | str:
+    """Return the linear layer behind global average pooling, or why the head is no such thing.
+
+    The structure names the candidate; that the head really computes W·mean(A) + b is then checked
+    on random maps, so that a norm or a relu in between is found out.
+    """
+    k, h, w = classifier.layer_shape()
+    linears = [m for m in classifier.network.modules() if isinstance(m, nn.Linear)]
+    fitting = [m for m in linears if m.weight.shape == (classifier.classes, k)]
+    if not fitting:
+        return f"no linear layer takes the {k} channels of {classifier.layer!r} to the logits"
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, *classifier.size, generator=generator).to(classifier.device)
+    with torch.no_grad():
+        rest: Rest = classifier.split(images)[1]
+        maps = torch.randn(2, k, h, w, generator=generator).to(classifier.device)
+        logits = classifier.head(maps, rest)
+        if any(torch.allclose(m(maps.mean((2, 3))), logits, atol=1e-3) for m in fitting):
+            return fitting[-1]
+    return f"something other than pooling lies between {classifier.layer!r} and the linear layer"
+
+
+def unfit(classifier: Classifier) -> str | None:
+    """Say why CAM can't explain a classifier, or None if it can."""
+    head = linear_head(classifier)
+    return None if isinstance(head, nn.Linear) else head
+
+
+@METHODS.register("cam", title="CAM", source="Zhou et al. 2016", unfit=unfit)
+def cam(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
+    """Weigh the feature maps by the linear classifier's weights of the class.
+
+        S = Σ_k w_ck A_k        with logits y_c = Σ_k w_ck mean(A_k) + b_c
+
+    Args:
+        classifier: Cut at the layer before global average pooling and a linear layer.
+        images: `(N, 3, H, W)` in [0, 1].
+        targets: `(N,)` class indices.
+
+    Returns:
+        Masks `(N, 1, H, W)` in [0, 1].
+
+    Raises:
+        ValueError: If the head is not global average pooling and one linear layer.
+    """
+    head = linear_head(classifier)
+    if isinstance(head, str):
+        raise ValueError(
+            f"CAM needs global average pooling and one linear layer after the cut, and in "
+            f"{classifier.name} {head}; grad-cam generalises CAM to any network"
+        )
+    A = classifier.features(images)  # (N, K, h, w)
+    w = head.weight[targets]  # (N, K)
+    S = torch.einsum("nk,nkhw->nhw", w, A)[:, None]
+    return to_masks(S, images.shape[2:])

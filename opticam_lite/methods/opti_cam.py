@@ -1,0 +1,170 @@
+"""Opti-CAM: weights optimised per image (Zhang et al. 2024, section 3, eqs. 8-11)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..masking import NORMALIZATIONS, to_masks
+from ..registry import unknown_name
+from .registry import METHODS, Callback, Step
+
+OBJECTIVES = ("mask", "diff", "io-mask", "io-diff")
+SELECTORS = ("logit", "probability", "log-probability", "margin")
+
+
+@METHODS.register("opti-cam", title="Opti-CAM", source="Zhang et al. 2024")
+def opti_cam(
+    classifier: Classifier,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    iterations: int = 100,
+    learning_rate: float = 0.1,
+    objective: str = "mask",
+    normalization: str = "range",
+    selector: str = "logit",
+    tolerance: float = 1e-10,
+    initial_u: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Find the convex combination of feature maps that, as a mask, serves the class best.
+
+        S(u) = Σ_k softmax(u)_k A_k                    eq. 8, h = identity
+        F(u) = g_c(f(x ⊙ s)),  s = n(up(S(u)))         eq. 10
+        u*   = argmax_u F(u), by Adam                   eq. 9
+
+    The features are computed once; each iteration is one pass of the masked images forward and
+    back. The result is the mask of the best objective seen, for eq. 9 is an argmax.
+
+    Args:
+        classifier: Any, cut at any layer.
+        images: `(N, 3, H, W)` in [0, 1].
+        targets: `(N,)` class indices.
+        iterations: Most steps of Adam (Appendix A: 100). With 0 the map is the mean feature map.
+        learning_rate: Of Adam (Appendix A: 0.1).
+        objective: `"mask"` (eq. 10, default), `"diff"` (eq. 19), `"io-mask"` (eq. A1) or
+            `"io-diff"` (eq. A2).
+        normalization: n, `"range"` (eq. 16, default), `"max"` (eq. 17) or `"sigmoid"` (eq. 18).
+        selector: g_c, `"logit"` y_c (default), `"probability"`, `"log-probability"` or `"margin"`
+            (y_c − the largest other logit).
+        tolerance: An image stops by itself, whatever its batch-mates do, when its objective
+            changes by less than this from one iteration to the next (Appendix A: 1e-10).
+        initial_u: Start, `(K,)` or `(N, K)`. Default: zeros (any constant gives the same map).
+        callback: Called after each iteration; an exception that it raises ends the run.
+
+    Returns:
+        Masks `(N, 1, H, W)` in [0, 1].
+
+    Raises:
+        ValueError: If an option is not one of the values above.
+    """
+    _check(iterations, learning_rate, objective, normalization, selector, tolerance)
+    size = images.shape[2:]
+    A = classifier.features(images).detach()  # (N, K, h, w)
+    u = _start(initial_u, A)
+    # diff and io-diff compare with the unmasked image, whose g_c is the same in every iteration.
+    whole = objective.endswith("diff")
+    g_x = select(classifier.logits(images), targets, selector) if whole else A.new_zeros(len(A))
+
+    def masks_of(S: Tensor) -> Tensor:
+        return to_masks(S, size, normalization)
+
+    def evaluate(u: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+        """S and F of the images `of`: (n, 1, h, w) and (n,)."""
+        S = torch.einsum("nk,nkhw->nhw", u.softmax(1), A[of])[:, None]
+        s = masks_of(S)
+        x, c = images[of], targets[of]
+        F = select(classifier.logits(x * s), c, selector)
+        if whole:
+            F = -(g_x[of] - F).abs()
+        if objective.startswith("io"):
+            out = select(classifier.logits(x * (1 - s)), c, selector)
+            F = F + (g_x[of] - out).abs() if whole else F - out
+        return S.detach(), F
+
+    n = len(A)
+    saliency = A.mean(1, keepdim=True)  # the present map of every image
+    present, best = A.new_full((n,), -math.inf), A.new_full((n,), -math.inf)
+    best_saliency = saliency.clone()
+    m, v = torch.zeros_like(u), torch.zeros_like(u)  # Adam's moments
+    active = torch.arange(n, device=A.device)  # the images that have not stopped
+
+    def keep(S: Tensor, F: Tensor) -> None:
+        saliency[active], present[active] = S, F
+        better = active[best[active] < F]
+        best[better], best_saliency[better] = present[better], saliency[better]
+
+    for t in range(1, iterations + 1):
+        if not len(active):
+            break
+        with torch.enable_grad():
+            u_t = u[active].requires_grad_()
+            S, F = evaluate(u_t, active)
+            (g,) = torch.autograd.grad(F.sum(), u_t)
+        F = F.detach()
+        changing = (F - present[active]).abs() >= tolerance
+        keep(S, F)
+        if callback is not None:
+            callback(Step(t, iterations, present.clone(), saliency.clone(), masks_of))
+        active, g = active[changing], g[changing]
+        m[active] = 0.9 * m[active] + 0.1 * g
+        v[active] = 0.999 * v[active] + 0.001 * g**2
+        m_hat, v_hat = m[active] / (1 - 0.9**t), v[active] / (1 - 0.999**t)
+        u[active] = u[active] + learning_rate * m_hat / (v_hat.sqrt() + 1e-8)
+    if iterations and len(active):
+        keep(*evaluate(u[active], active))  # the last step deserves to be judged, too
+    return masks_of(best_saliency)
+
+
+def select(logits: Tensor, targets: Tensor, selector: str) -> Tensor:
+    """Apply the selector function g_c to logits `(N, C)`: one number an image, `(N,)`."""
+    c = targets[:, None]
+    if selector == "logit":
+        return logits.gather(1, c)[:, 0]
+    if selector == "probability":
+        return logits.softmax(1).gather(1, c)[:, 0]
+    if selector == "log-probability":
+        return logits.log_softmax(1).gather(1, c)[:, 0]
+    if selector == "margin":
+        others = logits.scatter(1, c, -math.inf).amax(1)
+        return logits.gather(1, c)[:, 0] - others
+    raise ValueError(unknown_name("selector", selector, SELECTORS))
+
+
+def _start(initial_u: Tensor | None, A: Tensor) -> Tensor:
+    n, k = A.shape[:2]
+    if initial_u is None:
+        return A.new_zeros(n, k)
+    u = torch.as_tensor(initial_u).detach().to(A)
+    if u.shape not in ((k,), (n, k)):
+        raise ValueError(
+            f"initial_u has shape {tuple(u.shape)}; {n} images with {k} feature maps need "
+            f"({k},) or ({n}, {k})"
+        )
+    return u.expand(n, k).clone()
+
+
+def _check(
+    iterations: int,
+    learning_rate: float,
+    objective: str,
+    normalization: str,
+    selector: str,
+    tolerance: float,
+) -> None:
+    if iterations != int(iterations) or iterations < 0:
+        raise ValueError(f"iterations is {iterations}; a whole number ≥ 0 is needed")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate is {learning_rate}; a positive number is needed")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance is {tolerance}; a number ≥ 0 is needed")
+    if objective not in OBJECTIVES:
+        raise ValueError(unknown_name("objective", objective, OBJECTIVES))
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(unknown_name("normalization", normalization, NORMALIZATIONS))
+    if selector not in SELECTORS:
+        raise ValueError(unknown_name("selector", selector, SELECTORS))

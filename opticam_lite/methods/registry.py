@@ -1,0 +1,40 @@
+"""The registry of saliency methods, and what a slow method tells while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..registry import Registry
+
+METHODS = Registry("method")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a slow method, given to its `callback`.
+
+    Attributes:
+        index: 1 for the first step.
+        total: The number of steps at most; a run whose images all stop early has fewer.
+        objective: The objective of each image `(N,)`, or None if the method optimises nothing.
+        saliency: The present saliency maps `(N, 1, h, w)`, or None.
+        to_masks: Turns `saliency` into masks.
+    """
+
+    index: int
+    total: int
+    objective: Tensor | None = None
+    saliency: Tensor | None = None
+    to_masks: Callable[[Tensor], Tensor] | None = None
+
+    def masks(self) -> Tensor | None:
+        """Return the present masks `(N, 1, H, W)`, or None if there are none yet."""
+        if self.saliency is None or self.to_masks is None:
+            return None
+        return self.to_masks(self.saliency)
+
+
+Callback = Callable[[Step], object]

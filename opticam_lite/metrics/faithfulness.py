@@ -1,0 +1,109 @@
+"""Average drop, average increase and average gain (paper, section 4, eqs. 13-15).
+
+All three take the probability `p` of the target class for each image and `o` for the same image
+multiplied by its mask, both `(N,)` in [0, 1]. Averages are in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registry import Registry
+
+METRICS = Registry("metric")
+
+Probabilities = Tensor | Sequence[float]
+
+
+def drop(p: Probabilities, o: Probabilities) -> Tensor:
+    """Return the relative drop of each image, [p − o]₊ / p, in [0, 1] (inside eq. 13).
+
+    A drop from p = 0 is 0: there is nothing to lose.
+
+    Raises:
+        ValueError: If p and o are not vectors of the same length, of values in [0, 1].
+    """
+    p, o = _check(p, o)
+    return (p - o).clamp(min=0) / p.where(p > 0, torch.ones_like(p))
+
+
+def gain(p: Probabilities, o: Probabilities) -> Tensor:
+    """Return the relative gain of each image, [o − p]₊ / (1 − p), in [0, 1] (inside eq. 15).
+
+    A gain at p = 1 is 0: there is nothing to win, and float32 softmax does reach exactly 1.
+
+    Raises:
+        ValueError: If p and o are not vectors of the same length, of values in [0, 1].
+    """
+    p, o = _check(p, o)
+    room = 1 - p
+    return (o - p).clamp(min=0) / room.where(room > 0, torch.ones_like(room))
+
+
+def increase(p: Probabilities, o: Probabilities) -> Tensor:
+    """Return 1 for each image with p < o, else 0 (inside eq. 14).
+
+    Raises:
+        ValueError: If p and o are not vectors of the same length, of values in [0, 1].
+    """
+    p, o = _check(p, o)
+    return (p < o).to(p.dtype)
+
+
+@METRICS.register("AD", title="Average drop ↓", source="Zhang et al. 2024, eq. 13")
+def average_drop(p: Probabilities, o: Probabilities) -> float:
+    """Return AD in percent: how much of the probability masking loses; lower is better (eq. 13).
+
+    >>> average_drop([0.5, 0.8], [0.25, 0.9])  # half is lost, nothing is lost
+    25.0
+    """
+    return _percent(drop(p, o))
+
+
+@METRICS.register("AG", title="Average gain ↑", source="Zhang et al. 2024, eq. 15")
+def average_gain(p: Probabilities, o: Probabilities) -> float:
+    """Return AG in percent: how much of what is missing masking wins; higher is better (eq. 15).
+
+    >>> average_gain([0.5, 0.75], [0.25, 1.0])  # nothing is won, all is won
+    50.0
+    """
+    return _percent(gain(p, o))
+
+
+@METRICS.register("AI", title="Average increase ↑", source="Zhang et al. 2024, eq. 14")
+def average_increase(p: Probabilities, o: Probabilities) -> float:
+    """Return AI in percent: the share of images whose probability rises; higher is better (eq. 14).
+
+    >>> average_increase([0.5, 0.75], [0.25, 1.0])
+    50.0
+    """
+    return _percent(increase(p, o))
+
+
+def _percent(values: Tensor) -> float:
+    if not len(values):
+        raise ValueError("an average over no images is not defined; pass at least one p and o")
+    return 100 * float(values.mean())
+
+
+def _check(p: Any, o: Any) -> tuple[Tensor, Tensor]:
+    # In float64, so that 1 − p keeps its digits near 1.
+    p, o = (torch.as_tensor(v).detach().double() for v in (p, o))
+    o = o.to(p.device)
+    if p.ndim != 1 or p.shape != o.shape:
+        raise ValueError(
+            f"p and o must be vectors of the same length; they have shapes {tuple(p.shape)} and "
+            f"{tuple(o.shape)}"
+        )
+    for name, values in (("p", p), ("o", o)):
+        inside = (values >= 0) & (values <= 1)  # False for NaN
+        if not inside.all():
+            raise ValueError(
+                f"{name} holds {float(values[~inside][0]):.4g}; probabilities are fractions "
+                "in [0, 1], not percent"
+            )
+    return p, o

@@ -1,0 +1,269 @@
+"""Names → classifiers: embedded networks, torchvision's and timm's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.data
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from . import embedded
+from .classifier import Classifier, Preprocessing
+from .paths import data_dir
+from .registry import unknown_name
+from .scenes import CLASSES
+
+WEIGHTS = ("hub", "random")
+
+
+class HubError(ConnectionError):
+    """Trained weights could not be had from their hub."""
+
+
+def list_models() -> list[str]:
+    """Return the names that `load_model` takes: embedded, torchvision's, then timm's."""
+    own = [*embedded.EMBEDDED, *_torchvision_names()]
+    return own + [name for name in timm.list_models() if name not in set(own)]
+
+
+def check_model_name(name: str) -> str:
+    """Return where a name comes from: `"embedded"`, `"torchvision"` or `"timm"`.
+
+    Raises:
+        ValueError: For an unknown name; the message lists close matches.
+    """
+    source, _, bare = name.rpartition("/") if isinstance(name, str) else ("", "", name)
+    if source in ("", "embedded") and bare in embedded.EMBEDDED:
+        return "embedded"
+    if source in ("", "torchvision") and bare in _torchvision_names():
+        return "torchvision"
+    # timm's names may carry a tag that tells the weights apart: "resnet50.a1_in1k".
+    if source in ("", "timm") and isinstance(bare, str) and timm.is_model(bare):
+        return "timm"
+    raise ValueError(unknown_name("network", name, list_models()))
+
+
+def load_model(
+    name: str,
+    *,
+    checkpoint: str | Path | None = None,
+    layer: str | None = None,
+    device: str | torch.device = "auto",
+    weights: str = "hub",
+    normalize: bool = True,
+    labels: Sequence[str] | None = None,
+) -> Classifier:
+    """Load a network by name and make a classifier of it.
+
+    Args:
+        name: One of `list_models()`: an embedded network (`"scenes_resnet"`), or a torchvision or
+            timm name. A name that both have is torchvision's, as in the paper; `"timm/resnet50"`
+            asks for the other.
+        checkpoint: A local file of weights, `.safetensors` or a state dict saved by `torch.save`
+            (read with `weights_only=True`: code in it is never run). The number of classes is
+            taken from it.
+        layer: Where to cut. Default: Appendix A of the paper, see `Classifier`.
+        device: `"auto"`, `"cpu"`, `"cuda"`, …
+        weights: Without a checkpoint: `"hub"` downloads trained weights (torchvision's
+            IMAGENET1K_V1, as in the paper, or timm's default), `"random"` leaves the network
+            untrained. Embedded networks bring their own.
+        normalize: False leaves the normalisation out (paper, Appendix H).
+        labels: Names of the classes. Default: ImageNet's where there are 1,000.
+
+    Raises:
+        ValueError: For an unknown name, layer or option, or a checkpoint that does not fit.
+        FileNotFoundError: If the checkpoint does not exist.
+        HubError: If the weights can't be had from the hub; the message says what was tried and
+            what to do.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(unknown_name("weights", weights, WEIGHTS))
+    source = check_model_name(name)
+    bare = name.rpartition("/")[2]
+    state = None if checkpoint is None else read_checkpoint(checkpoint)
+    loaders: dict[str, Callable[..., tuple[nn.Module, dict[str, Any]]]] = {
+        "embedded": _embedded,
+        "torchvision": _torchvision,
+        "timm": _timm,
+    }
+    network, settings = loaders[source](bare, state is None and weights == "hub")
+    if state is not None:
+        network, same_classes = _fill(bare, network, state, checkpoint, loaders[source])
+        if not same_classes:
+            settings["labels"] = None  # the names of the original classes do not apply
+    if labels is not None:
+        settings["labels"] = labels
+    default = settings.pop("layer", None)
+    return Classifier(
+        network, layer or default, device=device, normalize=normalize, name=bare, **settings
+    )
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict from a `.safetensors` file or one that `torch.save` wrote.
+
+    Pickled code is never run: a file that holds more than tensors is refused.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no file of weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint file at {path}; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what torch warns of, the error below says
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of any other kind can make the readers fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path} can't be read as weights ({reason}); a .safetensors file "
+            "or a state dict saved by torch.save(network.state_dict(), path) is needed: files that "
+            "pickle whole networks are refused, for they can run code"
+        ) from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(
+            f"{path} holds no state dict (names → tensors); save one with "
+            "torch.save(network.state_dict(), path)"
+        )
+    # Parallel training puts "module." before every name; half precision is for storage only.
+    return {
+        k.removeprefix("module."): v.float() if v.is_floating_point() else v
+        for k, v in state.items()
+    }
+
+
+def _embedded(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    entry = embedded.EMBEDDED[name]
+    network = embedded.build(name, **options)
+    if pretrained:
+        network = embedded.load(name, data_dir() / "networks" / f"{name}.safetensors")
+    return network, {
+        "layer": entry.layer,
+        "mean": entry.mean,
+        "std": entry.std,
+        "labels": list(CLASSES),
+        "preprocessing": Preprocessing((224, 224), 224, "bilinear"),
+    }
+
+
+def _torchvision_names() -> list[str]:
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def _torchvision(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    all_weights = torchvision.models.get_model_weights(name)
+    # The paper used the first weights of the model zoo, where there are several.
+    chosen = getattr(all_weights, "IMAGENET1K_V1", None) or all_weights.DEFAULT
+    if name in ("googlenet", "inception_v3") and not pretrained:
+        options.setdefault("init_weights", False)  # their default initialisation takes a minute
+        options.setdefault("aux_logits", False)  # auxiliary heads serve training only
+    try:
+        network = torchvision.models.get_model(
+            name, weights=chosen if pretrained else None, **options
+        )
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise _hub_error(name, chosen.url, error) from error
+    crop = chosen.transforms()
+    size = crop.crop_size[0]
+    return network, {
+        "mean": crop.mean,
+        "std": crop.std,
+        "labels": chosen.meta["categories"],
+        "size": size,
+        "preprocessing": Preprocessing((size, size), crop.resize_size[0], crop.interpolation.value),
+    }
+
+
+def _timm(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    try:
+        network = timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:
+        if not pretrained:
+            raise
+        where = timm.get_pretrained_cfg(name)
+        place = str((where.hf_hub_id or where.url) if where else "") or "timm's hub"
+        raise _hub_error(name, place, error) from error
+    config = timm.data.resolve_data_config(model=network)
+    height, width = config["input_size"][1:]
+    labels = None
+    if network.num_classes == 1000:
+        labels = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    return network, {
+        "mean": config["mean"],
+        "std": config["std"],
+        "labels": labels,
+        "size": (height, width),
+        "preprocessing": Preprocessing(
+            (height, width),
+            int(min(height, width) / config["crop_pct"]),
+            "bicubic" if config["interpolation"] == "bicubic" else "bilinear",
+        ),
+    }
+
+
+def _hub_error(name: str, place: str, error: Exception) -> HubError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return HubError(
+        f"trained weights of {name!r} could not be had from {place} ({type(error).__name__}: "
+        f"{reason[:200]}); check the network connection, pass checkpoint='weights.safetensors', "
+        f"or use an embedded network, which needs no download: {', '.join(embedded.EMBEDDED)}"
+    )
+
+
+def _fill(
+    name: str,
+    network: nn.Module,
+    state: dict[str, Tensor],
+    path: str | Path | None,
+    loader: Callable[..., tuple[nn.Module, dict[str, Any]]],
+) -> tuple[nn.Module, bool]:
+    """Load a state dict into a network, which is rebuilt if the checkpoint has other classes.
+
+    Returns:
+        The network, and whether it has its original number of classes.
+    """
+    own = network.state_dict()
+    resized = {k for k, v in state.items() if k in own and v.shape != own[k].shape}
+    classes = {state[k].shape[0] for k in resized if state[k].shape[1:] == own[k].shape[1:]}
+    rebuilt = len(classes) == 1
+    if rebuilt:
+        # Only the first dimension differs, everywhere by the same number: another class count.
+        network, _ = loader(name, False, num_classes=classes.pop())
+        own = network.state_dict()
+    # Batch counters matter to training only, and some files leave them out.
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    wrong = [
+        f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    if missing or unexpected or wrong:
+        details = []
+        for what, keys in (("misses", missing), ("has also", unexpected), ("has", wrong)):
+            if keys:
+                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+                details.append(f"{what} {', '.join(keys[:3])}{more}")
+        raise ValueError(
+            f"{path} does not fit {name!r}: it {'; it '.join(details)}. Pass the name of the "
+            "network that it was saved from"
+        )
+    network.load_state_dict(own | state)
+    return network, not rebuilt

@@ -1,0 +1,96 @@
+"""A dictionary of named functions whose errors help: a wrong name lists the close matches."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+def unknown_name(kind: str, name: object, names: Iterable[str], *, show: int = 40) -> str:
+    """Return one sentence that says a name is unknown, which are close to it and which exist.
+
+    Args:
+        kind: What the name stands for, such as `"method"`.
+        name: The name that was given.
+        names: The valid names.
+        show: List at most this many valid names; the close matches are always listed.
+    """
+    names = list(names)
+    lowered = {n.lower(): n for n in names}
+    close = [lowered[n] for n in difflib.get_close_matches(str(name).lower(), lowered, n=5)]
+    message = f"unknown {kind} {name!r}"
+    if close:
+        message += f"; did you mean {' or '.join(map(repr, close))}?"
+    if len(names) <= show:
+        return message + f" Valid names: {', '.join(names)}."
+    return message + f" ({len(names)} valid names; first: {', '.join(names[:8])}, …)"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered function with its title and the paper that defines it."""
+
+    name: str
+    function: Callable[..., Any]
+    title: str
+    source: str
+    unfit: Callable[[Any], str | None]
+    """Takes a classifier; returns why the function can't explain it, or None if it can."""
+
+    @property
+    def options(self) -> list[str]:
+        """The keyword-only arguments that the function takes."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+    def check_options(self, options: Iterable[str]) -> None:
+        """Raise TypeError for an option that the function does not take."""
+        for option in options:
+            if option not in self.options:
+                takes = ", ".join(self.options) or "no options"
+                close = difflib.get_close_matches(option, self.options, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise TypeError(f"{self.name} has no option {option!r}{hint} It takes: {takes}.")
+
+
+class Registry:
+    """Names → functions. `registry.register("name", title=…, source=…)` is a decorator."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def register(
+        self,
+        name: str,
+        *,
+        title: str,
+        source: str,
+        unfit: Callable[[Any], str | None] = lambda classifier: None,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Return a decorator that enters a function under `name` and gives it back unchanged."""
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            if name in self._entries:
+                raise ValueError(f"a {self.kind} named {name!r} is registered already")
+            self._entries[name] = Entry(name, function, title, source, unfit)
+            return function
+
+        return decorate
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self._entries:
+            raise ValueError(unknown_name(self.kind, name, self._entries))
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries

@@ -1,0 +1,91 @@
+"""Small networks and images for the tests; every one is built from a seed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+import opticam_lite as ol
+
+# Two threads, as on a student's laptop; more only fight each other on small networks.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def cnn(classes: int = 5) -> nn.Module:
+    """Convolutions, global average pooling and a linear layer, like a ResNet."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, classes),
+    )
+
+
+def dense_cnn(classes: int = 5) -> nn.Module:
+    """Convolutions and dense layers, like a VGG."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 10, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(160, 16),
+        nn.ReLU(),
+        nn.Linear(16, classes),
+    )
+
+
+def vit(classes: int = 5) -> nn.Module:
+    """A small vision transformer with a class token."""
+    torch.manual_seed(2)
+    return VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=classes
+    )
+
+
+NETWORKS = {"cnn": (cnn, "4"), "dense": (dense_cnn, "3"), "vit": (vit, "blocks.1.norm1")}
+
+
+def make_classifier(kind: str) -> ol.Classifier:
+    """A classifier of one of the small networks."""
+    build, layer = NETWORKS[kind]
+    return ol.Classifier(
+        build(), layer, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), size=32, device="cpu"
+    )
+
+
+def make_images(n: int = 3, height: int = 32, width: int = 32, seed: int = 0) -> torch.Tensor:
+    """Random images that are smooth enough to have some structure."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(n, 3, 6, 6, generator=generator)
+    return nn.functional.interpolate(coarse, (height, width), mode="bilinear").clamp(0, 1)
+
+
+@pytest.fixture(scope="session", params=list(NETWORKS))
+def classifier(request: pytest.FixtureRequest) -> ol.Classifier:
+    """Each of the small networks in turn."""
+    return make_classifier(request.param)
+
+
+@pytest.fixture(scope="session")
+def images() -> torch.Tensor:
+    """Three random 32×32 images."""
+    return make_images()
+
+
+@pytest.fixture(scope="session")
+def targets() -> torch.Tensor:
+    """A class for each of the three images."""
+    return torch.tensor([0, 3, 1])

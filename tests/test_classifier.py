@@ -1,0 +1,134 @@
+"""A classifier normalises inside, is frozen, and refuses bad input in one clear sentence."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from conftest import cnn, make_classifier, make_images
+from torch import nn
+
+import opticam_lite as ol
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+
+
+def test_normalisation_is_inside(images: torch.Tensor) -> None:
+    network = cnn().eval()
+    classifier = ol.Classifier(network, "4", mean=MEAN, std=STD, size=32)
+    normalised = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    torch.testing.assert_close(classifier.logits(images), network(normalised))
+    plain = ol.Classifier(network, "4", mean=MEAN, std=STD, size=32, normalize=False)
+    torch.testing.assert_close(plain.logits(images), network(images))
+
+
+def test_the_users_network_stays_as_it_is(images: torch.Tensor) -> None:
+    network = cnn().train()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    classifier = ol.Classifier(network, "4", size=32)
+    ol.explain("opti-cam", classifier, images, [0, 1, 2], iterations=2)
+    assert network.training
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert not classifier.network.training
+    assert not any(p.requires_grad for p in classifier.network.parameters())
+
+
+def test_probabilities_and_predictions(images: torch.Tensor, classifier: ol.Classifier) -> None:
+    logits = classifier.logits(images)
+    p = classifier.probabilities(images, batch_size=2)
+    torch.testing.assert_close(p, logits.softmax(1))
+    assert p.dtype == torch.float32
+    assert not p.requires_grad
+    assert classifier.predict(images).tolist() == logits.argmax(1).tolist()
+    assert classifier.predict(images).dtype == torch.int64
+
+
+def test_at_cuts_the_same_network_elsewhere(images: torch.Tensor) -> None:
+    classifier = make_classifier("cnn")
+    other = classifier.at("1")
+    assert (classifier.layer, other.layer) == ("4", "1")
+    assert other.network is classifier.network
+    assert classifier.features(images).shape == (3, 12, 8, 8)
+    assert other.features(images).shape == (3, 8, 16, 16)
+    assert other.layer_shape() == (8, 16, 16)
+    assert other.layer_shape("4") == (12, 8, 8)
+
+
+def test_labels(classifier: ol.Classifier) -> None:
+    assert classifier.labels == [f"class {c}" for c in range(5)]
+    named = ol.Classifier(cnn(), "4", size=32, labels=list("abcde"), name="mine")
+    assert named.labels == list("abcde")
+    assert repr(named).startswith("Classifier('mine', layer='4': 12 maps of 8×8, 5 classes")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": ["a"]}, "1 labels were given for a network of 5 classes"),
+        ({"mean": (0.5,)}, "mean must have three values"),
+        ({"std": (1, 1, 0)}, "std must be positive"),
+        ({"device": "abacus"}, "device 'abacus' can't be used here"),
+        ({"layer": "nowhere"}, "unknown layer 'nowhere'"),
+    ],
+)
+def test_bad_arguments(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ol.Classifier(cnn(), size=32, **arguments)
+
+
+def test_a_network_must_be_a_module() -> None:
+    with pytest.raises(TypeError, match=r"use load_model\(name\)"):
+        ol.Classifier("resnet50")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(3, 32, 32), ValueError, "use image[None]"),
+        (torch.zeros(2, 1, 32, 32), ValueError, "(N, 3, H, W) is needed"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, "use images / 255"),
+        (torch.full((1, 3, 32, 32), 2.0), ValueError, "the classifier normalises inside"),
+        (torch.full((1, 3, 32, 32), -0.1), ValueError, "RGB in [0, 1] is needed"),
+        (torch.full((1, 3, 32, 32), torch.nan), ValueError, "values from nan"),
+        ([[0.0]], TypeError, "images must be a torch.Tensor"),
+    ],
+)
+def test_bad_images(images: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        ol.explain("grad-cam", make_classifier("cnn"), images, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "message"),
+    [
+        ([0, 1], ValueError, "targets have shape (2,); 3 images need shape (3,)"),
+        ([0, 1, 5], ValueError, "target 5 is no class of"),
+        ([0, 1, -1], ValueError, "target -1 is no class of"),
+        ([0.0, 1.0, 2.0], TypeError, "class indices (int64) are needed"),
+    ],
+)
+def test_bad_targets(targets: list, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        ol.explain("grad-cam", make_classifier("cnn"), make_images(), targets)
+
+
+def test_one_target_serves_for_all_and_none_means_the_prediction(images: torch.Tensor) -> None:
+    classifier = make_classifier("cnn")
+    one = ol.explain("grad-cam", classifier, images, 2)
+    torch.testing.assert_close(one, ol.explain("grad-cam", classifier, images, [2, 2, 2]))
+    predicted = ol.explain("grad-cam", classifier, images, classifier.predict(images))
+    torch.testing.assert_close(ol.explain("grad-cam", classifier, images), predicted)
+
+
+def test_float64_images_are_welcome(images: torch.Tensor) -> None:
+    classifier = make_classifier("cnn")
+    masks = ol.explain("grad-cam", classifier, images.double(), 0)
+    assert masks.dtype == torch.float32
+
+
+def test_a_network_of_one_convolution_is_enough(images: torch.Tensor) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classifier = ol.Classifier(network, "0", size=32)
+    assert ol.explain("grad-cam", classifier, images, 0).shape == (3, 1, 32, 32)

@@ -1,0 +1,213 @@
+"""The cut is exact: head(trunk(x)) equals the untouched network, at any layer."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import make_images
+from torch import nn
+
+import opticam_lite as ol
+from opticam_lite.cut import CutError, Traced, token_grid
+
+VIT_BLOCKS = ["blocks.11.norm1", "blocks.5", "blocks.3.attn.proj", "blocks.8.mlp.fc1"]
+PAPER = {
+    "resnet50": ["layer4.2", "layer4", "layer4.2.conv3", "layer3.1.bn2", "layer1"],
+    "vgg16_bn": ["features.42", "features.40", "features.6"],
+    "densenet121": ["features.denseblock4", "features.norm5", "features.transition2.conv"],
+    "vit_b_16": ["encoder.layers.encoder_layer_11.ln_1", "encoder.layers.encoder_layer_4"],
+    "timm/efficientnet_b0": ["blocks.6", "bn2", "blocks.4.1.conv_dw"],
+    "timm/convnext_tiny": ["stages.3", "stages.2.blocks.4.mlp.fc1"],
+    "timm/swin_tiny_patch4_window7_224": ["layers.3", "layers.2.blocks.3.norm1"],
+    "timm/vit_base_patch16_224": VIT_BLOCKS,
+    "timm/deit_base_patch16_224": VIT_BLOCKS,
+}
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name.startswith("timm/"):
+        return timm.create_model(name.removeprefix("timm/")).eval()
+    return torchvision.models.get_model(name, weights=None).eval()
+
+
+@pytest.mark.parametrize("name", PAPER)
+@torch.no_grad()
+def test_head_of_trunk_is_the_network(name: str) -> None:
+    network = build(name)
+    traced = Traced(network, (224, 224))
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    expected = network(x)
+    for layer in PAPER[name]:
+        cut = traced.cut(layer)
+        maps, rest = cut.split(x)
+        assert maps.ndim == 4
+        assert maps.shape[1:] == traced.shape(layer)
+        torch.testing.assert_close(cut.head(maps, rest), expected, rtol=0, atol=0)
+        # and the maps may be used again: the head did not work on them in place
+        torch.testing.assert_close(cut.head(maps, rest), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("resnet50", "layer4.2"),
+        ("vgg16_bn", "features.42"),
+        ("timm/vit_base_patch16_224", "blocks.11.norm1"),
+        ("timm/deit_base_patch16_224", "blocks.11.norm1"),
+        ("vit_b_16", "encoder.layers.encoder_layer_11.ln_1"),
+        ("squeezenet1_0", "features.12"),
+    ],
+)
+def test_default_layer_is_that_of_appendix_a(name: str, layer: str) -> None:
+    assert Traced(build(name), (224, 224)).default_layer() == layer
+
+
+def test_the_maps_decide_the_logits(images: torch.Tensor, classifier: ol.Classifier) -> None:
+    maps, rest = classifier.split(images)
+    assert not torch.allclose(classifier.head(2 * maps, rest), classifier.head(maps, rest))
+
+
+def test_every_layer_of_a_network_can_be_cut(
+    images: torch.Tensor, classifier: ol.Classifier
+) -> None:
+    expected = classifier.logits(images)
+    for layer in classifier.layers:
+        other = classifier.at(layer)
+        torch.testing.assert_close(other.head(*other.split(images)), expected, rtol=0, atol=0)
+
+
+def test_gradients_reach_the_maps_and_stop_there(
+    images: torch.Tensor, classifier: ol.Classifier
+) -> None:
+    maps, rest = classifier.split(images)
+    maps = maps.detach().requires_grad_()
+    (g,) = torch.autograd.grad(classifier.head(maps, rest).sum(), maps)
+    assert g.shape == maps.shape
+    assert g.abs().sum() > 0
+    assert all(p.grad is None for p in classifier.network.parameters())
+
+
+def test_non_square_images_and_token_grids() -> None:
+    assert token_grid(196, (224, 224)) == (14, 14)
+    assert token_grid(98, (112, 224)) == (7, 14)
+    assert token_grid(197, (224, 224)) is None
+    network = ol.Classifier(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), Head()), "1")
+    assert network.features(make_images(2, 40, 64)).shape == (2, 4, 19, 31)
+
+
+class Head(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3))
+
+
+class Residual(nn.Module):
+    """Works in place on a value that a later operation reads again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.second = nn.Conv2d(6, 6, 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        y = self.second(self.act(x))
+        y += x
+        return self.pool(y).flatten(1)
+
+
+def test_operations_in_place_behind_the_cut_change_nothing(images: torch.Tensor) -> None:
+    classifier = ol.Classifier(Residual(), "first", size=32)
+    maps, rest = classifier.split(images)
+    before = maps.clone()
+    expected = Residual().eval()(images)
+    for _ in range(2):
+        torch.testing.assert_close(classifier.head(maps, rest), expected)
+    torch.testing.assert_close(maps, before, rtol=0, atol=0)
+
+
+class Branching(nn.Module):
+    """Can't be traced: what it does depends on the values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.mean() > 0:
+            x = 2 * x
+        return x.mean(dim=(2, 3)) if x.ndim == 4 else x
+
+
+def test_what_cannot_be_traced_is_taken_whole(images: torch.Tensor) -> None:
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    classifier = ol.Classifier(nn.Sequential(trunk, Branching()), "0", size=32)
+    assert classifier.features(images).shape == (3, 4, 30, 30)
+
+
+class OnlyBranching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        if x.mean() > 0:
+            x = 2 * x
+        return x.mean(dim=(2, 3))
+
+
+def test_a_network_that_cannot_be_traced_says_why_and_the_way_out() -> None:
+    with pytest.raises(CutError, match=r"OnlyBranching can't be traced.*Sequential\(trunk, head\)"):
+        ol.Classifier(OnlyBranching(), size=32)
+
+
+class Drifting(nn.Module):
+    """Its trace differs from itself: the trace keeps the first random number for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.conv(x).mean(dim=(2, 3)) * self.calls
+
+
+def test_a_trace_that_differs_from_its_network_is_refused() -> None:
+    with pytest.raises(CutError, match="gives other logits than the network"):
+        ol.Classifier(Drifting(), size=32)
+
+
+def test_wrong_layers_get_close_matches(classifier: ol.Classifier) -> None:
+    name = classifier.layer
+    with pytest.raises(CutError, match=f"unknown layer .*did you mean '?{name[:-1]}"):
+        classifier.at(name + "0")
+
+
+def test_a_layer_without_maps_says_so() -> None:
+    classifier = ol.load_model("resnet18", weights="random", device="cpu")
+    with pytest.raises(CutError, match="'fc' exists, but its output is not a set of feature maps"):
+        classifier.at("fc")
+    with pytest.raises(CutError, match="did you mean 'layer4"):
+        classifier.at("layer44")
+    with pytest.raises(CutError, match="unknown layer"):
+        classifier.layer_shape("nowhere")
+
+
+def test_networks_that_are_no_classifiers_are_refused() -> None:
+    with pytest.raises(CutError, match="must return logits"):
+        ol.Classifier(nn.Conv2d(3, 4, 3), size=32)
+    with pytest.raises(CutError, match="fails on a batch of 32×32"):
+        ol.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(7, 2)), size=32)
+    with pytest.raises(CutError, match="no layer that gives feature maps"):
+        ol.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), size=32)
+
+
+def test_cut_takes_a_side_or_a_size(images: torch.Tensor) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), Head()).eval()
+    for size in (32, (32, 32)):
+        half = ol.cut(network, "0", size)
+        torch.testing.assert_close(half.head(*half.split(images)), network(images))

@@ -1,0 +1,329 @@
+"""Image files of every kind become RGB in [0, 1]; broken ones are named; scenes know the truth."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_classifier
+from PIL import Image
+
+import opticam_lite as ol
+from opticam_lite.classifier import Preprocessing
+from opticam_lite.datasets import Photos, Scenes
+
+RED = (200, 40, 20)
+
+
+def small(classifier: ol.Classifier | None = None) -> ol.Classifier:
+    """A classifier whose images are 32×32, resized to exactly that."""
+    classifier = classifier or make_classifier("cnn")
+    classifier.preprocessing = Preprocessing((32, 32), 32)
+    return classifier
+
+
+def halves(mode: str, left: object, right: object) -> Image.Image:
+    """A 64×64 image whose left and right halves have one colour each."""
+    image = Image.new(mode, (64, 64), left)
+    image.paste(right, (32, 0, 64, 64))
+    return image
+
+
+def read(path: Path) -> list[list[float]]:
+    """The colours in the middle of the left and of the right half, in 0…255."""
+    pixels = 255 * ol.load_image(path, small())
+    return [pixels[:, 16, x].round().tolist() for x in (8, 24)]
+
+
+@pytest.mark.parametrize(
+    ("image", "suffix", "expected"),
+    [
+        (halves("RGB", RED, (0, 0, 255)), "png", [RED, (0, 0, 255)]),
+        (halves("L", 10, 250), "png", [(10, 10, 10), (250, 250, 250)]),
+        (halves("1", 0, 1), "png", [(0, 0, 0), (255, 255, 255)]),
+        (halves("P", 0, 1), "gif", None),
+        (halves("RGBA", (*RED, 255), (0, 0, 0, 0)), "png", [RED, (255, 255, 255)]),
+        (halves("LA", (10, 255), (10, 0)), "png", [(10, 10, 10), (255, 255, 255)]),
+        (halves("CMYK", (0, 255, 255, 0), (0, 0, 0, 255)), "tif", [(255, 0, 0), (0, 0, 0)]),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_modes(image: Image.Image, suffix: str, expected: list | None, tmp_path: Path) -> None:
+    if expected is None:
+        image.putpalette([*RED, 0, 0, 255])
+        expected = [RED, (0, 0, 255)]
+    path = tmp_path / f"image.{suffix}"
+    image.save(path)
+    assert read(path) == [list(colour) for colour in expected]
+
+
+def test_a_transparent_palette_becomes_white(tmp_path: Path) -> None:
+    image = halves("P", 0, 1)
+    image.putpalette([*RED, 0, 0, 255])
+    image.save(tmp_path / "image.png", transparency=1)
+    assert read(tmp_path / "image.png") == [list(RED), [255, 255, 255]]
+
+
+def test_a_cmyk_jpeg(tmp_path: Path) -> None:
+    halves("CMYK", (0, 255, 255, 0), (0, 0, 0, 255)).save(tmp_path / "image.jpg", quality=95)
+    left, right = read(tmp_path / "image.jpg")
+    assert np.abs(np.array(left) - (255, 0, 0)).max() <= 6
+    assert np.abs(np.array(right)).max() <= 6
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.zeros((64, 64), np.uint16)
+    values[:, :32], values[:, 32:] = 257 * 60, 257 * 200
+    for name in ("image.png", "image.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        assert read(tmp_path / name) == [[60, 60, 60], [200, 200, 200]]
+
+
+def test_floating_point_tiff(tmp_path: Path) -> None:
+    values = np.full((64, 64), 0.2, np.float32)
+    values[:, 32:] = 1.0
+    Image.fromarray(values).save(tmp_path / "image.tif")
+    assert read(tmp_path / "image.tif") == [[51, 51, 51], [255, 255, 255]]
+    Image.fromarray(values * 1e6).save(tmp_path / "odd.tif")
+    with pytest.raises(ol.ImageError, match=r"odd\.tif has pixel values from"):
+        read(tmp_path / "odd.tif")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int, tmp_path: Path) -> None:
+    """All eight files show the same upright picture."""
+    upright = Image.new("RGB", (48, 48), "white")
+    upright.paste((255, 0, 0), (0, 0, 24, 24))
+    upright.paste((0, 0, 255), (24, 0, 48, 24))
+    undo = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = upright if undo is None else upright.transpose(undo)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "photo.png", exif=exif)
+    pixels = ol.load_image(tmp_path / "photo.png", small())
+    assert pixels[:, 6, 6].tolist() == [1, 0, 0]
+    assert pixels[:, 6, 26].tolist() == [0, 0, 1]
+    assert pixels[:, 26, 6].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 300), (17, 40), (301, 200), (16, 5000)])
+def test_any_size_is_resized_and_cropped(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size, RED).save(tmp_path / "image.png")
+    pixels = ol.load_image(tmp_path / "image.png")
+    assert pixels.shape == (3, 224, 224)
+    assert pixels.dtype == torch.float32
+    torch.testing.assert_close(pixels[:, 100, 100], torch.tensor(RED) / 255)
+
+
+def test_the_crop_is_the_one_of_torchvision(tmp_path: Path) -> None:
+    from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
+
+    noise = np.random.default_rng(0).integers(0, 255, (300, 421, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    image.save(tmp_path / "image.png")
+    expected = Compose([Resize(256), CenterCrop(224), ToTensor()])(image)
+    torch.testing.assert_close(ol.load_image(tmp_path / "image.png"), expected, rtol=0, atol=0)
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("this is no image")
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(
+        whole, "jpeg"
+    )
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(whole.getvalue()[:1500])
+    empty = tmp_path / "empty.png"
+    empty.write_bytes(b"")
+    tiny = tmp_path / "tiny.png"
+    Image.new("RGB", (15, 40)).save(tiny)
+    for path, message in (
+        (text, "is not an image that Pillow can read"),
+        (cut, "is damaged or incomplete"),
+        (empty, "is not an image that Pillow can read"),
+        (tiny, "is 15×40 pixels; at least 16"),
+    ):
+        with pytest.raises(ol.ImageError, match=f"{re.escape(str(path))} {re.escape(message)}"):
+            ol.load_image(path)
+    with pytest.raises(FileNotFoundError, match=r"there is no image file at .*nowhere"):
+        ol.load_image(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize("pixels", [200, 150])
+def test_a_decompression_bomb_is_refused(
+    pixels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow warns above its limit and fails above twice that; both are too much for a class."""
+    Image.new("L", (100, pixels)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 80)
+    with pytest.raises(ol.ImageError, match=r"bomb\.png has too many pixels to be opened safely"):
+        ol.load_image(tmp_path / "bomb.png")
+
+
+# ------------------------------------------------------------------------------------------ photos
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, colour in (("b.png", "red"), ("a.JPG", "blue"), ("c.webp", "lime")):
+        Image.new("RGB", (40, 40), colour).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def test_a_folder_without_labels(folder: Path) -> None:
+    photos = ol.load_dataset(folder, classifier=small())
+    assert len(photos) == 3
+    assert [photos[i].id for i in range(3)] == ["a.JPG", "b.png", "c.webp"]
+    images, targets = photos.batch([1, 2])
+    assert images.shape == (2, 3, 32, 32)
+    assert images[0, :, 5, 5].tolist() == [1, 0, 0]
+    assert targets is None
+    assert photos[-1].id == "c.webp"
+    with pytest.raises(IndexError, match="photos has 3 images; there is no image 3"):
+        photos[3]
+    with pytest.raises(ValueError, match="at least one index"):
+        photos.batch([])
+
+
+def test_a_single_file(folder: Path) -> None:
+    photos = ol.load_dataset(folder / "b.png", classifier=small())
+    assert len(photos) == 1
+    assert photos[0].id == "b.png"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file,class_index\nb.png,2\na.JPG,0\n",
+        "file,target,note\nb.png,2,x\na.JPG,0,y\n",
+        "\ufefffile,label\nb.png,class 2\na.JPG,class 0\n",
+    ],
+)
+def test_labels(table: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(table, encoding="utf-8")
+    photos = ol.load_dataset(folder, labels=tmp_path / "labels.csv", classifier=small())
+    assert [photos[i].id for i in range(len(photos))] == ["b.png", "a.JPG"]
+    _, targets = photos.batch(range(2))
+    assert targets is not None
+    assert targets.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "message"),
+    [
+        ("file\nb.png\n", ValueError, "has the columns file; it needs"),
+        ("", ValueError, "has the columns (none)"),
+        ("file,target\nz.png,0\n", FileNotFoundError, "line 2: there is no image at"),
+        ("file,target\nb.png,5\n", ValueError, "line 2: class 5 does not exist"),
+        ("file,target\nb.png,-1\n", ValueError, "'-1' is neither a class index nor a class name"),
+        ("file,label\nb.png,class 9\n", ValueError, "did you mean"),
+        ("file,label\nb.png\n", ValueError, "'' is neither"),
+        ("file,target\n", ValueError, "there are no images"),
+    ],
+)
+def test_bad_tables(
+    table: str, error: type[Exception], message: str, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "labels.csv").write_text(table)
+    with pytest.raises(error, match=re.escape(message)):
+        Photos(folder, tmp_path / "labels.csv", small())
+
+
+def test_missing_places(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="neither an existing folder or image nor one of"):
+        ol.load_dataset(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="there is no folder or image"):
+        Photos(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="there is no table of labels"):
+        Photos(folder, tmp_path / "nowhere.csv")
+    (tmp_path / "void").mkdir()
+    with pytest.raises(ValueError, match="there are no images in"):
+        ol.load_dataset(tmp_path / "void")
+    with pytest.raises(ValueError, match="scenes has its own labels"):
+        ol.load_dataset("scenes", labels="labels.csv")
+
+
+def test_images_in_memory(images: torch.Tensor) -> None:
+    dataset = ol.Images(images, [2, 0, 1], "mine")
+    batch, targets = dataset.batch([2, 0])
+    assert torch.equal(batch, images[[2, 0]])
+    assert targets is not None
+    assert targets.tolist() == [1, 2]
+    assert ol.Images(images)[0].target is None
+    with pytest.raises(ValueError, match=r"\(N, 3, H, W\) is needed"):
+        ol.Images(images[0])
+    with pytest.raises(ValueError, match="3 images need as many targets, not 1"):
+        ol.Images(images, [0])
+
+
+# ------------------------------------------------------------------------------------------ scenes
+
+
+def test_the_embedded_scenes() -> None:
+    scenes = ol.load_dataset("scenes")
+    assert isinstance(scenes, Scenes)
+    assert len(scenes) >= 240
+    assert scenes.labels is not None
+    assert len(scenes.labels) >= 8
+    images, targets = scenes.batch(range(8))
+    assert images.shape == (8, 3, 224, 224)
+    assert images.dtype == torch.float32
+    assert targets is not None
+    assert targets.max() < len(scenes.labels)
+    for i in range(0, len(scenes), 37):
+        sample = scenes[i]
+        assert sample.target is not None
+        masks = sample.extra["masks"]
+        assert len(masks) == len(sample.boxes) >= 1
+        name = scenes.labels[sample.target]
+        assert sample.extra["home"] == (scenes.home[name] == sample.extra["environment"])
+        for mask, (x0, y0, x1, y1) in zip(masks, sample.boxes.tolist(), strict=True):
+            rows, columns = torch.where(mask)
+            assert (columns.min(), rows.min()) == (x0, y0)
+            assert (columns.max() + 1, rows.max() + 1) == (x1, y1)
+
+
+def test_the_twins() -> None:
+    scenes = Scenes()
+    swapped, empty = scenes.twin("swapped"), ol.load_dataset("scenes-empty")
+    for i in range(3):
+        before, other, without = scenes[i], swapped[i], empty[i]
+        assert before.id == other.id == without.id
+        assert before.target == other.target == without.target
+        assert before.extra["environment"] == without.extra["environment"]
+        assert before.extra["environment"] != other.extra["environment"]
+        assert not other.extra["home"]
+        assert torch.equal(before.boxes, other.boxes)
+        assert len(without.boxes) == 0
+        inside = before.extra["masks"].any(0)
+        difference = (before.image - other.image).abs().mean(0)
+        assert difference[inside].mean() < difference[~inside].mean() / 2
+        gone = (before.image - without.image).abs().mean(0)
+        assert gone[inside].mean() > 2 * gone[~inside].mean()
+    with pytest.raises(ValueError, match="unknown twin 'swap'; did you mean 'swapped'"):
+        scenes.twin("swap")
+
+
+def test_missing_data_say_where_they_were_sought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTICAM_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="set OPTICAM_DATA"):
+        ol.load_dataset("scenes")

@@ -1,0 +1,360 @@
+"""Each method against a slow reference written straight from its paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import make_classifier, make_images
+from torch import Tensor, nn
+
+import opticam_lite as ol
+from opticam_lite.methods.opti_cam import OBJECTIVES, SELECTORS
+
+Network = Callable[[Tensor], Tensor]
+
+
+# ---------------------------------------------------------------- the letters of the paper, slowly
+
+
+def up(S: Tensor, size: tuple[int, int]) -> Tensor:
+    return nn.functional.interpolate(S[None, None], size, mode="bilinear")[0, 0]
+
+
+def n_range(A: Tensor) -> Tensor:  # eq. 16
+    return (A - A.min()) / (A.max() - A.min()) if A.max() > A.min() else torch.zeros_like(A)
+
+
+def n_max(A: Tensor) -> Tensor:  # eq. 17
+    return A / A.max() if A.max() > 0 else torch.zeros_like(A)
+
+
+def n_sigmoid(A: Tensor) -> Tensor:  # eq. 18
+    return 1 / (1 + torch.exp(-A))
+
+
+N = {"range": n_range, "max": n_max, "sigmoid": n_sigmoid}
+
+
+def f(classifier: ol.Classifier, image: Tensor) -> Tensor:
+    """Logits of one image `(3, H, W)` in [0, 1]."""
+    return classifier.network((image[None] - 0.5) / 0.25)[0]
+
+
+def reference_cam(classifier: ol.Classifier, x: Tensor, c: int) -> Tensor:
+    linear = [m for m in classifier.network.modules() if isinstance(m, nn.Linear)][-1]
+    A = classifier.features(x[None])[0]
+    S = torch.zeros(A.shape[1:])
+    for k in range(len(A)):
+        S = S + linear.weight[c, k] * A[k]
+    return n_range(up(S, x.shape[1:]))
+
+
+def reference_grad_cam(classifier: ol.Classifier, x: Tensor, c: int) -> Tensor:
+    maps, rest = classifier.split(x[None])
+    maps = maps.detach().requires_grad_()
+    classifier.head(maps, rest)[0, c].backward()
+    A, g = maps.detach()[0], maps.grad[0]
+    S = torch.zeros(A.shape[1:])
+    for k in range(len(A)):
+        S = S + g[k].mean() * A[k]  # eq. 2
+    return n_range(up(S.relu(), x.shape[1:]))
+
+
+def reference_score_cam(classifier: ol.Classifier, x: Tensor, c: int) -> Tensor:
+    A = classifier.features(x[None])[0]
+    baseline = f(classifier, torch.zeros_like(x))[c]
+    u = [f(classifier, x * n_range(up(A_k, x.shape[1:])))[c] - baseline for A_k in A]  # eq. 3
+    w = torch.stack(u).softmax(0)
+    S = torch.zeros(A.shape[1:])
+    for k in range(len(A)):
+        S = S + w[k] * A[k]
+    return n_range(up(S.relu(), x.shape[1:]))
+
+
+def reference_fake_cam(classifier: ol.Classifier, x: Tensor, c: int) -> Tensor:
+    S = torch.ones(x.shape[1:])
+    S[0, 0] = 0
+    return S
+
+
+def g_c(y: Tensor, c: int, selector: str) -> Tensor:
+    if selector == "logit":
+        return y[c]
+    if selector == "margin":
+        return y[c] - max(y[j] for j in range(len(y)) if j != c)
+    p = torch.exp(y[c]) / torch.exp(y).sum()
+    return p if selector == "probability" else torch.log(p)
+
+
+def reference_opti_cam(
+    classifier: ol.Classifier,
+    x: Tensor,
+    c: int,
+    *,
+    iterations: int = 100,
+    learning_rate: float = 0.1,
+    objective: str = "mask",
+    normalization: str = "range",
+    selector: str = "logit",
+    tolerance: float = 1e-10,
+) -> Tensor:
+    """Eqs. 8-11 for one image, with PyTorch's own Adam."""
+    A = classifier.features(x[None])[0]
+    n = N[normalization]
+
+    def g(image: Tensor) -> Tensor:
+        return g_c(f(classifier, image), c, selector)
+
+    u = torch.zeros(len(A), requires_grad=True)
+    adam = torch.optim.Adam([u], lr=learning_rate, maximize=True)
+    best, best_mask, before = -math.inf, None, None
+    for t in range(iterations + 1):
+        S = sum(w * A_k for w, A_k in zip(u.softmax(0), A, strict=True))  # eq. 8
+        s = n(up(S, x.shape[1:]))
+        if objective == "mask":
+            F = g(x * s)  # eq. 10
+        elif objective == "diff":
+            F = -(g(x) - g(x * s)).abs()  # eq. 19
+        elif objective == "io-mask":
+            F = g(x * s) - g(x * (1 - s))  # eq. A1
+        else:
+            F = -(g(x) - g(x * s)).abs() + (g(x) - g(x * (1 - s))).abs()  # eq. A2
+        if F.item() > best:
+            best, best_mask = F.item(), s.detach()
+        if before is not None and abs(F.item() - before) < tolerance:
+            break
+        before = F.item()
+        if t < iterations:
+            adam.zero_grad()
+            F.backward()
+            adam.step()
+    return best_mask
+
+
+REFERENCES = {
+    "cam": reference_cam,
+    "grad-cam": reference_grad_cam,
+    "score-cam": reference_score_cam,
+    "fake-cam": reference_fake_cam,
+    "opti-cam": reference_opti_cam,
+}
+SHORT = {"opti-cam": {"iterations": 8}}
+
+
+def test_every_method_has_a_reference() -> None:
+    assert set(REFERENCES) == set(ol.list_methods())
+
+
+@pytest.mark.parametrize("method", REFERENCES)
+def test_method_equals_its_slow_reference(
+    method: str, classifier: ol.Classifier, images: Tensor, targets: Tensor
+) -> None:
+    reason = ol.methods.applicable(classifier)[method]
+    options = SHORT.get(method, {})
+    if reason is not None:
+        with pytest.raises(ValueError, match=r"CAM needs .*grad-cam generalises CAM"):
+            ol.explain(method, classifier, images, targets)
+        return
+    masks = ol.explain(method, classifier, images, targets, **options)
+    for x, c, mask in zip(images, targets.tolist(), masks, strict=True):
+        expected = REFERENCES[method](classifier, x, c, **options)
+        torch.testing.assert_close(mask[0], expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_opti_cam_objectives_and_selectors(
+    objective: str, selector: str, images: Tensor, targets: Tensor
+) -> None:
+    classifier = make_classifier("cnn")
+    options = {"objective": objective, "selector": selector, "iterations": 5}
+    masks = ol.explain("opti-cam", classifier, images, targets, **options)
+    for x, c, mask in zip(images, targets.tolist(), masks, strict=True):
+        expected = reference_opti_cam(classifier, x, c, **options)
+        torch.testing.assert_close(mask[0], expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("normalization", ["range", "max", "sigmoid"])
+@pytest.mark.parametrize("learning_rate", [0.03, 0.5])
+def test_opti_cam_normalisations_and_learning_rates(
+    normalization: str, learning_rate: float, images: Tensor, targets: Tensor
+) -> None:
+    classifier = make_classifier("cnn")
+    options = {"normalization": normalization, "learning_rate": learning_rate, "iterations": 6}
+    masks = ol.explain("opti-cam", classifier, images, targets, **options)
+    for x, c, mask in zip(images, targets.tolist(), masks, strict=True):
+        expected = reference_opti_cam(classifier, x, c, **options)
+        torch.testing.assert_close(mask[0], expected, rtol=0, atol=2e-3)
+
+
+# ------------------------------------------------------------------------------ oracles and details
+
+
+def test_cam_equals_grad_cam_behind_pooling_and_a_linear_layer(
+    images: Tensor, targets: Tensor
+) -> None:
+    """∂y_c/∂A_k = w_ck / (h·w) everywhere; so the maps are equal up to scale where both are > 0."""
+    classifier = make_classifier("cnn")
+    linear = classifier.network[-1]
+    A = classifier.features(images)
+    S = torch.einsum("nk,nkhw->nhw", linear.weight[targets], A)[:, None]
+    expected = ol.to_masks(S.relu(), (32, 32))
+    torch.testing.assert_close(ol.explain("grad-cam", classifier, images, targets), expected)
+
+
+def test_opti_cam_without_iterations_is_the_mean_feature_map(
+    images: Tensor, targets: Tensor, classifier: ol.Classifier
+) -> None:
+    expected = ol.to_masks(classifier.features(images).mean(1, keepdim=True), (32, 32))
+    masks = ol.explain("opti-cam", classifier, images, targets, iterations=0)
+    torch.testing.assert_close(masks, expected)
+
+
+def test_opti_cam_returns_the_best_objective_seen(images: Tensor, targets: Tensor) -> None:
+    """With an absurd learning rate the objective jumps about; the result never falls below."""
+    classifier = make_classifier("cnn")
+    seen: list[Tensor] = []
+    masks = ol.explain(
+        "opti-cam",
+        classifier,
+        images,
+        targets,
+        iterations=15,
+        learning_rate=20.0,
+        callback=lambda step: seen.append(step.objective),
+    )
+    reached = classifier.logits(images * masks).gather(1, targets[:, None])[:, 0]
+    best = torch.stack(seen).amax(0)
+    assert (reached >= best - 1e-4).all()
+    assert (torch.stack(seen)[-1] < best - 1e-3).any()  # else the test would show nothing
+
+
+def test_opti_cam_improves_on_its_start(images: Tensor, classifier: ol.Classifier) -> None:
+    targets = classifier.predict(images)
+    start = ol.explain("opti-cam", classifier, images, targets, iterations=0)
+    end = ol.explain("opti-cam", classifier, images, targets, iterations=20)
+    before, after = (
+        classifier.logits(images * m).gather(1, targets[:, None]).sum() for m in (start, end)
+    )
+    assert after > before
+
+
+def test_any_constant_start_is_the_same_and_another_start_is_not(
+    images: Tensor, targets: Tensor
+) -> None:
+    classifier = make_classifier("cnn")
+
+    def run(u: Tensor | None) -> Tensor:
+        return ol.explain("opti-cam", classifier, images, targets, iterations=3, initial_u=u)
+
+    torch.testing.assert_close(run(torch.full((12,), 7.0)), run(None), rtol=0, atol=1e-4)
+    u = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(run(u), run(None), atol=1e-2)
+    alone = ol.explain(
+        "opti-cam", classifier, images[1:2], targets[1:2], iterations=3, initial_u=u[1:2]
+    )
+    torch.testing.assert_close(run(u)[1:2], alone, rtol=0, atol=1e-4)
+    batched = ol.explain(
+        "opti-cam", classifier, images, targets, iterations=3, initial_u=u, batch_size=2
+    )
+    torch.testing.assert_close(run(u), batched, rtol=0, atol=1e-4)
+
+
+def test_images_stop_one_by_one(targets: Tensor) -> None:
+    """A flat image stops at once; its batch-mates go on as if it were not there."""
+    classifier = make_classifier("cnn")
+    images = make_images()
+    images[1] = 0  # a black image: no mask changes it, so its objective never changes
+    steps: list[Tensor] = []
+    together = ol.explain(
+        "opti-cam", classifier, images, targets, iterations=6,
+        callback=lambda step: steps.append(step.objective),
+    )  # fmt: skip
+    assert len(steps) == 6
+    history = torch.stack(steps)
+    assert (history[:, 1] == history[0, 1]).all()
+    for i in (0, 2):
+        alone = ol.explain(
+            "opti-cam", classifier, images[i : i + 1], targets[i : i + 1], iterations=6
+        )
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
+    # a tolerance that nothing meets stops every image at its second iteration
+    count: list[int] = []
+    ol.explain(
+        "opti-cam", classifier, images, targets, iterations=50, tolerance=1e9,
+        callback=lambda step: count.append(step.index),
+    )  # fmt: skip
+    assert count == [1, 2]
+
+
+def test_the_callback_sees_every_iteration(images: Tensor, targets: Tensor) -> None:
+    classifier = make_classifier("cnn")
+    steps: list[ol.methods.Step] = []
+    ol.explain("opti-cam", classifier, images, targets, iterations=4, callback=steps.append)
+    assert [(s.index, s.total) for s in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    mean = ol.explain("opti-cam", classifier, images, targets, iterations=0)
+    torch.testing.assert_close(steps[0].masks(), mean)
+    for step in steps:
+        y = classifier.logits(images * step.masks()).gather(1, targets[:, None])[:, 0]
+        torch.testing.assert_close(step.objective, y, rtol=1e-4, atol=1e-4)
+
+
+def test_score_cam_in_chunks(images: Tensor, targets: Tensor) -> None:
+    classifier = make_classifier("cnn")
+    whole = ol.explain("score-cam", classifier, images, targets, chunk=1000)
+    steps: list[ol.methods.Step] = []
+    chunked = ol.explain("score-cam", classifier, images, targets, chunk=7, callback=steps.append)
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-4)
+    assert [s.index for s in steps] == list(range(1, 7))  # 3 images × 12 channels in chunks of 7
+    assert {s.total for s in steps} == {6}
+    assert steps[0].masks() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterations": -1}, "iterations is -1"),
+        ({"iterations": 2.5}, "iterations is 2.5"),
+        ({"learning_rate": 0}, "learning_rate is 0"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"tolerance": -1}, "tolerance is -1"),
+        ({"objective": "masks"}, "unknown objective 'masks'; did you mean 'mask'"),
+        ({"normalization": "min"}, "unknown normalization 'min'"),
+        ({"selector": "logits"}, "unknown selector 'logits'; did you mean 'logit'"),
+        ({"initial_u": torch.zeros(5)}, r"initial_u has shape \(5,\)"),
+        ({"initial_u": torch.zeros(2, 12)}, r"initial_u has shape \(2, 12\)"),
+    ],
+)
+def test_bad_options_of_opti_cam(options: dict, message: str, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=message):
+        ol.explain("opti-cam", make_classifier("cnn"), images, 0, **options)
+
+
+def test_bad_calls(images: Tensor) -> None:
+    classifier = make_classifier("cnn")
+    with pytest.raises(ValueError, match="unknown method 'gradcam'; did you mean 'grad-cam'"):
+        ol.explain("gradcam", classifier, images, 0)
+    with pytest.raises(TypeError, match=r"grad-cam has no option 'iterations'.*no options"):
+        ol.explain("grad-cam", classifier, images, 0, iterations=5)
+    with pytest.raises(TypeError, match=r"no option 'iteration'; did you mean 'iterations'\?"):
+        ol.explain("opti-cam", classifier, images, 0, iteration=5)
+    with pytest.raises(TypeError, match=r"make one with ol\.load_model"):
+        ol.explain("grad-cam", "resnet50", images, 0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        ol.explain("grad-cam", classifier, images, 0, batch_size=0)
+    with pytest.raises(ValueError, match="chunk is 0"):
+        ol.explain("score-cam", classifier, images, 0, chunk=0)
+
+
+def test_why_cam_does_not_apply() -> None:
+    assert ol.methods.applicable(make_classifier("cnn"))["cam"] is None
+    dense = ol.methods.applicable(make_classifier("dense"))["cam"]
+    assert "no linear layer takes the 10 channels" in dense
+    between = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ReLU(), nn.Linear(4, 5)
+    )
+    reason = ol.methods.applicable(ol.Classifier(between, "0", size=32))["cam"]
+    assert "something other than pooling" in reason

@@ -1,0 +1,205 @@
+"""Names → classifiers: embedded, torchvision, timm; checkpoints; what happens without a network."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import make_images
+from safetensors.torch import save_file
+
+import opticam_lite as ol
+from opticam_lite import models
+from opticam_lite.classifier import Preprocessing
+
+EMBEDDED = ["scenes_resnet", "scenes_vgg", "scenes_vit", "scenes_shortcut"]
+
+
+def test_the_list_of_models() -> None:
+    names = ol.list_models()
+    assert names[: len(EMBEDDED)] == EMBEDDED
+    assert {"resnet50", "vgg16_bn", "vit_base_patch16_224", "deit_base_patch16_224"} <= set(names)
+    assert len(names) == len(set(names)) > 1000
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_networks_need_no_download(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket.socket, "connect", _no_network)
+    classifier = ol.load_model(name)
+    assert classifier.name == name
+    assert classifier.size == (224, 224)
+    assert len(classifier.labels) == classifier.classes == 8
+    assert classifier.layer in classifier.layers
+    scenes = ol.load_dataset("scenes")
+    images, targets = scenes.batch(range(4))
+    assert classifier.labels == scenes.labels
+    masks = ol.explain("grad-cam", classifier, images, targets)
+    assert masks.shape == (4, 1, 224, 224)
+
+
+def _no_network(*_: object) -> None:
+    raise OSError("no network in this test")
+
+
+def test_default_layers_of_the_embedded_networks_follow_the_paper() -> None:
+    assert ol.load_model("scenes_resnet").layer.startswith("layer4.")
+    vgg = ol.load_model("scenes_vgg")
+    modules = dict(vgg.network.named_modules())
+    assert isinstance(modules[vgg.layer], torch.nn.ReLU)
+    number = int(vgg.layer.rpartition(".")[2])
+    assert isinstance(modules[f"features.{number + 1}"], torch.nn.MaxPool2d)
+    assert ol.load_model("scenes_vit").layer == "blocks.5.norm1"
+
+
+def test_random_weights_and_settings_of_both_libraries() -> None:
+    tv = ol.load_model("squeezenet1_1", weights="random")
+    assert tv.layer == "features.12"
+    assert tv.labels[:2] == ["tench", "goldfish"]
+    assert tv.preprocessing == Preprocessing((224, 224), 256, "bilinear")
+    of_timm = ol.load_model("timm/efficientnet_b0", weights="random")
+    assert type(of_timm.network).__module__.startswith("timm.")
+    assert of_timm.preprocessing.interpolation == "bicubic"
+    assert of_timm.labels[0] == "tench"
+    assert tv.logits(make_images(1, 224, 224)).shape == (1, 1000)
+    raw = ol.load_model("squeezenet1_1", weights="random", normalize=False, layer="features.7")
+    assert not raw.normalize
+    assert raw.layer == "features.7"
+    own = ol.load_model("squeezenet1_1", weights="random", labels=[f"c{i}" for i in range(1000)])
+    assert own.labels[3] == "c3"
+
+
+def test_where_a_name_comes_from() -> None:
+    assert models.check_model_name("scenes_vit") == "embedded"
+    assert models.check_model_name("resnet50") == "torchvision"
+    assert models.check_model_name("timm/resnet50") == "timm"
+    assert models.check_model_name("vit_base_patch16_224") == "timm"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scenes_rasnet", "unknown network 'scenes_rasnet'; did you mean 'scenes_resnet'"),
+        ("resnet51", "did you mean 'resnet"),
+        ("timm/scenes_vit", "unknown network"),
+        ("", "unknown network ''"),
+        (3, "unknown network 3"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ol.load_model(name)
+
+
+def test_unknown_weights() -> None:
+    with pytest.raises(ValueError, match="unknown weights 'none'"):
+        ol.load_model("resnet18", weights="none")
+
+
+# ------------------------------------------------------------------------------------- checkpoints
+
+
+def network(classes: int = 1000) -> torch.nn.Module:
+    torch.manual_seed(5)
+    return torchvision.models.squeezenet1_1(weights=None, num_classes=classes).eval()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pth", "wrapped", "parallel", "half"])
+def test_checkpoints(form: str, tmp_path: Path) -> None:
+    state = network().state_dict()
+    path = tmp_path / ("weights.safetensors" if form in ("safetensors", "half") else "weights.pth")
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "half":
+        save_file({k: v.half() for k, v in state.items()}, path)
+    elif form == "pth":
+        torch.save(state, path)
+    elif form == "wrapped":
+        torch.save({"state_dict": state, "epoch": 3}, path)
+    else:
+        torch.save({f"module.{k}": v for k, v in state.items()}, path)
+    classifier = ol.load_model("squeezenet1_1", checkpoint=path)
+    images = make_images(1, 224, 224)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (ol.IMAGENET_MEAN, ol.IMAGENET_STD))
+    expected = network()((images - mean) / std)
+    tolerance = 1e-2 if form == "half" else 1e-4
+    torch.testing.assert_close(classifier.logits(images), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_checkpoint_of_another_number_of_classes(tmp_path: Path) -> None:
+    torch.save(network(7).state_dict(), tmp_path / "seven.pth")
+    classifier = ol.load_model("squeezenet1_1", checkpoint=tmp_path / "seven.pth")
+    assert classifier.classes == 7
+    assert classifier.labels[6] == "class 6"
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=3)
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    classifier = ol.load_model(
+        "vit_tiny_patch16_224", checkpoint=tmp_path / "vit.safetensors", labels=list("abc")
+    )
+    assert classifier.labels == list("abc")
+
+
+def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "squeeze.pth")
+    with pytest.raises(ValueError, match=r"squeeze\.pth does not fit 'resnet18': it misses conv1"):
+        ol.load_model("resnet18", checkpoint=tmp_path / "squeeze.pth")
+    with pytest.raises(ValueError, match=r"'squeezenet1_0': it misses features\.5.* instead of \(96, 3, 7, 7\)"):
+        ol.load_model("squeezenet1_0", checkpoint=tmp_path / "squeeze.pth")
+
+
+class Evil:
+    """Would run code when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return (Path.write_text, (Path("pwned.txt"), "code ran"))
+
+
+def test_pickled_code_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weights": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil\.pth can't be read as weights .*can run code"):
+        ol.load_model("resnet18", checkpoint=tmp_path / "evil.pth")
+    (tmp_path / "raw.pkl").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match="can't be read as weights"):
+        ol.load_model("resnet18", checkpoint=tmp_path / "raw.pkl")
+    assert not (tmp_path / "pwned.txt").exists()
+
+
+def test_files_that_are_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint file at"):
+        ol.load_model("resnet18", checkpoint=tmp_path / "nowhere.pth")
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_text("this is no file of weights")
+        with pytest.raises(ValueError, match=re.escape(f"{name} can't be read as weights")):
+            ol.load_model("resnet18", checkpoint=tmp_path / name)
+    torch.save([1, 2, 3], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        ol.load_model("resnet18", checkpoint=tmp_path / "list.pth")
+
+
+# -------------------------------------------------------------------------------- without a network
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_an_unreachable_hub_is_explained(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real loading code runs until it asks for a connection."""
+    monkeypatch.setattr(socket.socket, "connect", _no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", _no_network)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ol.HubError) as caught:
+        ol.load_model(name)
+    message = str(caught.value)
+    assert message.startswith(f"trained weights of '{name}' could not be had from ")
+    assert ("download.pytorch.org" if name == "resnet18" else "timm/") in message
+    assert "checkpoint=" in message
+    assert "scenes_resnet" in message

@@ -1,0 +1,112 @@
+"""Figures carry alt text, show what they are given, and need no display."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_images
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor
+
+from opticam_lite import plots
+
+
+@pytest.fixture
+def masks() -> Tensor:
+    ramp = torch.linspace(0, 1, 32).expand(32, 32)
+    return ramp.expand(3, 1, 32, 32).clone()
+
+
+def test_the_overlay_mixes_grey_and_viridis(images: Tensor, masks: Tensor) -> None:
+    mixed = plots.overlay(images[0], masks[0], strength=0.25)
+    grey = images[0].mean(0)[5, 31].item()
+    expected = 0.75 * grey + 0.25 * np.array(colormaps["viridis"](1.0)[:3])
+    np.testing.assert_allclose(mixed[5, 31], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("style", plots.STYLES)
+def test_the_grid(style: str, images: Tensor, masks: Tensor) -> None:
+    picture = plots.grid(
+        images,
+        {"one": masks, "two": 1 - masks},
+        row_titles=["cat", "dog <3", "cow"],
+        captions={"one": ["0.1 → 0.2"] * 3, "input": ["0.10"] * 3},
+        style=style,
+        title="A title",
+    )
+    panels = [a for a in picture.figure.axes if a.images]
+    assert len(panels) == 9
+    assert [a.get_title() for a in panels[:3]] == ["input", "one", "two"]
+    assert [panels[i].get_ylabel() for i in (0, 3, 6)] == ["cat", "dog <3", "cow"]
+    assert panels[1].get_xlabel() == "0.1 → 0.2"
+    shown = np.asarray(panels[1].images[0].get_array())
+    expected = {
+        "overlay": plots.overlay(images[0], masks[0]),
+        "mask": colormaps["viridis"](masks[0, 0].numpy())[..., :3],
+        "masked": plots.to_array(images[0] * masks[0]),
+    }[style]
+    np.testing.assert_allclose(shown, expected, atol=1e-6)
+    bars = [a for a in picture.figure.axes if a.get_ylabel() == "saliency"]
+    assert len(bars) == (style != "masked")
+    assert "Row 2 dog <3: input 0.10; one 0.1 → 0.2." in picture.alt
+    assert picture.alt.startswith("A title: 3 images and their")
+
+
+def test_the_grid_of_images_alone(images: Tensor) -> None:
+    picture = plots.grid(images, {})
+    assert len(picture.figure.axes) == 3
+    assert picture.alt == "3 images and their saliency maps."
+
+
+def test_bad_grids(images: Tensor, masks: Tensor) -> None:
+    with pytest.raises(ValueError, match="masks of 'one' have shape"):
+        plots.grid(images, {"one": masks[:2]})
+    with pytest.raises(ValueError, match="unknown style 'heat'"):
+        plots.grid(images, {"one": masks}, style="heat")
+
+
+def test_a_picture_is_html_with_alt_text(images: Tensor, tmp_path: Path) -> None:
+    picture = plots.grid(images[:1], {}, alt='a "quoted" <cat>')
+    page = picture._repr_html_()
+    alt = re.search(r'<img alt="([^"]*)"', page)
+    assert alt is not None
+    assert html.unescape(alt.group(1)) == 'a "quoted" <cat>'
+    assert "data:image/png;base64," in page
+    assert repr(picture) == 'Picture: a "quoted" <cat>'
+    picture.save(tmp_path / "picture.png")
+    with Image.open(io.BytesIO(picture.png)) as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 100
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_curves_and_bars() -> None:
+    picture = plots.curves(
+        {"a": [0.0, 1.0, 4.0], "b": torch.tensor([2.0, 1.0, 0.5])}, xlabel="step", ylabel="value"
+    )
+    (ax,) = picture.figure.axes
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0, 1, 4], [2, 1, 0.5]]
+    assert len({line.get_linestyle() for line in ax.lines}) == 2
+    assert picture.alt == "value against step: a goes from 0 to 4; b goes from 2 to 0.5."
+    one = plots.curves({"a": []}, title="Nothing")
+    assert one.figure.axes[0].get_legend() is None
+    assert one.alt == "Nothing against the index: ."
+    bars = plots.bars({"x": 1.0, "y": 2.5}, ylabel="AD")
+    assert [p.get_height() for p in bars.figure.axes[0].patches] == [1, 2.5]
+    assert bars.alt == "Bar chart of AD: x 1; y 2.5."
+
+
+def test_pictures_are_drawn_in_any_thread(images: Tensor) -> None:
+    def draw(i: int) -> int:
+        return len(plots.grid(make_images(1, seed=i), {}, title=f"number {i}").png)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert min(pool.map(draw, range(8))) > 1000
