@@ -1,0 +1,79 @@
+# make report · make test · make lab: each creates .venv on first use, and only then.
+#
+# Parameters of the report are given on the command line, e.g.
+#   make report MODEL=resnet50 IMAGES="my photos" LIMIT=20
+# `make help` lists them all; they are the parameters of notebooks/reports/saliency_report.ipynb.
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lint format lab lock clean clean-all
+
+# The first Python that is new enough; another one: make PYTHON=/path/to/python3.12 …
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; \
+	done)
+PY := .venv/bin/python
+READY := .venv/.ready
+
+# What was written on make's own command line (not what the environment happens to hold).
+# Make puts these variables into the environment of the recipe, so a value may hold any character.
+GIVEN = $(filter-out PYTHON,$(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v)))
+
+# The explorer is tried in a real browser where there is one.
+FOUND_CHROMIUM = $(CHROMIUM)$(shell command -v chromium chromium-browser google-chrome)
+UNIT = $(if $(strip $(FOUND_CHROMIUM)),,-m "not browser")
+
+help:
+	@echo 'make report   the saliency report -> build/saliency_report/saliency_report.html'
+	@echo 'make test     style, types, architecture, tests, notebooks'
+	@echo 'make lab      JupyterLab on the lessons'
+	@echo 'make lint     style, types and architecture only'
+	@echo 'make format   put code and notebooks into shape, strip outputs'
+	@echo 'make lock     renew requirements.lock from pyproject.toml'
+	@echo 'make clean    remove build/ and caches (make clean-all: .venv, too)'
+	@if [ -e $(READY) ]; then echo && $(PY) -m opticam_lite.reports --help; fi
+
+# The stamp is written last, so a set-up that was cut short is done again from the start.
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "opticam_lite needs Python 3.11 or newer, but '$(if $(PYTHON),$(PYTHON),python3)' is older or missing: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "First use: setting up .venv from requirements.lock (PyTorch is large: some minutes)"
+	@test -e $@ || "$(PYTHON)" -m venv --clear .venv || { \
+		echo "'$(PYTHON) -m venv' failed: on Debian and Ubuntu, install python3-venv first" >&2; exit 1; }
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+report: $(READY)
+	@$(PY) -m opticam_lite.reports $(foreach v,$(GIVEN),$(v)="$$$(v)")
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -c 'from importlinter.cli import lint_imports_command as main; main()'
+
+test: lint
+	@$(if $(UNIT),echo "No Chromium here: the explorer's browser tests are left out (apt-get install chromium)")
+	$(PY) -m pytest $(UNIT) --cov --cov-report=term --cov-fail-under=90
+	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=180 -o filterwarnings=default $(wildcard notebooks/*.ipynb)
+
+format: $(READY)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(PY) -m nbstripout --keep-count notebooks/*.ipynb notebooks/reports/*.ipynb
+
+lab: $(READY)
+	$(PY) -m jupyterlab notebooks
+
+lock: $(READY)
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip compile --universal --python-version 3.11 --all-extras --upgrade --quiet \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
+		--output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
+
+clean-all: clean
+	rm -rf .venv
