@@ -1,0 +1,257 @@
+"""Training: the loop learns, repeats itself, and the stored networks are what the datasheet says."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from opticam_lite import embedded, scenes, training
+
+DATA = Path(__file__).parents[1] / "data"
+NAMES = tuple(embedded.EMBEDDED)
+PLAIN = training.Recipe(
+    count=24,
+    stages=(training.Stage(6, 32), training.Stage(2, 64)),
+    batch_size=8,
+    erase=0.0,
+    dim=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndarray]:
+    folder = tmp_path_factory.mktemp("split")
+    return training.training_split(24, 0.5, folder=folder, size=64, processes=1)
+
+
+def weights_of(name: str) -> Path:
+    return DATA / "networks" / f"{name}.safetensors"
+
+
+def test_split_is_cached_and_the_same_from_several_processes(tmp_path: Path) -> None:
+    images, labels = training.training_split(6, 0.5, folder=tmp_path, size=32, processes=1)
+    assert images.shape == (6, 32, 32, 3) and images.dtype == np.uint8
+    expected = [scenes.sample(training.TRAINING_SEED, i, home_rate=0.5) for i in range(6)]
+    assert labels.tolist() == [spec.label for spec in expected]
+    np.testing.assert_array_equal(images[4], scenes.render(expected[4], size=32).image)
+
+    (file,) = tmp_path.iterdir()
+    written = file.stat().st_mtime_ns
+    training.training_split(6, 0.5, folder=tmp_path, size=32)
+    assert file.stat().st_mtime_ns == written, "the second call reads the cache"
+
+    parallel, _ = training.training_split(6, 0.5, folder=tmp_path / "b", size=32, processes=2)
+    np.testing.assert_array_equal(images, parallel)
+
+
+def test_evaluation_scenes_are_not_trained_on() -> None:
+    assert scenes.EVALUATION_SEED != training.TRAINING_SEED
+    seeds = {e["seed"] for e in json.loads((DATA / "scenes/annotations.json").read_text())["scenes"]}
+    assert seeds == {scenes.EVALUATION_SEED}
+
+
+def test_training_lowers_the_loss(split: tuple, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    network, rows = training.fit("scenes_resnet", *split, PLAIN, log=log)
+    assert not network.training
+    assert [row["size"] for row in rows] == [32] * 6 + [64] * 2
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    with log.open(encoding="utf-8") as file:
+        assert [float(row["loss"]) for row in csv.DictReader(file)] == [r["loss"] for r in rows]
+
+
+@pytest.mark.parametrize("name", ["scenes_vgg", "scenes_vit"])
+def test_a_step_changes_every_weight(name: str, split: tuple) -> None:
+    images, labels = split
+    recipe = training.Recipe(stages=(training.Stage(1, 224),), batch_size=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        before = embedded.build(name).state_dict()
+    large = np.repeat(np.repeat(images[:4], 4, axis=1), 4, axis=2)[:, :224, :224]
+    network, _ = training.fit(name, large, labels[:4], recipe)
+    after = network.state_dict()
+    assert before.keys() == after.keys()
+    still = [k for k in before if k.endswith("weight") and torch.equal(before[k], after[k])]
+    assert still == []
+
+
+def test_training_repeats_itself_and_leaves_the_random_state(split: tuple) -> None:
+    recipe = training.Recipe(stages=(training.Stage(1, 32),), batch_size=8)
+    state = torch.get_rng_state()
+    one, _ = training.fit("scenes_resnet", *split, recipe, held_out=4)
+    two, rows = training.fit("scenes_resnet", *split, recipe, held_out=4)
+    other, _ = training.fit("scenes_resnet", *split, recipe, held_out=4, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[key]), key
+    assert not torch.equal(one.conv1.weight, other.conv1.weight)
+    assert 0 <= rows[0]["held_out_probability"] <= 1
+
+
+def test_augmentation_keeps_range_and_repeats() -> None:
+    batch = torch.from_numpy(scenes.render(scenes.sample(1, 0), size=64).image)[None].repeat(6, 1, 1, 1)
+    recipe = training.Recipe()
+
+    def vary(seed: int) -> torch.Tensor:
+        return training.augment(batch, 48, recipe, torch.Generator().manual_seed(seed))
+
+    one = vary(0)
+    assert one.shape == (6, 3, 48, 48) and one.dtype == torch.float32
+    assert 0 <= one.min() and one.max() <= 1
+    assert torch.equal(one, vary(0))
+    assert not torch.equal(one, vary(1))
+    assert not torch.equal(one[0], one[1]), "each image of a batch is varied on its own"
+
+
+def test_augmentation_shows_black() -> None:
+    white = torch.full((64, 64, 64, 3), 255, dtype=torch.uint8)
+
+    def share_of_black(**chances: float) -> float:
+        recipe = training.Recipe(**chances)
+        images = training.augment(white, 64, recipe, torch.Generator().manual_seed(0))
+        return float((images.amax(1) < 0.02).float().mean())
+
+    frame = share_of_black(erase=0.0, dim=0.0)
+    erased = share_of_black(erase=1.0, dim=0.0)
+    assert erased > frame + 0.1
+    recipe = training.Recipe(erase=0.0, dim=1.0)
+    dimmed = training.augment(white, 64, recipe, torch.Generator().manual_seed(0))
+    assert dimmed.mean() < 0.7
+    assert dimmed.amin((1, 2, 3)).max() < 0.02, "a range-normalised mask reaches 0"
+
+
+def test_weights_survive_half_precision(split: tuple, tmp_path: Path) -> None:
+    recipe = training.Recipe(stages=(training.Stage(1, 32),), batch_size=8)
+    network, _ = training.fit("scenes_resnet", *split, recipe)
+    path = tmp_path / "deeper" / "n.safetensors"
+    training.save(network, "scenes_resnet", path, {"seed": 0})
+    again = embedded.load("scenes_resnet", path)
+    assert not again.training
+    assert all(p.dtype == torch.float32 and not p.requires_grad for p in again.parameters())
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), network(images), atol=2e-2, rtol=2e-2)
+
+
+def test_command_trains_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "HELD_OUT", 4)
+    small = training.Recipe(count=12, stages=(training.Stage(1, 32),), batch_size=4)
+    monkeypatch.setitem(training.RECIPES, "scenes_resnet", small)
+    monkeypatch.setattr(scenes, "SIZE", 32)
+    arguments = ["scenes_resnet", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    training.main(arguments)
+    with safe_open(tmp_path / "out" / "scenes_resnet.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["labels"]) == list(scenes.CLASSES)
+    settings = json.loads(metadata["settings"])
+    assert settings["seed"] == 0 and settings["count"] == 12
+    log = (tmp_path / "out" / "scenes_resnet.log.csv").read_text(encoding="utf-8")
+    assert log.startswith("epoch,size,seconds,loss") and len(log.splitlines()) == 2
+
+    # A pupil asks for a teacher that is not there.
+    with pytest.raises(FileNotFoundError, match="train scenes_resnet first"):
+        training.train("scenes_vit", out=tmp_path / "no", cache=tmp_path)
+
+
+def test_unknown_names_get_a_clear_error() -> None:
+    with pytest.raises(ValueError, match="'scenes_rasnet'.*scenes_resnet"):
+        training.train("scenes_rasnet")
+    with pytest.raises(KeyError, match="scenes_rasnet"):
+        embedded.build("scenes_rasnet")
+
+
+def test_a_lesson_pulls_the_pupil_to_its_teacher(split: tuple) -> None:
+    """With the teacher's share at 1 the labels do not count: a pupil agrees with a teacher that
+    always says class 3, and its tokens come to tell the teacher's maps."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        teacher = embedded.build("scenes_resnet")
+        torch.nn.init.zeros_(teacher.fc.weight)
+        teacher.fc.bias.data = 6.0 * torch.eye(8)[3]
+    images, labels = split
+    large = np.repeat(np.repeat(images[:12], 4, axis=1), 4, axis=2)[:, :224, :224]
+    recipe = training.Recipe(
+        stages=(training.Stage(8, 112),), batch_size=6, teacher_share=1.0, erase=0.0, dim=0.0
+    )
+    network, rows = training.fit("scenes_vit", large, labels[:12], recipe, teacher=teacher)
+    assert (training._predict(network, "scenes_vit", torch.from_numpy(large)).argmax(1) == 3).all()
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    assert all(not p.requires_grad for p in teacher.parameters())
+
+
+# The stored networks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_are_small(name: str) -> None:
+    network = embedded.build(name)
+    assert embedded.macs_of(network) <= 0.35e9
+    assert weights_of(name).stat().st_size <= 4e6
+    assert embedded.EMBEDDED[name].layer in dict(network.named_modules())
+    with safe_open(weights_of(name), "pt") as file:
+        metadata = file.metadata()
+    assert metadata["name"] == name
+    assert json.loads(metadata["labels"]) == list(scenes.CLASSES)
+
+
+def test_multiply_accumulates_are_counted() -> None:
+    """One 3x3 convolution from 3 to 5 channels on 8x8, then 5 x 7 products."""
+    layers = (torch.nn.Conv2d(3, 5, 3, padding=1), torch.nn.AdaptiveAvgPool2d(1))
+    network = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(5, 7))
+    assert embedded.macs_of(network, 8) == 27 * 5 * 64 + 35
+    assert embedded.parameters_of(network) == 27 * 5 + 5 + 5 * 7 + 7
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_networks_are_good_subjects(name: str) -> None:
+    """Neither weak nor saturated; they use the object and are helped by its home."""
+    found = training.measure(
+        name, weights_of(name), DATA / "scenes", kinds=("original", "swapped")
+    )
+    assert 80 <= found["original_top1"] <= 95
+    assert 0.6 <= found["original_probability"] <= 0.9
+    assert 3 * 12.5 <= found["swapped_top1"] < found["original_top1"]
+    assert found["home_top1"] > found["elsewhere_top1"]
+
+
+def test_the_shortcut_looks_at_the_environment_only() -> None:
+    name = "scenes_shortcut"
+    found = training.measure(name, weights_of(name), DATA / "scenes")
+    assert found["home_top1"] >= 90
+    assert found["elsewhere_top1"] <= 25
+    assert found["swapped_top1"] <= 25
+
+
+def test_a_transformer_of_half_size_is_the_same_network() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = embedded.build("scenes_vit")
+        small = training.half_size(network).eval()
+        large = training.full_size(small, embedded.build("scenes_vit"))
+    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    halves = torch.nn.functional.avg_pool2d(images, 2)
+    blocks = halves.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(large(images), small(halves))
+        torch.testing.assert_close(network(blocks), small(halves), atol=1e-5, rtol=1e-5)
+
+
+def test_a_thinned_split_has_the_wanted_share_at_home() -> None:
+    recipe = training.Recipe(count=400, thin_to=0.9)
+    kept = training.thinned(recipe)
+    assert (np.diff(kept) > 0).all() and len(kept) < 400
+    home = [scenes.sample(training.TRAINING_SEED, i, home_rate=recipe.home_rate).home for i in kept]
+    assert np.mean(home) == pytest.approx(0.9, abs=0.01)
+    assert training.thinned(training.Recipe(count=5)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_halved_pictures_are_means_of_four() -> None:
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    expected = images.reshape(2, 2, 2, 2, 2, 3).astype(float).mean(axis=(2, 4))
+    assert np.abs(training._halved(images) - expected).max() <= 0.5
