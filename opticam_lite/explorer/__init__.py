@@ -1,0 +1,90 @@
+"""The explorer: one image, one method, and sliders for what decides the map (`ol.explore`).
+
+Two halves. `Controller` knows neither widgets nor notebooks: it runs one worker thread at a time,
+draws with Agg, and posts events. `Explorer` is the view: it turns values of widgets into
+`Settings`, and events into values of widgets.
+
+Why threads: a callback that computes would block the kernel, and with it the cancel button. Where
+callbacks run differs (the main thread with ipykernel 6, a subshell's thread with ipykernel 7 in
+JupyterLab), so nothing here relies on it: all that changes is guarded by the controller's lock,
+figures are drawn without pyplot under one lock, and no worker ever writes to an `Output` widget,
+which would capture the output of every thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..embedded import EMBEDDED
+from ..models import load_model
+from .controller import Controller
+from .events import Result, Settings
+from .view import Explorer
+
+__all__ = ["Controller", "Explorer", "Result", "Settings", "explore"]
+
+
+def explore(
+    classifier: Classifier | str | Sequence[Classifier | str] | Mapping[str, Classifier | str],
+    images: Tensor,
+    targets: Tensor | Sequence[int] | None = None,
+    *,
+    run: bool = False,
+) -> Explorer:
+    """Return a widget to explore what a network looks at, by any method, in any layer.
+
+    Args:
+        classifier: One classifier or several, as a list or a dict of names. In place of any of
+            them a name that `ol.load_model` knows: the first is loaded at once, the others when
+            they are chosen. A single embedded network has the other embedded ones offered beside.
+        images: `(N, 3, H, W)` or one `(3, H, W)`, float in [0, 1], not normalised.
+        targets: `(N,)` class indices, chosen first for each image. Default: the predicted class.
+        run: Start the first run at once. It does not wait; `explorer.join()` does.
+
+    Raises:
+        TypeError, ValueError: If an argument has a wrong type, shape or range.
+    """
+    networks = _networks(classifier)
+    name, first = next(iter(networks.items()))
+    if not isinstance(first, Classifier):
+        first = networks[name] = load_model(first)
+    if isinstance(images, Tensor) and images.ndim == 3:
+        images = images[None]
+    images = first.check_images(images).detach().cpu()
+    if not len(images):
+        raise ValueError("images is an empty batch; the explorer needs at least one image")
+    if targets is not None:
+        targets = first.check_targets(targets, len(images)).cpu()
+    explorer = Explorer(networks, images, targets)
+    if run:
+        explorer.start()
+    return explorer
+
+
+def _networks(
+    given: Classifier | str | Sequence[Classifier | str] | Mapping[str, Classifier | str],
+) -> dict[str, Classifier | str]:
+    if isinstance(given, (Classifier, str)):
+        name = given if isinstance(given, str) else given.name
+        siblings = [other for other in EMBEDDED if other != name] if name in EMBEDDED else []
+        return {name: given, **{other: other for other in siblings}}
+    if not isinstance(given, Mapping):
+        names = [c if isinstance(c, str) else getattr(c, "name", "") for c in given]
+        double = next((n for n in names if names.count(n) > 1), None)
+        if double is not None:
+            raise ValueError(
+                f"two classifiers are called {double!r}; pass a dict that names them apart"
+            )
+        given = dict(zip(names, given, strict=True))
+    if not given:
+        raise ValueError("no classifier was given; pass one, a list or a dict of them")
+    for name, one in given.items():
+        if not isinstance(one, (Classifier, str)):
+            raise TypeError(
+                f"{name!r} is a {type(one).__name__}; a Classifier or a name that load_model "
+                "knows is needed"
+            )
+    return dict(given)

@@ -1,0 +1,135 @@
+"""Draws what the explorer shows, without pyplot: PNG bytes and words for who can't see them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..plots import Picture, overlay, to_array
+from ..plots import _drawing as drawing  # one lock for all that draws
+from .events import Drawn, Result, Settings
+
+TILE = 272
+"""Side of a picture on the screen, in CSS pixels: three of them fill a column of 900."""
+BEFORE, AFTER = "#6b7280", "#21918c"
+"""Colours of what is measured on the image and on the masked image; told apart in grey, too."""
+
+
+def draw_image(image: Tensor, alt: str) -> Drawn:
+    """Encode an image `(3, H, W)` in [0, 1] as a PNG whose longer side is at most 2·`TILE`."""
+    scale = 2 * TILE / max(image.shape[1:])
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in image.shape[1:]]
+        image = F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
+    pixels = image.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).contiguous()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.cpu().numpy()).save(buffer, "PNG", compress_level=4)
+    return Drawn(buffer.getvalue(), pixels.shape[1], pixels.shape[0], alt)
+
+
+def draw_maps(image: Tensor, mask: Tensor, settings: Settings, label: str) -> tuple[Drawn, Drawn]:
+    """Draw the overlay and the masked image."""
+    place = where_in_words(mask)
+    return (
+        draw_image(
+            torch.from_numpy(overlay(image, mask)).permute(2, 0, 1),
+            f"Saliency map of {settings.method} for the class {label} over image "
+            f"{settings.image} in grey: {place}.",
+        ),
+        draw_image(
+            image * mask,
+            f"Image {settings.image} multiplied by the map of {settings.method}: what the map "
+            "calls unimportant is black.",
+        ),
+    )
+
+
+def where_in_words(mask: Tensor) -> str:
+    """Say where a mask `(1, H, W)` is bright, for alternative texts."""
+    total = float(mask.sum())
+    if total == 0:
+        return "zero everywhere"
+    share = float((mask > 0.5).float().mean())
+    if share > 0.9:
+        return "bright nearly everywhere"
+    height, width = mask.shape[1:]
+    y = float((mask[0].sum(1) * torch.arange(height)).sum()) / total / height
+    x = float((mask[0].sum(0) * torch.arange(width)).sum()) / total / width
+    row = "top" if y < 0.4 else "bottom" if y > 0.6 else "middle"
+    column = "left" if x < 0.4 else "right" if x > 0.6 else "centre"
+    place = "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"
+    return f"{share:.0%} of it is above one half, its weight lies in the {place}"
+
+
+def draw_curve(objective: Sequence[float], iterations: int) -> Drawn:
+    """Draw the objective against the iteration as a PNG of twice the size on the screen."""
+    with drawing:
+        figure = Figure(figsize=(4.2, 2.5), dpi=200, layout="constrained")
+        FigureCanvasAgg(figure)
+        _curve(figure.add_subplot(), objective, iterations)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+    change = "rises" if objective[-1] >= objective[0] else "falls"
+    alt = (
+        f"Curve of the objective: it {change} from {objective[0]:.2f} to {objective[-1]:.2f} in "
+        f"{len(objective)} iterations."
+    )
+    return Drawn(buffer.getvalue(), 840, 500, alt)
+
+
+def _curve(axes: Any, objective: Sequence[float], iterations: int) -> None:
+    steps = range(1, len(objective) + 1)
+    axes.plot(steps, objective, color=AFTER, linewidth=1.8)
+    axes.plot(len(objective), objective[-1], "o", color=AFTER, markersize=5)
+    axes.set_xlim(0, max(iterations, 1) * 1.03)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("logit of the class\nin image × mask")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_snapshot(result: Result) -> Picture:
+    """Draw a result as one figure, for readers without a kernel."""
+    settings = result.settings
+    with drawing:
+        figure = Figure(figsize=(11, 3.1), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        ratios = [1, 1, 1, 1.45] if result.objective else [1, 1, 1]
+        axes = figure.subplots(1, len(ratios), width_ratios=ratios)
+        pictures = (
+            to_array(result.image),
+            overlay(result.image, result.mask),
+            to_array(result.image * result.mask),
+        )
+        titles = (
+            f"image {settings.image}\np({result.target_label}) = {result.before:.3f}",
+            f"{settings.method}, {settings.layer}\n{settings.network}",
+            f"image × map\np({result.target_label}) = {result.after:.3f}",
+        )
+        for ax, picture, title in zip(axes, pictures, titles, strict=False):
+            ax.imshow(picture)
+            ax.set_title(title, fontsize=10)
+            ax.set_axis_off()
+        bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=axes[1], fraction=0.05, pad=0.02)
+        bar.set_ticks([0, 0.5, 1])
+        if result.objective:
+            _curve(axes[3], result.objective, settings.iterations)
+            axes[3].set_title("objective", fontsize=10)
+    return Picture(
+        figure,
+        f"Image {settings.image}, the map of {settings.method} at {settings.layer} of "
+        f"{settings.network} for the class {result.target_label} "
+        f"({where_in_words(result.mask)}), and the image multiplied by it. The probability of the "
+        f"class goes from {result.before:.3f} to {result.after:.3f}.",
+    )

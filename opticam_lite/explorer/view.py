@@ -1,0 +1,411 @@
+"""The widget: values of controls become settings, events become values of controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ipywidgets as widgets
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..methods import METHODS, list_methods
+from ..plots import Picture
+from . import panels
+from .controller import Controller, block_layers
+from .drawing import draw_image, draw_snapshot
+from .events import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    Prepared,
+    Preview,
+    Progress,
+    Result,
+    Settings,
+    Started,
+    Waiting,
+)
+
+
+class Explorer(widgets.VBox):
+    """The widget that `ol.explore` returns; display it to use it.
+
+    In code: `start()`, `cancel()`, `join(timeout)`, `result`, and `snapshot()`, a static picture
+    for readers without a kernel. The controls are attributes (`method`, `layer`, `iterations`, …)
+    whose `value` may be set.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, Classifier | str],
+        images: Tensor,
+        targets: Tensor | None = None,
+    ) -> None:
+        self._targets = targets
+        self._muted = False  # the view is setting values itself; guarded by the controller's lock
+        self._previewed = False
+        self._result: Result | None = None
+        self.controller = Controller(networks, images, self._show)
+        first = self.controller.loaded(next(iter(networks)))
+        if first is None:
+            raise TypeError("the first network must be a Classifier, not a name")
+        self._labels = self._first_labels = tuple(first.labels)
+        # The given class of each image; empty where none is given.
+        self._truths = (
+            [""] * len(images) if targets is None else [first.labels[t] for t in targets.tolist()]
+        )
+        self._build(first)
+        super().__init__(
+            [
+                widgets.HTML(panels.HEADER),
+                self._row(
+                    self._column(self.image, self.target, self.network),
+                    self._column(
+                        self.method,
+                        self.layer,
+                        self.layer_note,
+                        self.learning_rate,
+                        self.iterations,
+                    ),
+                ),
+                self._row(self.run_button, self.cancel_button, self.progress, self.status),
+                self.problem,
+                self._row(self.image_view, self.overlay_view, self.masked_view),
+                self._row(self.curve_view, self.scores_view),
+                self.history_view,
+            ]
+        )
+        self.add_class("olx")
+        self._observe()
+        self._show_image()
+        self._clear("Press Run")
+        self.prepare()
+
+    # ------------------------------------ for notebooks
+
+    @property
+    def settings(self) -> Settings:
+        """What the controls say now."""
+        return Settings(
+            image=self.image.value,
+            network=self.network.value,
+            method=self.method.value,
+            target=self.target.value,
+            layer=self.layer.value or None,
+            learning_rate=float(self.learning_rate.value),
+            iterations=int(self.iterations.value),
+        )
+
+    @property
+    def result(self) -> Result | None:
+        """What the last finished run found; None before the first and after a change of image."""
+        return self._result
+
+    def prepare(self) -> int:
+        """Load and cut the chosen network in a worker, without a run."""
+        return self.controller.prepare(self.settings)
+
+    def start(self) -> int:
+        """Do what the run button does; return the number of the run. Does not wait."""
+        return self.controller.start(self.settings)
+
+    def cancel(self) -> bool:
+        """Do what the cancel button does; return False if nothing was running."""
+        return self.controller.cancel()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until nothing runs any more; return False if `timeout` seconds were not enough."""
+        return self.controller.join(timeout)
+
+    def snapshot(self) -> Picture:
+        """Return the result as a static picture with alternative text; run first if there is none.
+
+        Waits for the run.
+
+        Raises:
+            RuntimeError: If the run failed or was cancelled; the message says why.
+        """
+        self.join()
+        if self._result is None and self.controller.error is None:
+            self.start()
+            self.join()
+        if self._result is None:
+            raise RuntimeError(self.controller.error or "The run was cancelled; start it again.")
+        return draw_snapshot(self._result)
+
+    def close(self) -> None:
+        """Stop what runs and remove the widget."""
+        self.controller.shut()
+        super().close()
+
+    def __repr__(self) -> str:
+        s = self.settings
+        return f"Explorer({s.method} on {s.network}, image {s.image})"
+
+    # ------------------------------------ building
+
+    def _build(self, classifier: Classifier) -> None:
+        wide = {"layout": widgets.Layout(width="420px"), "style": {"description_width": "104px"}}
+        names = self.controller.networks
+        images = [(f"{i}: {t}" if t else str(i), i) for i, t in enumerate(self._truths)]
+        self.image = widgets.Dropdown(options=images, description="Image", **wide)
+        self.target = widgets.Dropdown(options=[("", None)], description="Class", **wide)
+        self.network = widgets.Dropdown(options=names, description="Network", **wide)
+        methods = list_methods()
+        first = "opti-cam" if "opti-cam" in methods else methods[0]
+        self.method = widgets.Dropdown(options=methods, value=first, description="Method", **wide)
+        self.layer = widgets.SelectionSlider(
+            options=block_layers(classifier),
+            value=classifier.layer,
+            description="Layer",
+            continuous_update=False,
+            **wide,
+        )
+        self.learning_rate = widgets.FloatLogSlider(
+            value=0.1, base=10, min=-2, max=0, step=0.1, readout_format=".2g",
+            description="Learning rate", continuous_update=False, **wide,
+        )  # fmt: skip
+        self.iterations = widgets.IntSlider(
+            value=100, min=1, max=300, description="Iterations", continuous_update=False, **wide
+        )
+        self.layer_note = widgets.HTML()
+        self.run_button = widgets.Button(description="Run", icon="play", button_style="primary")
+        self.cancel_button = widgets.Button(description="Cancel", icon="stop", disabled=True)
+        for button in (self.run_button, self.cancel_button):
+            button.layout = widgets.Layout(width="96px")
+        self.progress = widgets.IntProgress(
+            value=0, min=0, max=1, layout=widgets.Layout(width="200px")
+        )
+        self.status = widgets.HTML(layout=widgets.Layout(flex="1 1 320px"))
+        self.problem = widgets.HTML()
+        self.image_view, self.overlay_view, self.masked_view = (widgets.HTML() for _ in range(3))
+        self.curve_view, self.scores_view, self.history_view = (widgets.HTML() for _ in range(3))
+        self._offer_targets()
+
+    def _row(self, *children: widgets.Widget) -> widgets.HBox:
+        layout = widgets.Layout(
+            flex_flow="row wrap", grid_gap="6px 24px", align_items="flex-start", margin="6px 0"
+        )
+        if self.progress in children:
+            layout.align_items, layout.grid_gap = "center", "4px 10px"
+        return widgets.HBox(children, layout=layout)
+
+    def _column(self, *children: widgets.Widget) -> widgets.VBox:
+        return widgets.VBox(children, layout=widgets.Layout(width="420px"))
+
+    def _observe(self) -> None:
+        self.run_button.on_click(lambda button: self.start())
+        self.cancel_button.on_click(lambda button: self.cancel())
+        for control, react in (
+            (self.image, self._on_image),
+            (self.network, self._on_network),
+            (self.layer, self._on_layer),
+            (self.method, self._on_method),
+            (self.target, self._on_setting),
+            (self.learning_rate, self._on_setting),
+            (self.iterations, self._on_setting),
+        ):
+            control.observe(self._reaction(react), names="value")
+
+    def _reaction(self, react: Callable[[], object]) -> Callable[[Any], None]:
+        def on_change(change: Any) -> None:
+            with self.controller.lock:
+                if not self._muted:
+                    react()
+
+        return on_change
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Set values without reacting to them; callers hold the controller's lock."""
+        before, self._muted = self._muted, True
+        try:
+            yield
+        finally:
+            self._muted = before
+
+    # ------------------------------------ reactions to the controls
+
+    def _on_image(self) -> None:
+        with self._quietly():
+            self._offer_targets()
+        self._show_image()
+        self._clear("Press Run")
+        self.prepare()  # ends a run of the former image
+
+    def _on_network(self) -> None:
+        with self._quietly():
+            # Another network has other layers: its own is chosen when it is there.
+            self.layer.options = [("its own", "")]
+        self._clear("Press Run")
+        self.prepare()
+
+    def _on_layer(self) -> None:
+        self.prepare()
+
+    def _on_method(self) -> None:
+        self._enable()
+        self._on_setting()
+
+    def _on_setting(self) -> None:
+        if self._result is not None and not self.controller.running:
+            self._say("Settings changed: press Run to see their effect.")
+
+    # ------------------------------------ what the controls offer
+
+    def _offer_targets(self) -> None:
+        """Offer all classes; choose the image's own, or else the predicted one."""
+        options: list[tuple[str, int | None]] = [("the one that the network predicts", None)]
+        options += [(label, index) for index, label in enumerate(self._labels)]
+        self.target.options = options
+        # Targets count the classes of the first network; another may have others.
+        target = None
+        if self._targets is not None and self._labels == self._first_labels:
+            target = int(self._targets[self.image.value])
+        self.target.value = target
+
+    def _offer(self, event: Prepared) -> None:
+        """Offer what fits the network at this layer, keeping what was chosen where it fits."""
+        chosen = self.method.value
+        fits = chosen in event.methods
+        with self._quietly():
+            if event.labels != self._labels:
+                self._labels = event.labels
+                self._offer_targets()
+            if tuple(self.layer.options) != event.layers:
+                self.layer.options = event.layers
+            self.layer.value = event.layer
+            if tuple(self.method.options) != event.methods:
+                self.method.options = event.methods
+            fallback = "opti-cam" if "opti-cam" in event.methods else event.methods[-1]
+            self.method.value = chosen if fits else fallback
+        self.layer_note.value = panels.layer_note(event.shape, dict(event.refused))
+        if not fits:
+            self._say(f"{chosen} does not fit this layer; {self.method.value} is chosen now.")
+
+    def _enable(self) -> None:
+        """Switch on the controls that make a difference now."""
+        busy = self.controller.running
+        takes = METHODS[self.method.value].options
+        self.learning_rate.disabled = "learning_rate" not in takes
+        self.iterations.disabled = "iterations" not in takes
+        self.cancel_button.disabled = not busy
+        self.run_button.description = "Restart" if busy else "Run"
+
+    # ------------------------------------ showing
+
+    def _show(self, event: Event) -> None:
+        """Show an event. Called under the controller's lock, mostly from a worker."""
+        match event:
+            case Started(explains=explains, settings=settings):
+                self.problem.value = ""
+                self.progress.value, self.progress.max = 0, 1
+                self.progress.bar_style = "info"
+                loaded = self.controller.loaded(settings.network) is not None
+                self._say("Working …" if loaded else f"Loading {settings.network} …")
+                if explains:
+                    self._age()
+            case Waiting():
+                self._say("Waiting for another run to let go of the network …")
+            case Prepared(explains=explains):
+                self._say("Working …" if explains else "Ready: press Run.")
+                self._offer(event)
+            case Progress(index=index, total=total):
+                self.progress.max, self.progress.value = total, index
+                self._say(f"Step {index} of {total}")
+            case Preview():
+                self._previewed = True
+                self._show_maps(event)
+            case Done(result=result):
+                self._result = result
+                self.progress.value, self.progress.bar_style = self.progress.max, "success"
+                self._say(f" in {result.seconds:.1f} s.", strong="Done")
+                self._show_maps(event)
+                self.scores_view.value = panels.scores(result)
+                self.scores_view.remove_class("olx-old")
+                self.history_view.value = panels.history(self.controller.history)
+            case Failed(message=message, details=details):
+                self.progress.bar_style = "danger"
+                self._say("", strong="Stopped by an error.")
+                self._clear("No result")
+                self.problem.value = panels.problem(message, details)
+            case Cancelled(index=index, total=total):
+                self.progress.bar_style = "warning"
+                text = f" after {index} of {total} steps" if total else ""
+                if self._previewed:
+                    text += "; the map is what it was by then"
+                    self._clear_scores("Not measured")
+                else:
+                    self._clear("Press Run")
+                self._say(f"{text}.", strong="Cancelled")
+        self._enable()
+
+    def _say(self, text: str, strong: str = "") -> None:
+        self.status.value = panels.status(text, strong)
+
+    def _show_image(self) -> None:
+        index = self.image.value
+        truth = self._truths[index]
+        drawn = draw_image(
+            self.controller.images[index], f"Image {index}" + (f": {truth}" if truth else "")
+        )
+        caption = f"its class: {truth}" if truth else "as the network gets it"
+        self.image_view.value = panels.figure(drawn, f"Image {index}", caption)
+
+    def _clear(self, text: str) -> None:
+        """Empty the places of a result."""
+        self._result, self._previewed = None, False
+        self.overlay_view.value = panels.place(
+            "Map", "what matters to the network", text, below=panels.SCALE
+        )
+        self.masked_view.value = panels.place("Image × map", "only what the map keeps", text)
+        self.curve_view.value = panels.place(
+            "Objective", "what Opti-CAM maximises", text, width=panels.SIDE, height=panels.CURVE
+        )
+        self._clear_scores(text)
+        self._age(False)
+
+    def _clear_scores(self, text: str) -> None:
+        self.scores_view.value = panels.place(
+            "Probability of the class",
+            "in the image and in image × map",
+            text,
+            width=panels.SIDE,
+            height=panels.CURVE,
+        )
+        self.scores_view.remove_class("olx-old")
+
+    def _age(self, old: bool = True) -> None:
+        """Let what is shown fade, until the run that has begun replaces it."""
+        if old:
+            if self._result is None:
+                self._clear("Working …")
+            self._result, self._previewed = None, False
+        for view in (self.overlay_view, self.masked_view, self.curve_view, self.scores_view):
+            (view.add_class if old else view.remove_class)("olx-old")
+
+    def _show_maps(self, event: Preview | Done) -> None:
+        settings = event.result.settings if isinstance(event, Done) else event.settings
+        self.overlay_view.value = panels.figure(
+            event.overlay,
+            f"Map of {settings.method}",
+            f"at {settings.layer} of {settings.network}",
+            below=panels.SCALE,
+        )
+        self.masked_view.value = panels.figure(
+            event.masked, "Image × map", "only what the map keeps"
+        )
+        for view in (self.overlay_view, self.masked_view, self.curve_view):
+            view.remove_class("olx-old")
+        if event.curve is None:
+            text = f"{settings.method} optimises nothing, so there is no curve."
+            self.curve_view.value = panels.place(
+                "Objective", "", text, width=panels.SIDE, height=panels.CURVE
+            )
+        else:
+            self.curve_view.value = panels.figure(
+                event.curve, "Objective", "what Opti-CAM maximises", width=panels.SIDE
+            )

@@ -1,0 +1,842 @@
+"""The explorer: its controller without widgets, its view without a browser."""
+
+import html
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import nbclient
+import nbformat
+import pytest
+import torch
+from torch import Tensor, nn
+
+import opticam_lite as ol
+from opticam_lite.embedded import EMBEDDED
+from opticam_lite.explorer import Controller, Explorer, Settings, controller, drawing, panels
+from opticam_lite.explorer.events import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    Prepared,
+    Preview,
+    Progress,
+    Started,
+    Waiting,
+)
+
+LABELS = ["cup", "key", "bolt", "ring"]
+
+
+def make_classifier(seed: int = 0, name: str = "tiny") -> ol.Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 4),
+        )
+    return ol.Classifier(network, layer="3", size=32, labels=LABELS, device="cpu", name=name)
+
+
+@pytest.fixture
+def classifier() -> ol.Classifier:
+    return make_classifier()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+class Listener:
+    """Keeps all events, and says when two came at once."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.threads: set[str] = set()
+        self.overlapped = False
+        self._busy = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        if not self._busy.acquire(blocking=False):
+            self.overlapped = True
+            return
+        self.events.append(event)
+        self.threads.add(threading.current_thread().name)
+        self._busy.release()
+
+    def of(self, kind: type[Event]) -> list:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def make(classifier: ol.Classifier, images: Tensor, **options) -> tuple[Controller, Listener]:
+    listener = Listener()
+    options = {"pace": 0, "preview": 0, **options}
+    return Controller({"tiny": classifier}, images, listener, **options), listener
+
+
+class Gate:
+    """A method that waits in a worker until it is let go, whatever happens meanwhile."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered, self.open = threading.Event(), threading.Event()
+        self.real = controller.explain
+        monkeypatch.setattr(controller, "explain", self)
+
+    def __call__(self, method: str, *args, **options) -> Tensor:
+        self.entered.set()
+        assert self.open.wait(30)
+        return self.real(method, *args, **options)
+
+
+# ---------------------------------------- controller
+
+
+def test_a_run_tells_each_step_and_ends_with_what_explain_gives(classifier, images) -> None:
+    control, listener = make(classifier, images)
+    run = control.start(Settings(1, "tiny", target=2, iterations=7, learning_rate=0.3))
+    assert control.join(30)
+    kinds = [type(event) for event in listener.events]
+    assert kinds[:2] == [Started, Prepared]
+    assert kinds[-1] is Done
+    assert [(p.index, p.total) for p in listener.of(Progress)] == [(i, 7) for i in range(1, 8)]
+    assert listener.of(Preview)
+    assert {event.run for event in listener.events} == {run}
+    assert not listener.overlapped
+    assert not control.running
+
+    (done,) = listener.of(Done)
+    result = done.result
+    expected = ol.explain("opti-cam", classifier, images[1:2], [2], iterations=7, learning_rate=0.3)
+    torch.testing.assert_close(result.mask, expected[0])
+    p, o = ol.masked_probabilities(classifier, images[1:2], expected, torch.tensor([2]))
+    assert result.before == pytest.approx(float(p), abs=1e-6)
+    assert result.after == pytest.approx(float(o), abs=1e-6)
+    assert result.drop == pytest.approx(float(ol.metrics.drop(p, o)), abs=1e-5)
+    assert result.gain == pytest.approx(float(ol.metrics.gain(p, o)), abs=1e-5)
+    assert result.target_label == "bolt"
+    assert result.settings.layer == "3"
+    assert len(result.objective) == 7
+    assert result.top_before[0][0] == LABELS[int(classifier.predict(images[1:2]))]
+    assert control.history == [result]
+
+
+def test_without_a_target_the_predicted_class_is_explained(classifier, images) -> None:
+    control, listener = make(classifier, images)
+    control.start(Settings(0, "tiny", method="grad-cam"))
+    control.join(30)
+    (done,) = listener.of(Done)
+    assert done.result.settings.target == int(classifier.predict(images[:1]))
+    assert done.curve is None
+    assert done.result.objective == ()
+
+
+def test_a_method_in_chunks_tells_its_progress(classifier, images, monkeypatch) -> None:
+    real = controller.explain
+    monkeypatch.setattr(controller, "explain", lambda *a, **k: real(*a, chunk=2, **k))
+    control, listener = make(classifier, images)
+    control.start(Settings(0, "tiny", method="score-cam"))
+    control.join(30)
+    assert [(p.index, p.total) for p in listener.of(Progress)] == [(i, 4) for i in range(1, 5)]
+    assert listener.of(Done)
+
+
+def test_progress_and_previews_are_paced(classifier, images) -> None:
+    control, listener = make(classifier, images, pace=3600, preview=3600)
+    control.start(Settings(0, "tiny", iterations=20))
+    control.join(30)
+    assert [p.index for p in listener.of(Progress)] == [1, 20]  # the first and the last
+    assert not listener.of(Preview)
+
+
+def test_a_run_cancelled_midway_leaves_the_network_as_it_was(classifier, images) -> None:
+    state = {k: v.clone() for k, v in classifier.network.state_dict().items()}
+    before = ol.explain("opti-cam", classifier, images[:1], [0], iterations=5)
+    listener = Listener()
+
+    def cancel_at_three(event: Event) -> None:
+        listener(event)
+        if isinstance(event, Progress) and event.index == 3:
+            control.cancel()
+
+    control = Controller({"tiny": classifier}, images, cancel_at_three, pace=0, preview=3600)
+    control.start(Settings(0, "tiny", iterations=10**6))
+    assert control.join(30)
+    assert listener.of(Cancelled) == [listener.events[-1]]
+    assert (listener.events[-1].index, listener.events[-1].total) == (3, 10**6)
+    assert [p.index for p in listener.of(Progress)] == [1, 2, 3]
+    assert not control.running
+    assert control.history == []
+
+    assert not classifier.network.training
+    assert all(p.grad is None and not p.requires_grad for p in classifier.network.parameters())
+    for name, value in classifier.network.state_dict().items():
+        assert torch.equal(value, state[name])
+    torch.testing.assert_close(
+        ol.explain("opti-cam", classifier, images[:1], [0], iterations=5), before
+    )
+    control.start(Settings(0, "tiny", iterations=2))
+    control.join(30)
+    assert listener.of(Done)
+
+
+def test_cancelling_nothing_says_so(classifier, images) -> None:
+    control, listener = make(classifier, images)
+    assert control.cancel() is False
+    assert listener.events == []
+
+
+def test_a_new_run_cancels_the_former_whose_result_is_dropped(
+    classifier, images, monkeypatch
+) -> None:
+    control, listener = make(classifier, images)
+    gate = Gate(monkeypatch)
+    former = control.start(Settings(0, "tiny", method="grad-cam"))
+    assert gate.entered.wait(30)
+    new = control.start(Settings(1, "tiny", method="grad-cam"))
+    gate.open.set()  # only now does the former's method return, with a result
+    assert control.join(30)
+    assert new > former
+    assert [type(e) for e in listener.events if e.run == former] == [Started, Prepared, Cancelled]
+    (done,) = listener.of(Done)
+    assert (done.run, done.result.settings.image) == (new, 1)
+    assert len(control.history) == 1
+
+
+def test_an_error_of_a_stale_run_is_not_shown(classifier, images, monkeypatch) -> None:
+    control, listener = make(classifier, images)
+    gate = Gate(monkeypatch)
+    control.start(Settings(0, "tiny", method="no-such-method"))
+    control.join(30)
+    control.start(Settings(0, "tiny", method="grad-cam", target=99))
+    control.join(30)
+    failures = len(listener.of(Failed))
+    monkeypatch.setattr(gate, "real", lambda *a, **k: 1 / 0)
+    control.start(Settings(0, "tiny", method="grad-cam"))
+    assert gate.entered.wait(30)
+    control.cancel()
+    gate.open.set()
+    control.join(30)
+    assert failures == 2
+    assert len(listener.of(Failed)) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings(0, "tiny", method="grad-kam"), "unknown method 'grad-kam'; did you mean"),
+        (Settings(0, "tiny", target=9), "arget 9 is no class of tiny"),
+        (Settings(0, "tiny", layer="7"), "ayer"),
+        (Settings(0, "other"), "no network 'other' here; choose one of tiny"),
+        (Settings(0, "tiny", learning_rate=-1), "earning_rate is -1"),
+    ],
+)
+def test_errors_are_posted_in_plain_words(classifier, images, settings, words) -> None:
+    control, listener = make(classifier, images)
+    control.start(settings)
+    assert control.join(30)
+    (failed,) = listener.of(Failed)
+    assert words.lower() in failed.message.lower()
+    assert "Traceback" not in failed.message
+    assert "\n" not in failed.message
+    assert "Traceback" in failed.details
+    assert control.error == failed.message
+    assert not control.running
+    control.start(Settings(0, "tiny", iterations=2))  # and life goes on
+    control.join(30)
+    assert control.error is None
+    assert len(listener.of(Done)) == 1
+
+
+def test_an_unforeseen_error_names_the_method_and_the_network() -> None:
+    settings = Settings(0, "tiny", method="cam")
+    say = controller.in_plain_words
+    assert say(RuntimeError("mat1\nmat2"), settings) == "cam on tiny failed: mat1"
+    assert say(ZeroDivisionError(), settings) == "cam on tiny failed: ZeroDivisionError"
+    assert say(KeyError("no such thing"), settings) == "No such thing"
+    for error in (MemoryError(), RuntimeError("CUDA out of memory"), torch.OutOfMemoryError()):
+        assert say(error, settings).startswith("Not enough memory for cam on tiny")
+
+
+def test_an_error_of_the_listener_is_shown_too(classifier, images) -> None:
+    listener = Listener()
+
+    def clumsy(event: Event) -> None:
+        listener(event)
+        if isinstance(event, Progress):
+            raise RuntimeError("the view stumbled")
+
+    control = Controller({"tiny": classifier}, images, clumsy, pace=0)
+    control.start(Settings(0, "tiny"))
+    assert control.join(30)
+    assert listener.of(Failed)[0].message == "opti-cam on tiny failed: the view stumbled"
+
+
+def test_two_explorers_never_use_a_network_at_once(classifier, images, monkeypatch) -> None:
+    first, first_listener = make(classifier, images)
+    second, second_listener = make(classifier, images)
+    gate = Gate(monkeypatch)
+    first.start(Settings(0, "tiny", method="grad-cam"))
+    assert gate.entered.wait(30)
+    gate.entered.clear()
+    second.start(Settings(0, "tiny", method="grad-cam"))
+    assert second.join(0.3) is False
+    assert second_listener.of(Waiting)
+    assert not gate.entered.is_set()
+    # The one that waits can be cancelled, and started again.
+    second.cancel()
+    assert second.join(30)
+    second.start(Settings(0, "tiny", method="grad-cam"))
+    gate.open.set()
+    assert first.join(30)
+    assert second.join(30)
+    assert first_listener.of(Done)
+    assert second_listener.of(Done)
+
+
+def test_join_gives_up_after_its_time(classifier, images, monkeypatch) -> None:
+    control, _ = make(classifier, images)
+    assert control.join(0)  # nothing to wait for
+    gate = Gate(monkeypatch)
+    control.start(Settings(0, "tiny", method="grad-cam"))
+    assert gate.entered.wait(30)
+    began = time.monotonic()
+    assert control.join(0.1) is False
+    assert time.monotonic() - began < 5
+    gate.open.set()
+    assert control.join()
+
+
+def test_shutting_stops_all_and_posts_nothing(classifier, images) -> None:
+    control, listener = make(classifier, images)
+    control.start(Settings(0, "tiny", iterations=10**6))
+    assert control.shut(30)
+    assert not listener.of(Done)
+    assert not listener.of(Cancelled)
+
+
+def test_networks_are_loaded_when_needed_once_and_in_the_worker(images, monkeypatch) -> None:
+    calls = []
+
+    def load(name: str) -> ol.Classifier:
+        calls.append((name, threading.current_thread() is threading.main_thread()))
+        return make_classifier(3, name)
+
+    monkeypatch.setattr(controller, "load_model", load)
+    listener = Listener()
+    control = Controller({"tiny": make_classifier(), "far": "far"}, images, listener)
+    assert calls == []
+    assert control.loaded("far") is None
+    for layer in (None, "1", None):
+        control.start(Settings(0, "far", layer=layer, iterations=1))
+        assert control.join(30)
+    assert calls == [("far", False)]
+    assert control.loaded("far").name == "far"
+    assert [p.layer for p in listener.of(Prepared)] == ["3", "1", "3"]
+
+
+def test_a_network_that_cannot_be_loaded_is_an_error_in_words(images) -> None:
+    control = Controller({"rasnet50": "rasnet50"}, images, listener := Listener())
+    control.prepare(Settings(0, "rasnet50"))
+    assert control.join(60)
+    assert "did you mean" in listener.of(Failed)[0].message
+
+
+def test_preparing_tells_what_fits_and_why_the_rest_does_not(classifier, images) -> None:
+    control, listener = make(classifier, images)
+    control.prepare(Settings(0, "tiny", layer="1"))
+    assert control.join(30)
+    assert [type(event) for event in listener.events] == [Started, Prepared]
+    prepared = listener.events[-1]
+    assert prepared.layer == "1"
+    assert prepared.shape == (6, 16, 16)
+    assert set(prepared.methods) | set(prepared.refused) == set(ol.list_methods())
+    assert "opti-cam" in prepared.methods
+    assert "cam" in prepared.refused
+    assert prepared.labels == tuple(LABELS)
+    assert not control.running
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            [*(f"blocks.{i}" for i in range(11)), "blocks.11.norm1", "blocks.11"],
+        ),
+        ("resnet18", [f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)]),
+        (
+            "squeezenet1_0",
+            [f"features.{i}" for i in (1, 3, 4, 5, 7, 8, 9, 10, 12)] + ["classifier.2"],
+        ),
+    ],
+)
+def test_the_layer_slider_stops_at_ends_of_blocks(name, layers) -> None:
+    assert controller.block_layers(ol.load_model(name, weights="random", device="cpu")) == layers
+
+
+@pytest.mark.parametrize("name", list(EMBEDDED))
+def test_the_layer_slider_has_a_handful_of_stops_for_embedded_networks(name) -> None:
+    classifier = ol.load_model(name, weights="random", device="cpu")
+    layers = controller.block_layers(classifier)
+    assert classifier.layer in layers
+    assert 5 <= len(layers) <= 10
+
+
+def test_the_layer_slider_of_a_plain_sequence_stops_at_activations() -> None:
+    vgg = ol.load_model("scenes_vgg", weights="random", device="cpu")
+    layers = controller.block_layers(vgg)
+    modules = dict(vgg.network.named_modules())
+    assert vgg.layer in layers
+    assert len(layers) >= 5
+    assert {type(modules[layer]) for layer in layers} == {nn.ReLU}
+
+
+def test_the_layer_slider_has_no_more_stops_than_a_hand_can_set() -> None:
+    deep = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        *(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(40)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 4),
+    )
+    classifier = ol.Classifier(deep, layer="8.0", size=32, device="cpu")
+    layers = controller.block_layers(classifier)
+    assert 20 <= len(layers) <= controller.MAX_LAYERS + 1
+    assert "8.0" in layers
+    assert "40" in " ".join(layers)
+    assert layers == [layer for layer in classifier.layers if layer in layers]  # forward order
+
+
+# ---------------------------------------- drawing
+
+
+def test_where_a_mask_is_bright_in_words() -> None:
+    mask = torch.zeros(1, 40, 40)
+    assert drawing.where_in_words(mask) == "zero everywhere"
+    mask[:, :10, :10] = 1
+    assert drawing.where_in_words(mask).endswith("its weight lies in the top left")
+    assert drawing.where_in_words(mask).startswith("6%")
+    mask[:] = 0
+    mask[:, 15:25, 15:25] = 1
+    assert drawing.where_in_words(mask).endswith("the centre")
+    assert drawing.where_in_words(torch.ones(1, 40, 40)) == "bright nearly everywhere"
+
+
+def test_pictures_are_png_of_at_most_twice_their_size_on_the_screen() -> None:
+    small = drawing.draw_image(torch.rand(3, 20, 30), "small")
+    assert (small.width, small.height) == (30, 20)
+    large = drawing.draw_image(torch.rand(3, 600, 1200), "large")
+    assert (large.width, large.height) == (2 * drawing.TILE, drawing.TILE)
+    assert large.png.startswith(b"\x89PNG")
+
+
+def test_the_curve_says_in_words_where_it_goes() -> None:
+    assert "rises from 1.00 to 3.00 in 3" in drawing.draw_curve([1, 2, 3], 10).alt
+    assert "falls from 3.00 to 1.00 in 2" in drawing.draw_curve([3, 1], 10).alt
+
+
+# ---------------------------------------- view
+
+
+@pytest.fixture
+def explorer(classifier, images) -> Iterator[Explorer]:
+    explorer = ol.explore(classifier, images, targets=[0, 1, 2])
+    assert explorer.join(30)
+    yield explorer
+    explorer.close()
+
+
+def shown(explorer: Explorer) -> str:
+    """The words in the status line."""
+    return html.unescape(re.sub(r"<[^>]+>", "", explorer.status.value))
+
+
+def finish(explorer: Explorer) -> None:
+    explorer.run_button.click()
+    assert explorer.join(30)
+
+
+def test_it_opens_with_the_classifiers_own_settings(explorer, classifier) -> None:
+    assert shown(explorer) == "Ready: press Run."
+    assert [label for label, _ in explorer.image.options] == ["0: cup", "1: key", "2: bolt"]
+    assert explorer.target.value == 0
+    assert explorer.network.options == ("tiny",)
+    assert explorer.method.value == "opti-cam"
+    assert explorer.layer.value == classifier.layer
+    assert explorer.iterations.value == 100
+    assert (explorer.iterations.min, explorer.iterations.max) == (1, 300)
+    assert explorer.learning_rate.value == pytest.approx(0.1)
+    assert 10**explorer.learning_rate.min == pytest.approx(0.01)
+    assert 10**explorer.learning_rate.max == pytest.approx(1)
+    sliders = (explorer.layer, explorer.learning_rate, explorer.iterations)
+    assert not any(slider.continuous_update for slider in sliders)
+    assert not explorer.run_button.disabled
+    assert explorer.cancel_button.disabled
+    assert explorer.result is None
+    assert repr(explorer) == "Explorer(opti-cam on tiny, image 0)"
+
+
+def test_the_run_button_returns_at_once_and_shows_a_result(explorer, classifier, images) -> None:
+    explorer.iterations.value = 12
+    explorer.learning_rate.value = 0.5
+    finish(explorer)
+    expected = ol.explain("opti-cam", classifier, images[:1], [0], iterations=12, learning_rate=0.5)
+    torch.testing.assert_close(explorer.result.mask, expected[0])
+    assert shown(explorer).startswith("Done in")
+    assert explorer.progress.value == explorer.progress.max == 12
+    assert explorer.progress.bar_style == "success"
+    views = (explorer.image_view, explorer.overlay_view, explorer.masked_view, explorer.curve_view)
+    for view in views:
+        assert re.search(r'<img [^>]*alt="[^"]{8,}" src="data:image/png;base64,', view.value)
+        assert "olx-old" not in view._dom_classes
+    assert panels.probability(explorer.result.before) in explorer.scores_view.value
+    assert panels.probability(explorer.result.after) in explorer.scores_view.value
+    assert "drop <b>" in explorer.scores_view.value
+    assert explorer.history_view.value.count("<tr>") == 2
+    assert explorer.run_button.description == "Run"
+    assert explorer.cancel_button.disabled
+
+
+def test_the_bar_moves_and_cancel_ends_a_long_run(explorer) -> None:
+    explorer.controller._pace = 0
+    explorer.iterations.value = 300
+    seen: list[int] = []
+    reached = threading.Event()
+
+    def watch(change) -> None:
+        seen.append(change["new"])
+        if len(seen) == 5:
+            reached.set()
+
+    explorer.progress.observe(watch, "value")
+    explorer.run_button.click()
+    assert not explorer.cancel_button.disabled
+    assert explorer.run_button.description == "Restart"
+    assert reached.wait(30)
+    explorer.cancel_button.click()
+    assert shown(explorer).startswith("Cancelled after")
+    assert explorer.join(30)
+    assert seen[:5] == [1, 2, 3, 4, 5]
+    assert explorer.progress.value < 300
+    assert explorer.progress.bar_style == "warning"
+    assert explorer.cancel_button.disabled
+    assert explorer.result is None
+    explorer.iterations.value = 3
+    finish(explorer)
+    assert explorer.result is not None
+
+
+def test_cancelled_after_a_preview_keeps_the_map_but_no_score(explorer) -> None:
+    explorer.controller._preview = 0
+    explorer.iterations.value = 300
+    arrived = threading.Event()
+    explorer.overlay_view.observe(lambda change: "<img" in change["new"] and arrived.set(), "value")
+    explorer.run_button.click()
+    assert arrived.wait(30)
+    explorer.cancel_button.click()
+    explorer.join(30)
+    assert "the map is what it was by then" in shown(explorer)
+    assert "<img" in explorer.overlay_view.value
+    assert "Not measured" in explorer.scores_view.value
+
+
+def test_what_was_found_fades_until_the_next_run_replaces_it(explorer, monkeypatch) -> None:
+    explorer.method.value = "grad-cam"
+    finish(explorer)
+    picture = explorer.overlay_view.value
+    gate = Gate(monkeypatch)
+    explorer.run_button.click()
+    assert gate.entered.wait(30)
+    assert explorer.overlay_view.value == picture
+    assert "olx-old" in explorer.overlay_view._dom_classes
+    gate.open.set()
+    explorer.join(30)
+    assert "olx-old" not in explorer.overlay_view._dom_classes
+    assert "olx-old" not in explorer.scores_view._dom_classes
+
+
+def test_sliders_of_opti_cam_are_on_only_for_opti_cam(explorer) -> None:
+    for method in explorer.method.options:
+        explorer.method.value = method
+        assert explorer.iterations.disabled == (method != "opti-cam")
+        assert explorer.learning_rate.disabled == (method != "opti-cam")
+        assert not explorer.layer.disabled
+
+
+def test_a_method_without_iterations_has_no_curve(explorer) -> None:
+    explorer.method.value = "grad-cam"
+    finish(explorer)
+    assert "grad-cam optimises nothing" in explorer.curve_view.value
+    assert explorer.progress.value == explorer.progress.max
+    assert "<td class=n>–</td>" in explorer.history_view.value
+
+
+def test_another_image_brings_its_class_and_drops_the_result(explorer) -> None:
+    explorer.iterations.value = 2
+    finish(explorer)
+    former = explorer.image_view.value
+    explorer.image.value = 2
+    assert explorer.join(30)
+    assert explorer.target.value == 2
+    assert explorer.image_view.value != former
+    assert "Image 2: bolt" in explorer.image_view.value
+    assert "Press Run" in explorer.overlay_view.value
+    assert explorer.result is None
+    finish(explorer)
+    assert explorer.result.settings.image == 2
+    assert explorer.result.target_label == "bolt"
+
+
+def test_another_image_ends_the_run_of_the_former(explorer, monkeypatch) -> None:
+    gate = Gate(monkeypatch)
+    explorer.run_button.click()
+    assert gate.entered.wait(30)
+    explorer.image.value = 1
+    gate.open.set()
+    assert explorer.join(30)
+    assert explorer.result is None
+    assert shown(explorer) == "Ready: press Run."
+
+
+def test_another_class_is_explained_after_run(explorer, classifier, images) -> None:
+    explorer.method.value = "grad-cam"
+    finish(explorer)
+    explorer.target.value = 3
+    assert shown(explorer).startswith("Settings changed")
+    finish(explorer)
+    expected = ol.explain("grad-cam", classifier, images[:1], [3])
+    torch.testing.assert_close(explorer.result.mask, expected[0])
+    assert "Probability of “ring”" in explorer.scores_view.value
+    explorer.target.value = None
+    finish(explorer)
+    assert explorer.result.settings.target == int(classifier.predict(images[:1]))
+
+
+def test_another_layer_changes_map_and_methods(explorer, classifier, images) -> None:
+    explorer.method.value = "cam"
+    explorer.layer.value = "1"
+    assert explorer.join(30)
+    assert "cam" not in explorer.method.options
+    assert explorer.method.value == "opti-cam"
+    assert "cam does not fit" in shown(explorer)
+    assert "6 feature maps of 16 × 16" in explorer.layer_note.value
+    assert "cam does not fit here: why?" in explorer.layer_note.value
+    assert not explorer.iterations.disabled
+    explorer.iterations.value = 3
+    finish(explorer)
+    expected = ol.explain("opti-cam", classifier.at("1"), images[:1], [0], iterations=3)
+    torch.testing.assert_close(explorer.result.mask, expected[0])
+    explorer.layer.value = "3"
+    assert explorer.join(30)
+    assert "cam" in explorer.method.options
+
+
+def test_another_network_brings_its_layers_and_classes(images) -> None:
+    other = ol.Classifier(
+        nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        layer="1", size=32, device="cpu",
+    )  # fmt: skip
+    explorer = ol.explore({"mine": make_classifier(), "other": other}, images, targets=[0, 1, 2])
+    assert explorer.network.options == ("mine", "other")
+    explorer.network.value = "other"
+    assert explorer.join(30)
+    assert explorer.layer.value == "1"
+    assert explorer.layer.options == ("0", "1")
+    assert len(explorer.target.options) == 6
+    assert explorer.target.value is None  # the targets given are classes of the first network
+    finish(explorer)
+    assert explorer.result.settings.network == "other"
+    explorer.network.value = "mine"
+    assert explorer.join(30)
+    assert explorer.target.value == 0
+    explorer.close()
+
+
+def test_errors_are_shown_in_the_interface_and_go_away(explorer, monkeypatch) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            controller, "explain", lambda *a, **k: (_ for _ in ()).throw(ValueError("odd <image>"))
+        )
+        finish(explorer)
+    assert shown(explorer) == "Stopped by an error."
+    sentence, _, details = explorer.problem.value.partition("<details>")
+    assert "Odd &lt;image&gt;" in sentence
+    assert 'role="alert"' in sentence
+    assert "Traceback" not in sentence
+    assert "Traceback" in details
+    assert explorer.progress.bar_style == "danger"
+    with pytest.raises(RuntimeError, match="Odd <image>"):
+        explorer.snapshot()
+    explorer.method.value = "grad-cam"
+    finish(explorer)
+    assert explorer.problem.value == ""
+    assert shown(explorer).startswith("Done")
+
+
+def test_a_network_that_fails_to_load_can_be_left_again(images) -> None:
+    explorer = ol.explore({"mine": make_classifier(), "gone": "rasnet50"}, images)
+    explorer.network.value = "gone"
+    assert explorer.join(60)
+    assert "Unknown network &#x27;rasnet50&#x27;" in explorer.problem.value
+    explorer.network.value = "mine"
+    assert explorer.join(30)
+    assert explorer.problem.value == ""
+    assert explorer.layer.value == "3"
+    finish(explorer)
+    assert shown(explorer).startswith("Done")
+    explorer.close()
+
+
+def test_the_table_keeps_the_last_runs(explorer) -> None:
+    explorer.method.value = "fake-cam"
+    for _ in range(panels.LAST + 2):
+        finish(explorer)
+    assert explorer.history_view.value.count("<tr>") == panels.LAST + 1
+    assert f"<td class=n>{panels.LAST + 2}</td>" in explorer.history_view.value
+
+
+def test_a_snapshot_is_a_picture_with_words(explorer) -> None:
+    explorer.iterations.value = 3
+    picture = explorer.snapshot()  # runs, since nothing was run before
+    assert explorer.result is not None
+    assert picture.alt.startswith("Image 0, the map of opti-cam at 3 of tiny for the class cup")
+    assert f"to {explorer.result.after:.3f}" in picture.alt
+    assert picture.png.startswith(b"\x89PNG")
+    assert len(picture.figure.axes) == 5  # three pictures, a colour scale, a curve
+    explorer.method.value = "grad-cam"
+    finish(explorer)
+    assert len(explorer.snapshot().figure.axes) == 4
+
+
+def test_probabilities_near_one_keep_the_digits_that_tell_them_apart() -> None:
+    values = (0.0, 0.00012, 0.25, 0.99987, 1.0)
+    assert [panels.probability(v) for v in values] == [
+        "0.000",
+        "0.00012",
+        "0.250",
+        "0.99987",
+        "1.000",
+    ]
+
+
+def test_scores_say_what_they_mean(explorer) -> None:
+    explorer.method.value = "fake-cam"
+    finish(explorer)
+    result = explorer.result
+    assert "<b>more</b>" in panels.scores(replace(result, before=0.2, after=0.4))
+    assert "<b>less</b>" in panels.scores(replace(result, before=0.4, after=0.2))
+    assert "<b>as</b>" in panels.scores(replace(result, before=0.4, after=0.4))
+
+
+# ---------------------------------------- ol.explore
+
+
+def test_embedded_networks_bring_their_siblings() -> None:
+    shortcut = ol.load_model("scenes_shortcut", weights="random", device="cpu")
+    explorer = ol.explore(shortcut, torch.rand(3, 224, 224))
+    assert explorer.network.options[0] == "scenes_shortcut"
+    assert set(explorer.network.options) == set(EMBEDDED)
+    assert [label for label, _ in explorer.image.options] == ["0"]
+    assert "as the network gets it" in explorer.image_view.value
+    explorer.close()
+
+
+def test_classifiers_come_as_a_list_or_by_name(images, monkeypatch) -> None:
+    monkeypatch.setattr("opticam_lite.explorer.load_model", lambda name: make_classifier(0, name))
+    explorer = ol.explore(["a", make_classifier(1, "b")], images, run=True)
+    assert explorer.network.options == ("a", "b")
+    assert explorer.join(30)
+    assert explorer.result.settings.network == "a"
+    assert ol.explore("a", images).network.options == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ([], ValueError, "no classifier was given"),
+        ([nn.ReLU()], TypeError, "is a ReLU; a Classifier"),
+        ({"x": 3}, TypeError, "'x' is a int"),
+    ],
+)
+def test_what_is_no_classifier_is_refused(images, given, error, words) -> None:
+    with pytest.raises(error, match=re.escape(words)):
+        ol.explore(given, images)
+
+
+def test_two_classifiers_of_one_name_are_refused(classifier, images) -> None:
+    with pytest.raises(ValueError, match="two classifiers are called 'tiny'"):
+        ol.explore([classifier, classifier], images)
+
+
+def test_wrong_images_and_targets_are_refused(classifier, images) -> None:
+    with pytest.raises(ValueError, match="empty batch"):
+        ol.explore(classifier, images[:0])
+    with pytest.raises(ValueError, match=r"in\s+\[0, 1\] is needed"):
+        ol.explore(classifier, images * 255)
+    with pytest.raises(TypeError, match=r"torch\.Tensor"):
+        ol.explore(classifier, images.numpy())
+    with pytest.raises(ValueError, match="no class of tiny"):
+        ol.explore(classifier, images, targets=[0, 1, 4])
+    with pytest.raises(TypeError, match="must be a Classifier"):
+        Explorer({"tiny": "tiny"}, images)
+
+
+# ---------------------------------------- without a reader, and at the end
+
+SETUP = """
+import torch
+from torch import nn
+import opticam_lite as ol
+
+network = nn.Sequential(
+    nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+)
+classifier = ol.Classifier(network, layer="1", size=224, device="cpu")
+explorer = ol.explore(classifier, torch.rand(1, 3, 224, 224))
+"""
+LONG_RUN = """
+import time
+explorer.iterations.value = 300
+explorer.start()
+while explorer.progress.value < 2:
+    time.sleep(0.01)
+assert explorer.progress.value < 300
+"""
+
+
+def test_a_process_may_end_in_the_middle_of_a_run() -> None:
+    code = f"{SETUP}{LONG_RUN}import sys\nassert 'matplotlib.pyplot' not in sys.modules"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+
+
+def test_a_notebook_may_end_in_the_middle_of_a_run() -> None:
+    cells = [
+        SETUP + "explorer",
+        "explorer.method.value = 'grad-cam'\nexplorer.snapshot()",
+        "explorer.method.value = 'opti-cam'" + LONG_RUN,
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    widget, snapshot, long_run = (cell.outputs for cell in notebook.cells)
+    assert [list(o.data) for o in widget] == [
+        ["text/plain", "application/vnd.jupyter.widget-view+json"]
+    ]
+    assert widget[0].data["text/plain"] == "Explorer(opti-cam on Sequential, image 0)"
+    assert "<figure" in snapshot[0].data["text/html"]
+    assert "the map of grad-cam" in snapshot[0].data["text/html"]
+    assert long_run == []
