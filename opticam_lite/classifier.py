@@ -84,10 +84,13 @@ class Classifier:
             self.size, round(min(self.size) / 0.875)
         )
         self.normalize = normalize
-        self._mean = _channels("mean", mean, 0.0, self.device)
-        self._std = _channels("std", std, 1.0, self.device)
-        if (self._std <= 0).any():
-            raise ValueError(f"std must be positive, not {tuple(std or ())}")
+        mean, std = _channels("mean", mean, 0.0), _channels("std", std, 1.0)
+        if min(std) <= 0:
+            raise ValueError(f"std must be positive, not {std}")
+        self._scale = torch.tensor([1 / s for s in std], device=self.device).view(1, 3, 1, 1)
+        self._shift = torch.tensor(
+            [-m / s for m, s in zip(mean, std, strict=True)], device=self.device
+        ).view(1, 3, 1, 1)
         network = copy.deepcopy(network).eval().requires_grad_(False)
         # Convolutions on a CPU are about 1.5 times as fast with channels last, and exact.
         self.network = network.to(self.device, torch.float32).to(memory_format=torch.channels_last)
@@ -211,10 +214,9 @@ class Classifier:
 
     def _input(self, images: Tensor) -> Tensor:
         self._check_shape(images)
-        x = images.to(self.device, torch.float32)
-        if self.normalize:
-            x = (x - self._mean) / self._std
-        return x.contiguous(memory_format=torch.channels_last)
+        x = images.to(self.device, torch.float32, memory_format=torch.channels_last)
+        # (x − mean) / std in one pass: Opti-CAM does this, and its gradient, in every iteration.
+        return torch.addcmul(self._shift, x, self._scale) if self.normalize else x
 
     def __repr__(self) -> str:
         k, h, w = self.layer_shape()
@@ -238,10 +240,8 @@ def _device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _channels(
-    name: str, values: Sequence[float] | None, default: float, device: torch.device
-) -> Tensor:
-    values = (default,) * 3 if values is None else tuple(values)
+def _channels(name: str, values: Sequence[float] | None, default: float) -> tuple[float, ...]:
+    values = (default,) * 3 if values is None else tuple(float(v) for v in values)
     if len(values) != 3:
         raise ValueError(f"{name} must have three values, one a channel, not {len(values)}")
-    return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+    return values

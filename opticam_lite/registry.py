@@ -22,8 +22,7 @@ def unknown_name(kind: str, name: object, names: Iterable[str], *, show: int = 4
     lowered = {n.lower(): n for n in names}
     close = [lowered[n] for n in difflib.get_close_matches(str(name).lower(), lowered, n=5)]
     message = f"unknown {kind} {name!r}"
-    if close:
-        message += f"; did you mean {' or '.join(map(repr, close))}?"
+    message += f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
     if len(names) <= show:
         return message + f" Valid names: {', '.join(names)}."
     return message + f" ({len(names)} valid names; first: {', '.join(names[:8])}, …)"
@@ -52,7 +51,7 @@ class Entry:
             if option not in self.options:
                 takes = ", ".join(self.options) or "no options"
                 close = difflib.get_close_matches(option, self.options, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
+                hint = f"; did you mean {close[0]!r}?" if close else "."
                 raise TypeError(f"{self.name} has no option {option!r}{hint} It takes: {takes}.")
 
 

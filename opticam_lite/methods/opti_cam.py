@@ -73,50 +73,53 @@ def opti_cam(
     def masks_of(S: Tensor) -> Tensor:
         return to_masks(S, size, normalization)
 
-    def evaluate(u: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-        """S and F of the images `of`: (n, 1, h, w) and (n,)."""
-        S = torch.einsum("nk,nkhw->nhw", u.softmax(1), A[of])[:, None]
+    def evaluate(u: Tensor) -> tuple[Tensor, Tensor]:
+        """S `(n, 1, h, w)` and F `(n,)` of the images that have not stopped."""
+        S = torch.einsum("nk,nkhw->nhw", u.softmax(1), A)[:, None]
         s = masks_of(S)
-        x, c = images[of], targets[of]
         F = select(classifier.logits(x * s), c, selector)
         if whole:
-            F = -(g_x[of] - F).abs()
+            F = -(g_x - F).abs()
         if objective.startswith("io"):
             out = select(classifier.logits(x * (1 - s)), c, selector)
-            F = F + (g_x[of] - out).abs() if whole else F - out
+            F = F + (g_x - out).abs() if whole else F - out
         return S.detach(), F
 
     n = len(A)
     saliency = A.mean(1, keepdim=True)  # the present map of every image
     present, best = A.new_full((n,), -math.inf), A.new_full((n,), -math.inf)
     best_saliency = saliency.clone()
+    # From here on A, g_x, u, x, c, m and v hold the images of `rows`, which have not stopped.
+    rows = torch.arange(n, device=A.device)
+    x, c = images.contiguous(memory_format=torch.channels_last), targets
     m, v = torch.zeros_like(u), torch.zeros_like(u)  # Adam's moments
-    active = torch.arange(n, device=A.device)  # the images that have not stopped
 
     def keep(S: Tensor, F: Tensor) -> None:
-        saliency[active], present[active] = S, F
-        better = active[best[active] < F]
+        saliency[rows], present[rows] = S, F
+        better = rows[best[rows] < F]
         best[better], best_saliency[better] = present[better], saliency[better]
 
     for t in range(1, iterations + 1):
-        if not len(active):
-            break
         with torch.enable_grad():
-            u_t = u[active].requires_grad_()
-            S, F = evaluate(u_t, active)
-            (g,) = torch.autograd.grad(F.sum(), u_t)
-        F = F.detach()
-        changing = (F - present[active]).abs() >= tolerance
+            u = u.detach().requires_grad_()
+            S, F = evaluate(u)
+            (g,) = torch.autograd.grad(F.sum(), u)
+        F, u = F.detach(), u.detach()
+        changing = (F - present[rows]).abs() >= tolerance
         keep(S, F)
         if callback is not None:
             callback(Step(t, iterations, present.clone(), saliency.clone(), masks_of))
-        active, g = active[changing], g[changing]
-        m[active] = 0.9 * m[active] + 0.1 * g
-        v[active] = 0.999 * v[active] + 0.001 * g**2
-        m_hat, v_hat = m[active] / (1 - 0.9**t), v[active] / (1 - 0.999**t)
-        u[active] = u[active] + learning_rate * m_hat / (v_hat.sqrt() + 1e-8)
-    if iterations and len(active):
-        keep(*evaluate(u[active], active))  # the last step deserves to be judged, too
+        if not changing.all():
+            rows, A, g_x, u, g, x, c, m, v = (
+                value[changing] for value in (rows, A, g_x, u, g, x, c, m, v)
+            )
+        if not len(rows):
+            break
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
+        u = u + learning_rate * m_hat / (v_hat.sqrt() + 1e-8)
+    if iterations and len(rows):
+        keep(*evaluate(u))  # the last step deserves to be judged, too
     return masks_of(best_saliency)
 
 
