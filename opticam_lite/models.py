@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import urllib.parse
+import urllib.request
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import timm
 import timm.data
 import torch
 import torchvision
+from huggingface_hub import constants as hub
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -193,7 +198,8 @@ def _torchvision(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module
 
 def _timm(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
     try:
-        network = timm.create_model(name, pretrained=pretrained, **options)
+        with _quick_when_offline():
+            network = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
         if not pretrained:
             raise
@@ -216,6 +222,23 @@ def _timm(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[
             "bicubic" if config["interpolation"] == "bicubic" else "bilinear",
         ),
     }
+
+
+@contextmanager
+def _quick_when_offline() -> Iterator[None]:
+    """Let the hub look into its local cache at once if nobody answers, not after two minutes."""
+    host = urllib.parse.urlsplit(hub.ENDPOINT).hostname or ""
+    before = hub.HF_HUB_OFFLINE
+    # Behind a proxy only the proxy can tell.
+    if not urllib.request.getproxies():
+        try:
+            socket.create_connection((host, 443), timeout=5).close()
+        except OSError:
+            hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 def _hub_error(name: str, place: str, error: Exception) -> HubError:

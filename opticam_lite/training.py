@@ -54,6 +54,7 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
+    clip: float = 5.0
     label_smoothing: float = 0.1
     erase: float = 0.25
     dim: float = 0.25
@@ -64,7 +65,13 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "scenes_resnet": Recipe(),
-    "scenes_vgg": Recipe(),
+    # Its dense layers have no norm to bear the rate that the ResNet learns at.
+    "scenes_vgg": Recipe(
+        stages=(Stage(8, 112), Stage(2, 160), Stage(2, 224)),
+        learning_rate=6e-4,
+        clip=1.0,
+        teacher="scenes_resnet",
+    ),
     "scenes_vit": Recipe(
         teacher="scenes_resnet",
         stages=(Stage(14, 112),),
@@ -235,7 +242,7 @@ def fit(
 
     ``kept`` are the indices of the images to use (default: all). The last ``held_out`` of them
     measure progress and are not trained on; nothing is selected by them, the last epoch counts.
-    ``teacher`` is a trained ResNet that a transformer learns from besides the labels: see
+    ``teacher`` is a trained ResNet that the network learns from besides the labels: see
     ``Lesson``. ``log`` is a CSV file that gets a row per epoch. Returns the network in evaluation
     mode and the log's rows. The global random state is left as found.
     """
@@ -291,7 +298,7 @@ def fit(
                 )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+                nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
                 optimizer.step()
                 schedule.step()
                 losses += float(loss.detach())
@@ -320,12 +327,12 @@ def fit(
 
 
 class Lesson(nn.Module):
-    """What a transformer learns from a trained ResNet besides the labels (distillation).
+    """What a network learns from a trained ResNet besides the labels (distillation).
 
-    From the class token, the teacher's probabilities; from the other tokens, by a linear layer that
-    is thrown away afterwards, the teacher's standardised feature maps at the same place. A small
-    transformer learns little from a few thousand pictures alone: for it every patch becomes a
-    question with an answer, not only the picture.
+    The teacher's probabilities; and a transformer's tokens, by a linear layer that is thrown away
+    afterwards, the teacher's standardised feature maps at the same place. A small transformer
+    learns little from a few thousand pictures alone: so every patch becomes a question with an
+    answer, not only the picture.
     """
 
     LAYERS = (3, 4)
@@ -337,32 +344,33 @@ class Lesson(nn.Module):
         self.network = network
         self.recipe = recipe
         known = [teacher.feature_info[k]["num_chs"] for k in self.LAYERS]
-        self.guess = nn.Linear(network.embed_dim, sum(known))
+        patches = isinstance(network, VisionTransformer)
+        self.guess = nn.Linear(network.embed_dim, sum(known)) if patches else None
 
     def forward(self, shown: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the transformer for a normalised batch, and the loss of the lesson."""
+        """Logits of the network for a normalised batch, and the loss of the lesson."""
         tokens = self.network.forward_features(shown)
         logits = self.network.forward_head(tokens)
-        side = self.network.patch_embed.grid_size
         with torch.no_grad():
             size = (self.SIZE, self.SIZE)
-            large = F.interpolate(shown, size, mode="bilinear", align_corners=False)
-            final, maps = self.teacher.forward_intermediates(large, indices=list(self.LAYERS))
+            if shown.shape[-1] < self.SIZE:
+                shown = F.interpolate(shown, size, mode="bilinear", align_corners=False)
+            final, maps = self.teacher.forward_intermediates(shown, indices=list(self.LAYERS))
             taught = self.teacher.forward_head(final).float().log_softmax(1)
-            maps = torch.cat(
-                [
-                    F.interpolate(m.float(), side, mode="bilinear", align_corners=False)
-                    for m in maps
-                ],
-                dim=1,
-            )
-            mean, std = maps.mean((0, 2, 3), keepdim=True), maps.std((0, 2, 3), keepdim=True)
-            answer = ((maps - mean) / (std + 1e-3)).flatten(2).transpose(1, 2)
-        guess = self.guess(tokens[:, -side[0] * side[1] :]).float()
         own = logits.float().log_softmax(1)
         divergence = F.kl_div(own, taught, log_target=True, reduction="batchmean")
         loss = self.recipe.teacher_share * divergence
-        return logits, loss + self.recipe.imitation * F.mse_loss(guess, answer)
+        if self.guess is not None:
+            side = self.network.patch_embed.grid_size
+            maps = [
+                F.interpolate(m.float(), side, mode="bilinear", align_corners=False) for m in maps
+            ]
+            answer = torch.cat(maps, dim=1)
+            mean, std = answer.mean((0, 2, 3), keepdim=True), answer.std((0, 2, 3), keepdim=True)
+            answer = ((answer - mean) / (std + 1e-3)).flatten(2).transpose(1, 2)
+            guess = self.guess(tokens[:, -side[0] * side[1] :]).float()
+            loss = loss + self.recipe.imitation * F.mse_loss(guess, answer)
+        return logits, loss
 
 
 _PATCHES = "patch_embed.proj.weight"

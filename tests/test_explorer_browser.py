@@ -193,9 +193,7 @@ def test_the_widget_fits_a_column_and_shows_why_a_method_is_missing(page: Page) 
     expect(status(page)).to_have_text("Ready: press Run.", timeout=30_000)
     output = page.locator(".jp-OutputArea-output").first
     assert output.evaluate("o => o.scrollWidth <= o.clientWidth + 1")
-    page.locator(".olx .widget-dropdown", has_text="Method").locator("select").select_option(
-        "grad-cam"
-    )
+    page.get_by_label("Method").select_option("grad-cam")
     button(page, "Run").click()
     expect(page.locator(".olx")).to_contain_text("grad-cam optimises nothing")
     expect(status(page)).to_have_text(re.compile(r"^Done in"))

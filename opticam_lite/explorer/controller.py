@@ -82,6 +82,7 @@ class Controller:
         self._listener, self._pace, self._preview = listener, pace, preview
         self._run = 0
         self._step = (0, 0)
+        self._explains = False
         self._stop: threading.Event | None = None  # of the present run; None when none is running
         self._workers: dict[threading.Thread, threading.Event] = {}
         _LIVE.add(self)
@@ -119,7 +120,7 @@ class Controller:
                 return False
             run, (index, total) = self._run, self._step
             self._abandon()
-            self._listener(Cancelled(run, index, total))
+            self._listener(Cancelled(run, index, total, self._explains))
             return True
 
     def join(self, timeout: float | None = None) -> bool:
@@ -160,7 +161,7 @@ class Controller:
             )
             self._workers = {w: s for w, s in self._workers.items() if w.is_alive()}
             self._workers[worker] = self._stop = stop
-            self._step = (0, 0)
+            self._step, self._explains = (0, 0), explains
             self.error = None
             self._listener(Started(run, settings, explains))
             worker.start()

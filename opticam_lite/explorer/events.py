@@ -150,3 +150,4 @@ class Cancelled(Event):
 
     index: int
     total: int
+    explains: bool

@@ -121,12 +121,11 @@ def layer_note(shape: tuple[int, int, int], refused: dict[str, str]) -> str:
 
 def scores(result: Result) -> str:
     """Return the probabilities before and after masking, and what they mean for this image."""
-    if result.after > result.before:
-        verdict = "Seeing only what the map keeps, the network is <b>more</b> certain."
-    elif result.after < result.before:
-        verdict = "Seeing only what the map keeps, the network is <b>less</b> certain."
+    change = result.after - result.before
+    if abs(change) < 0.005:
+        certainty = "<b>hardly more or less</b> certain"
     else:
-        verdict = "Seeing only what the map keeps, the network is <b>as</b> certain as before."
+        certainty = f"<b>{'more' if change > 0 else 'less'}</b> certain"
     rows = "".join(
         f"<tr><td>{escape(a)}</td><td class=n>{probability(p)}</td>"
         f"<td>{escape(b)}</td><td class=n>{probability(o)}</td></tr>"
@@ -136,7 +135,7 @@ def scores(result: Result) -> str:
         f'<div style="width:{SIDE}px"><figcaption><b>Probability of “{escape(result.target_label)}”'
         "</b><small>in the image and in image × map</small></figcaption>"
         f"{_bar('image', result.before, BEFORE)}{_bar('image × map', result.after, AFTER)}"
-        f"<p>{verdict}</p>"
+        f"<p>Seeing only what the map keeps, the network is {certainty}.</p>"
         f"<p>drop <b>{result.drop:.1%}</b> (lower is better), "
         f"gain <b>{result.gain:.1%}</b> (higher is better)<br>"
         "<small>AD and AG are the means of these two over many images.</small></p>"

@@ -48,6 +48,7 @@ class Explorer(widgets.VBox):
         self._muted = False  # the view is setting values itself; guarded by the controller's lock
         self._previewed = False
         self._result: Result | None = None
+        self._asked: Settings | None = None  # the settings of the run that found it
         self.controller = Controller(networks, images, self._show)
         first = self.controller.loaded(next(iter(networks)))
         if first is None:
@@ -121,15 +122,15 @@ class Explorer(widgets.VBox):
         return self.controller.join(timeout)
 
     def snapshot(self) -> Picture:
-        """Return the result as a static picture with alternative text; run first if there is none.
+        """Return what the present settings give, as a static picture with alternative text.
 
-        Waits for the run.
+        Waits for the run under way; runs if that, or the last one, had other settings.
 
         Raises:
             RuntimeError: If the run failed or was cancelled; the message says why.
         """
         self.join()
-        if self._result is None and self.controller.error is None:
+        if self._result is None or self._asked != self.settings:
             self.start()
             self.join()
         if self._result is None:
@@ -148,7 +149,7 @@ class Explorer(widgets.VBox):
     # ------------------------------------ building
 
     def _build(self, classifier: Classifier) -> None:
-        wide = {"layout": widgets.Layout(width="420px"), "style": {"description_width": "104px"}}
+        wide = {"layout": widgets.Layout(width="414px"), "style": {"description_width": "104px"}}
         names = self.controller.networks
         images = [(f"{i}: {t}" if t else str(i), i) for i, t in enumerate(self._truths)]
         self.image = widgets.Dropdown(options=images, description="Image", **wide)
@@ -307,6 +308,7 @@ class Explorer(widgets.VBox):
                 loaded = self.controller.loaded(settings.network) is not None
                 self._say("Working …" if loaded else f"Loading {settings.network} …")
                 if explains:
+                    self._asked = settings
                     self._age()
             case Waiting():
                 self._say("Waiting for another run to let go of the network …")
@@ -332,6 +334,8 @@ class Explorer(widgets.VBox):
                 self._say("", strong="Stopped by an error.")
                 self._clear("No result")
                 self.problem.value = panels.problem(message, details)
+            case Cancelled(explains=False):
+                self._say(".", strong="Cancelled")
             case Cancelled(index=index, total=total):
                 self.progress.bar_style = "warning"
                 text = f" after {index} of {total} steps" if total else ""

@@ -1,0 +1,420 @@
+"""The report: what is checked before it runs, what it shows, what a failure leaves behind."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
+
+import opticam_lite as ol
+from opticam_lite import reports
+
+# Papermill and Jupyter's libraries are still on their way to the newest Python.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+QUICK = ["WEIGHTS=random", "LIMIT=4", "EXAMPLES=2", "ITERATIONS=2"]
+
+
+class Page(HTMLParser):
+    """Collects the tags of a page, and the rows of its tables as text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip()
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def row(self, title):
+        return next(row[1:] for row in self.rows if row[0] == title)
+
+
+def write_notebook(path: Path, *cells: str, parameters: str = 'out: str = ""') -> Path:
+    notebook = new_notebook(
+        metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "P"}}
+    )
+    first = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    notebook.cells = [first, *map(new_code_cell, cells)]
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "my photos"
+    folder.mkdir()
+    pixels = np.random.default_rng(0)
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(pixels.integers(0, 255, (40, 60, 3), np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Figures in which the paper's ordering holds."""
+    return pd.DataFrame(
+        {
+            "AD": [12.0, 8.0, 0.5, 0.1],
+            "AG": [10.0, 20.0, 60.0, 0.2],
+            "AI": [30.0, 50.0, 90.0, 48.0],
+            "T": [0.1, 4.0, 6.0, 0.0],
+        },
+        index=["grad-cam", "score-cam", "opti-cam", "fake-cam"],
+    )
+
+
+# ---------------------------------------------------------------------------------- parameters
+
+
+def test_parameters_of_the_notebook_are_those_of_prepare():
+    parameters, out, _ = reports.parse([])
+    defaults = {
+        name: p.default for name, p in inspect.signature(reports.prepare).parameters.items()
+    }
+    assert parameters == defaults
+    assert out == Path("build/saliency_report")
+
+
+def test_parameters_are_converted_and_empty_ones_left_at_their_default():
+    parameters, out, timeout = reports.parse(
+        ["LIMIT=7", "normalize=No", "IMAGES=my = photos", "LAYER=", "OUT=some where", "TIMEOUT=9.5"]
+    )
+    assert (parameters["limit"], parameters["normalize"]) == (7, False)
+    assert (parameters["images"], parameters["layer"]) == ("my = photos", "")
+    assert (out, timeout) == (Path("some where"), 9.5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("MODLE=resnet50", ["'MODLE'", "did you mean 'MODEL'"]),
+        ("LIMIT=many", ["LIMIT", "'many'", "whole number"]),
+        ("LIMIT=2.5", ["LIMIT", "'2.5'", "whole number"]),
+        ("NORMALIZE=perhaps", ["NORMALIZE", "'perhaps'", "yes or no"]),
+        ("TIMEOUT=0", ["TIMEOUT", "above 0"]),
+        ("resnet50", ["'resnet50'", "NAME=value"]),
+    ],
+)
+def test_wrong_parameters_are_told(argument, words):
+    with pytest.raises(reports.ReportError) as error:
+        reports.parse([argument])
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["LIMIT=0"], ["LIMIT is 0", "at least 1"]),
+        (["EXAMPLES=-1"], ["EXAMPLES is -1"]),
+        (["METHODS=grad-cam, opticam"], ["'opticam'", "'opti-cam'"]),
+        (["METHODS=,"], ["METHODS", "opti-cam"]),
+        (["MODEL=resnt50"], ["'resnt50'", "'resnet50'"]),
+        (["LAYER=layer9"], ["layer9", "layer4"]),
+        (["CHECKPOINT=nowhere.pt"], ["CHECKPOINT", "'nowhere.pt'", "no such file"]),
+        (["LABELS=nowhere.csv"], ["LABELS", "'nowhere.csv'", "no such file"]),
+        (["IMAGES=nowhere"], ["'nowhere'"]),
+        (["MODEL=scenes_vgg", "METHODS=cam"], ["no method", "scenes_vgg"]),
+        (["WEIGHTS=best"], ["'best'", "random"]),
+        (["DEVICE=gpu9"], ["'gpu9'"]),
+    ],
+)
+def test_a_wrong_parameter_ends_before_anything_runs(arguments, words, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert reports.main(["WEIGHTS=random", *arguments, f"OUT={out}"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("report: ")
+    assert message.count("\n") == 1
+    assert all(word in message for word in words)
+    assert not out.exists()
+
+
+def test_a_damaged_image_is_found_before_anything_runs(photos, tmp_path, capsys):
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:200])
+    out = tmp_path / "out"
+    assert reports.main([*QUICK, f"IMAGES={photos}", f"OUT={out}"]) == 2
+    assert "b.png" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_file_in_place_of_the_folder_is_told(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert reports.main([f"OUT={tmp_path / 'file' / 'below'}"]) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_help_names_every_parameter(capsys):
+    assert reports.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(
+        f"  {name.upper()} " in shown for name in inspect.signature(reports.prepare).parameters
+    )
+    assert "OUT" in shown
+    assert "TIMEOUT" in shown
+
+
+# ------------------------------------------------------------------------- what is reported on
+
+
+def test_methods_that_do_not_apply_are_left_out_with_the_reason():
+    subject = reports.prepare(model="scenes_vit", weights="random", methods="cam grad-cam")
+    assert subject.methods == ["grad-cam"]
+    assert list(subject.left_out) == ["cam"]
+    assert subject.left_out["cam"]
+    assert subject.transformer
+    assert not reports.prepare(weights="random", limit=1).transformer
+
+
+def test_examples_are_of_different_classes():
+    subject = reports.prepare(weights="random", limit=40, examples=4)
+    assert len({subject.dataset[i].target for i in subject.examples}) == 4
+    assert set(subject.examples) <= set(subject.indices)
+    assert len(subject.indices) == 40
+
+
+def test_more_examples_than_classes_are_filled_up(photos):
+    subject = reports.prepare(weights="random", images=str(photos), examples=9)
+    assert subject.examples == [0, 1, 2]
+    few = reports.prepare(weights="random", images=str(photos), examples=2)
+    assert len(few.examples) == 2
+
+
+def test_photos_without_labels_are_explained_for_the_predicted_class(photos):
+    subject = reports.prepare(weights="random", images=str(photos))
+    targets, predicted = reports.predictions(subject, batch_size=2)
+    assert not subject.labelled
+    assert "predicted" in subject.targets
+    assert targets.tolist() == predicted.tolist()
+
+
+def test_photos_with_labels_are_explained_for_the_true_class(photos, tmp_path):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,class_index\na.png,2\nc.png,5\n")
+    subject = reports.prepare(weights="random", images=str(photos), labels=str(labels))
+    assert subject.labelled
+    assert reports.predictions(subject)[0].tolist() == [2, 5]
+
+
+def test_scenes_have_no_true_class_for_a_network_of_other_classes():
+    subject = reports.prepare(model="squeezenet1_1", weights="random", limit=2)
+    assert not subject.labelled
+    assert subject.dataset[0].target is None
+    assert len(subject.dataset) == len(ol.load_dataset("scenes"))
+
+
+# ------------------------------------------------------------------------------- what it shows
+
+
+def test_the_papers_tables_are_whole():
+    cnns, transformers = reports.paper_table(1), reports.paper_table(2)
+    assert cnns.groupby("network").size().to_dict() == {"ResNet50": 12, "VGG16": 12}
+    assert transformers.groupby("network").size().to_dict() == {"DeiT-B": 14, "ViT-B": 14}
+    for paper in (cnns, transformers):
+        # The claims that reports check are the paper's own: they hold of its figures, but for
+        # Fake-CAM's AG and AD, which they bound; so a slip in transcription would show.
+        for _, rows in paper.groupby("network"):
+            assert all(holds for holds, _ in reports.ordering(rows.set_index("method")).values())
+
+
+@pytest.mark.parametrize(
+    ("method", "metric", "value", "broken"),
+    [
+        ("opti-cam", "AD", 8.0, "lowest average drop"),
+        ("score-cam", "AG", 30.1, "twice the average gain"),
+        ("fake-cam", "AD", 1.0, "Fake-CAM"),
+        ("fake-cam", "AG", 2.0, "Fake-CAM"),
+    ],
+)
+def test_ordering_fails_where_a_figure_breaks_it(table, method, metric, value, broken):
+    assert all(holds for holds, _ in reports.ordering(table).values())
+    assert "ordering holds here" in reports.checklist(reports.ordering(table))
+    other = table.copy()
+    other.loc[method, metric] = value
+    failing = [claim for claim, (holds, _) in reports.ordering(other).items() if not holds]
+    assert len(failing) == 1
+    assert broken in failing[0]
+    assert "does not hold here: 1 of 3" in reports.checklist(reports.ordering(other))
+
+
+def test_ordering_says_nothing_of_methods_that_were_not_measured(table):
+    assert list(reports.ordering(table.loc[["grad-cam"]])) == []
+    assert "can't be judged" in reports.checklist({})
+    assert len(reports.ordering(table.loc[["grad-cam", "fake-cam"]])) == 1
+
+
+def test_the_comparison_shows_measured_and_printed_figures(table):
+    shown = reports.comparison(table, reports.paper_table(1), here="<mine>")
+    page = Page(shown)
+    assert page.row("Opti-CAM")[:4] == ["0.5", "60.0", "90.0", "6.00"]
+    paper = ["8.6", "26.6", "56.7", "15.22", "13.5", "15.6", "41.7", "3.11"]
+    assert page.row("Score-CAM")[4:] == paper
+    assert page.row("LIME")[:5] == ["–", "–", "–", "–", "66.7"]
+    assert "<mine>" not in shown
+    # Bold: the best of each measured column, but never Fake-CAM.
+    best = [cell for cell in shown.split("<td")[1:] if cell.startswith(' class="best"')]
+    assert [cell.partition(">")[2].partition("<")[0] for cell in best[:3]] == [
+        "0.5",
+        "60.0",
+        "90.0",
+    ]
+
+
+def test_the_chart_tells_its_figures_to_those_who_can_not_see_it(table):
+    picture = reports.chart(table, reports.paper_table(1))
+    assert "Opti-CAM 0.5 and 60.0" in picture.alt
+    assert picture.png.startswith(b"\x89PNG")
+
+
+def test_metrics_never_hold_what_json_does_not_know(table, tmp_path):
+    subject = reports.prepare(weights="random", limit=1)
+    quality = {"top1": None, "mean_probability": float("nan")}
+    reports.write_metrics(tmp_path, subject, {"limit": 1}, table, quality)
+    written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert written["mean_probability"] is None
+    assert written["ordering_holds"] is True
+
+
+# -------------------------------------------------------------------------------- making it
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A report of the real notebook, in a folder that also holds a file of the user's."""
+    out = tmp_path_factory.mktemp("a report") / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    code = reports.main([*QUICK, "METHODS=cam,grad-cam,opti-cam,fake-cam", f"OUT={out}"])
+    return code, out
+
+
+def test_a_good_run_writes_page_notebook_and_metrics(made):
+    code, out = made
+    assert code == 0
+    assert {p.name for p in out.iterdir()} == {
+        *("saliency_report.html", "saliency_report.ipynb", "metrics.json", "mine.txt")
+    }
+    notebook = nbformat.read(out / "saliency_report.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert reports.failures(notebook) == []
+
+
+def test_the_page_is_self_contained_and_told_to_those_who_can_not_see_it(made):
+    page = Page((made[1] / "saliency_report.html").read_text(encoding="utf-8"))
+    assert page.all("script") == page.all("link") == page.all("iframe") == []
+    images = page.all("img")
+    assert len(images) == 3
+    assert all(image["src"].startswith("data:image/png;base64,") for image in images)
+    assert all(len(image["alt"]) > 40 for image in images)
+    assert all(anchor["href"].startswith("#") for anchor in page.all("a"))
+    assert not any("role" in division for division in page.all("div"))
+
+
+def test_the_page_shows_the_metrics_that_the_file_holds(made):
+    text = (made[1] / "saliency_report.html").read_text(encoding="utf-8")
+    metrics = json.loads((made[1] / "metrics.json").read_text(encoding="utf-8"))
+    page = Page(text)
+    assert [row["method"] for row in metrics["methods"]] == [
+        *("cam", "grad-cam", "opti-cam", "fake-cam")
+    ]
+    for row in metrics["methods"]:
+        measured = [float(figure) for figure in page.row(reports.title(row["method"]))[:3]]
+        assert measured == pytest.approx([row["AD"], row["AG"], row["AI"]], abs=0.051)
+        assert row["n"] == 4
+        assert row["seconds"] >= 0
+    assert metrics["settings"]["limit"] == 4
+    assert metrics["versions"]["torch"]
+    assert len(metrics["ordering"]) == 3
+    verdict = "ordering holds here" if metrics["ordering_holds"] else "ordering does not hold here"
+    assert verdict in text
+
+
+def test_a_failing_cell_leaves_the_page_with_the_error_marked(tmp_path):
+    out = tmp_path / "out"
+    good = write_notebook(
+        tmp_path / "good.ipynb", "from pathlib import Path; (Path(out) / 'metrics.json').touch()"
+    )
+    assert reports.run({}, out, notebook=good) == []
+    assert (out / "metrics.json").exists()
+    bad = write_notebook(
+        tmp_path / "bad.ipynb", "1 + 1", "# papermill_description=Two_zeros\n0 / 0", "3 + 3"
+    )
+    found = reports.run({}, out, notebook=bad)
+    assert [(f.where, f.error) for f in found] == [
+        ("cell In [4] (Two zeros)", "ZeroDivisionError: division by zero")
+    ]
+    text = (out / "saliency_report.html").read_text(encoding="utf-8")
+    assert [d["role"] for d in Page(text).all("div") if "role" in d] == ["alert"]
+    assert text.count("ZeroDivisionError") > 2
+    assert 'id="failure"' in text
+    # The figures of the earlier, good run are not those of this page.
+    assert not (out / "metrics.json").exists()
+    outputs = nbformat.read(out / "saliency_report.ipynb", as_version=4).cells[-1].outputs
+    assert outputs == []
+
+
+def test_main_returns_1_for_a_failing_cell(tmp_path, capsys, monkeypatch):
+    bad = write_notebook(tmp_path / "bad.ipynb", "raise ValueError('<so> it is')")
+    monkeypatch.setattr(reports, "notebook_path", lambda: bad)
+    monkeypatch.setattr(reports, "prepare", lambda **_: None)
+    assert reports.main([f"OUT={tmp_path / 'out'}"]) == 1
+    shown = capsys.readouterr()
+    assert "failed with ValueError: <so> it is" in shown.err
+    assert "saliency_report.html" in shown.out
+    assert "&lt;so&gt; it is" in (tmp_path / "out" / "saliency_report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("import time; time.sleep(60)", "CellTimeoutError"),
+        ("import os; os._exit(3)", "DeadKernelError"),
+        # Papermill sees nothing of an error inside an output widget.
+        ("import ipywidgets as w\no = w.Output()\nwith o:\n    1 / 0\no", "ZeroDivisionError"),
+    ],
+)
+def test_failures_that_are_in_no_cells_output_are_found(source, error, tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb", source)
+    found = reports.run({}, tmp_path / "out", timeout=5, notebook=notebook)
+    assert [f.error.partition(":")[0] for f in found] == [error]
+    assert error in (tmp_path / "out" / "saliency_report.html").read_text(encoding="utf-8")
+
+
+def test_an_interrupted_run_leaves_the_earlier_report(tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "saliency_report.html").write_text("earlier")
+    monkeypatch.setattr(reports.papermill, "execute_notebook", interrupted)
+    assert reports.main([*QUICK, f"OUT={out}"]) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["saliency_report.html"]
+    assert (out / "saliency_report.html").read_text() == "earlier"
+
+
+def test_a_missing_notebook_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(reports, "_PACKAGE", tmp_path / "package")
+    with pytest.raises(FileNotFoundError, match="saliency_report"):
+        reports.notebook_path()

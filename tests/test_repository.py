@@ -1,0 +1,148 @@
+"""What holds for every file of the repository, and for the set-up."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+LESSONS = [path for path in NOTEBOOKS if path.parent.name == "notebooks"]
+KEPT = {"keep_output", "nbval-check-output"}
+# Folders that exist on one machine only, written so that this line does not contain them.
+MACHINE_PATH = re.compile(r"(?<![\w.~$}*)-])/(?:home|Users|root|opt|work|tmp|mnt)/\w")
+
+
+def files() -> list[Path]:
+    """The files that git has, or would take up."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def texts() -> dict[str, str]:
+    """Path → content of every file that is text."""
+    found = {}
+    for path in files():
+        data = path.read_bytes()
+        if b"\0" not in data:
+            found[str(path.relative_to(ROOT))] = data.decode("utf-8")
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_hold_no_state_and_only_the_outputs_that_are_compared(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert "widgets" not in notebook.metadata
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        tags = set(cell.metadata.get("tags", []))
+        assert not tags & KEPT or tags >= KEPT, f"{cell.id}: one of {sorted(KEPT)} is missing"
+        if tags >= KEPT:
+            assert cell.outputs, f"{cell.id} keeps an output and has none"
+            # nbval compares nothing where there is no execution count.
+            assert cell.execution_count is not None, f"{cell.id} has no execution count"
+            assert len(str(cell.outputs)) < 4000, f"{cell.id} keeps too long an output"
+        else:
+            assert not cell.outputs, f"{cell.id} holds an output: make format"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_each_lesson_has_results_that_are_compared(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert any(set(cell.metadata.get("tags", [])) >= KEPT for cell in cells)
+
+
+def test_nothing_names_a_path_of_one_machine():
+    found = [
+        f"{name}: {line.strip()[:120]}"
+        for name, text in texts().items()
+        for line in text.splitlines()
+        if len(line) < 5000 and MACHINE_PATH.search(line)
+    ]
+    assert found == []
+
+
+def test_files_are_small_enough_to_clone():
+    sizes = {path.relative_to(ROOT): path.stat().st_size for path in files()}
+    assert {str(p): s for p, s in sizes.items() if s > 5e6} == {}
+    assert sum(s for p, s in sizes.items() if p.parts[0] == "data") <= 30e6
+
+
+def test_the_lock_names_packages_and_nothing_else():
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    lines = [line for line in lock.splitlines() if line and not line.lstrip().startswith("#")]
+    pinned = re.compile(r"^[a-z0-9._-]+==[0-9][\w.]*( ; .+)?$")
+    assert [line for line in lines if not pinned.match(line)] == []
+    assert "://" not in lock
+    direct = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    names = re.findall(r'"([a-z0-9.-]+)>=', direct)
+    locked = {line.partition("==")[0] for line in lines}
+    assert {"torch", "timm", "papermill", "pytest"} <= set(names)
+    assert [name for name in names if name not in locked] == []
+
+
+def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    # Tests are themselves started by make, whose flags would be handed on.
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", *arguments], cwd=cwd, env=clean, capture_output=True, text=True)
+
+
+def test_make_hands_parameters_to_the_report_as_they_are():
+    shown = make("-n", "report", "MODEL=resnet50", 'IMAGES=my "best" photos')
+    assert shown.returncode == 0
+    last = shown.stdout.strip().splitlines()[-1]
+    # The values travel in the environment, where no shell takes them apart.
+    assert last.endswith('-m opticam_lite.reports IMAGES="$IMAGES" MODEL="$MODEL"')
+
+
+def test_make_says_when_python_is_too_old(tmp_path):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    old = tmp_path / "oldpython"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    shown = make("report", f"PYTHON={old}", cwd=tmp_path)
+    assert shown.returncode != 0
+    assert "needs Python 3.11 or newer" in shown.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_a_set_up_that_was_cut_short_is_done_again(tmp_path):
+    """A stand-in for Python records what it is asked to do, so that nothing is installed."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    asked = tmp_path / "asked.txt"
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/sh\necho \"$@\" >> '{asked}'\n"
+        'case "$*" in\n'
+        f"*venv*) mkdir -p .venv/bin && cp '{python}' .venv/bin/python ;;\n"
+        f"*requirements.lock*) test ! -e '{tmp_path}/offline' ;;\n"
+        "esac\n"
+    )
+    python.chmod(0o755)
+    (tmp_path / "offline").touch()
+    assert make("report", f"PYTHON={python}", cwd=tmp_path).returncode != 0
+    assert "venv --clear" in asked.read_text()
+    (tmp_path / "offline").unlink()
+    asked.unlink()
+    assert make("report", f"PYTHON={python}", cwd=tmp_path).returncode == 0
+    assert "venv --clear" in asked.read_text()
+    assert "requirements.lock" in asked.read_text()
+    asked.unlink()
+    assert make("report", "LIMIT=3", f"PYTHON={python}", cwd=tmp_path).returncode == 0
+    assert asked.read_text() == "-m opticam_lite.reports LIMIT=3\n"
