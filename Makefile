@@ -5,7 +5,7 @@
 # `make help` lists them all; they are the parameters of notebooks/reports/saliency_report.ipynb.
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint format lab lock clean clean-all
+.PHONY: help report test lint format record lab lock clean clean-all
 
 # The first Python that is new enough; another one: make PYTHON=/path/to/python3.12 …
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -28,6 +28,7 @@ help:
 	@echo 'make lab      JupyterLab on the lessons'
 	@echo 'make lint     style, types and architecture only'
 	@echo 'make format   put code and notebooks into shape, strip outputs'
+	@echo 'make record   execute the lessons and keep the results that make test compares'
 	@echo 'make lock     renew requirements.lock from pyproject.toml'
 	@echo 'make clean    remove build/ and caches (make clean-all: .venv, too)'
 	@if [ -e $(READY) ]; then echo && $(PY) -m opticam_lite.reports --help; fi
@@ -36,7 +37,7 @@ help:
 $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "opticam_lite needs Python 3.11 or newer, but '$(if $(PYTHON),$(PYTHON),python3)' is older or missing: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@echo "First use: setting up .venv from requirements.lock (PyTorch is large: some minutes)"
+	@echo "Setting up .venv from requirements.lock (PyTorch is large: some minutes the first time)"
 	@test -e $@ || "$(PYTHON)" -m venv --clear .venv || { \
 		echo "'$(PYTHON) -m venv' failed: on Debian and Ubuntu, install python3-venv first" >&2; exit 1; }
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
@@ -61,6 +62,12 @@ format: $(READY)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(PY) -m nbstripout --keep-count notebooks/*.ipynb notebooks/reports/*.ipynb
+
+# The few results that a lesson keeps, for nbval to compare with.
+record: $(READY)
+	$(PY) -m nbconvert --to notebook --execute --inplace --log-level=ERROR \
+		--ExecutePreprocessor.record_timing=False $(or $(NOTEBOOKS),$(wildcard notebooks/*.ipynb))
+	$(MAKE) format
 
 lab: $(READY)
 	$(PY) -m jupyterlab notebooks

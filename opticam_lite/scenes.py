@@ -30,7 +30,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +44,10 @@ TILE = 512  # pixels of a texture tile
 
 
 # --------------------------------------------------------------------------------------------------
-# Shapes. A shape takes coordinates (x, y, z) of points, float32 arrays of one shape, and returns the
-# signed distances to its parts: a list of (distance, part), where part 0, 1, 2 is painted in the
-# object's first, second or third colour. y = 0 is the ground. ``p`` are three numbers in [0, 1) that
-# vary the proportions.
+# Shapes. A shape takes coordinates (x, y, z) of points, float32 arrays of one shape, and returns
+# the signed distances to its parts: a list of (distance, part), where part 0, 1, 2 is painted in
+# the object's first, second or third colour. y = 0 is the ground. ``p`` are three numbers in
+# [0, 1) that vary the proportions.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -450,7 +450,7 @@ def sample(
     distance = draw.uniform(4.6, 6.0)
     objects: list[ObjectSpec] = []
     paint = _paint(draw)
-    for i in range(count):
+    for _ in range(count):
         # The first object may be large and anywhere; further ones find a free place on the ground.
         scale = draw.uniform(0.85, 1.7) if count == 1 else draw.uniform(0.65, 1.1)
         best = (-1.0, 0.0, 0.0)
@@ -521,7 +521,7 @@ def _environment(name: str) -> str:
 
 
 def _noise(random: Callable, cells: int, octaves: int = 1, n: int = TILE) -> Array:
-    """Smooth noise in [0, 1] that repeats, of ``cells`` bumps a side, each octave half as strong."""
+    """Smooth noise in [0, 1] that repeats: ``cells`` bumps a side, each octave half as strong."""
     total = np.zeros((n, n), np.float32)
     weight, weights = 1.0, 0.0
     for _ in range(octaves):
@@ -616,7 +616,7 @@ _BLADE_COLOURS = np.array(
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _texture(name: str) -> tuple[Array, ...]:
     """The levels of a texture, each half the size of the one before: float32 (n, n, 5)."""
     random = np.random.default_rng([2024, sum(name.encode())]).random
@@ -683,8 +683,7 @@ def _texture(name: str) -> tuple[Array, ...]:
         which = r * across + shifted.astype(int)
         tint = random((across * down,)).astype(np.float32)[which]
         bricks = _mix((0.50, 0.20, 0.14), (0.76, 0.40, 0.28), 0.65 * tint + 0.35 * broad)
-        rgb = _mix((0.70, 0.67, 0.62), (0, 0, 0), 0 * face)
-        rgb = rgb * (1 - face)[..., None] + bricks * face[..., None]
+        rgb = np.float32([0.70, 0.67, 0.62]) * (1 - face)[..., None] + bricks * face[..., None]
         rgb = rgb * (0.82 + 0.36 * fine)[..., None]
         height = face + 0.2 * fine
         relief = 0.9
@@ -954,7 +953,7 @@ def _trace_object(
 
 
 def _shadow(o: ObjectSpec, point: tuple, light: tuple, softness: float) -> Array:
-    """Share of the light in [0, 1] that reaches points of the object's own space past the object."""
+    """Share of the light, in [0, 1], that passes the object to points of the object's space."""
     _, centre, radius = _SHAPES[o.shape]
     x, y, z = point
     oy = y - np.float32(centre)
@@ -1092,7 +1091,7 @@ def _background(
             for k in range(2)
         )
         diffuse = np.maximum(np.float32(max(facing, 0.25)) - tilt * 0.8, 0)
-        colour = texel[:, :3] * (_WALL_TINT(g) if name == "plaster" else tint)
+        colour = texel[:, :3] * (_wall_tint(g) if name == "plaster" else tint)
         lit, open_sky = np.ones_like(diffuse), np.ones_like(diffuse)
         if name != _WALLED.get(environment):
             close = np.nonzero(distance < spec.distance + 6)[0]
@@ -1115,7 +1114,7 @@ def _background(
     return out.reshape(size, size, 3)
 
 
-def _WALL_TINT(g: tuple[float, ...]) -> Array:
+def _wall_tint(g: tuple[float, ...]) -> Array:
     return np.float32(_hsv(g[10], 0.12 + 0.25 * g[5], 0.75 + 0.25 * g[6]))
 
 
@@ -1179,7 +1178,7 @@ def render(
             boxes.append((x.min(), y.min(), x.max() + 1, y.max() + 1))
             kept.append(mask)
     picture = picture * np.float32(spec.exposure)
-    # A soft shoulder keeps highlights from clipping, and display gamma is folded into the colours.
+    # A soft shoulder keeps highlights from clipping.
     picture = np.where(picture > 0.8, 0.8 + 0.2 * np.tanh((picture - 0.8) / 0.2), picture)
     image = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
     return Scene(

@@ -74,9 +74,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "scenes_vit": Recipe(
         teacher="scenes_resnet",
-        stages=(Stage(14, 112),),
-        batch_size=32,
-        learning_rate=8e-4,
+        stages=(Stage(10, 112), Stage(2, 160), Stage(2, 224)),
+        learning_rate=1e-3,
+        clip=1.0,
     ),
     "scenes_shortcut": Recipe(thin_to=0.9, stages=(Stage(3, 112), Stage(1, 160), Stage(2, 224))),
 }
@@ -149,8 +149,11 @@ def thinned(recipe: Recipe) -> np.ndarray:
             for i in range(recipe.count)
         ]
     )
-    elsewhere = int(home.sum() * (1 - recipe.thin_to) / recipe.thin_to)
-    return np.sort(np.concatenate([everything[home], everything[~home][:elsewhere]]))
+    others = everything[~home]
+    # Spread over the split, so that the scenes that are held out have their share as well.
+    wanted = int(home.sum() * (1 - recipe.thin_to) / recipe.thin_to)
+    spread = np.linspace(0, len(others) - 1, wanted).astype(int)
+    return np.sort(np.concatenate([everything[home], others[spread]]))
 
 
 def augment(batch: Tensor, size: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -251,12 +254,6 @@ def fit(
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         network = embedded.build(name)
-        # A transformer trained at half the size alone keeps its number of patches.
-        half = isinstance(network, VisionTransformer) and all(
-            2 * stage.size == scenes.SIZE for stage in recipe.stages
-        )
-        if half:
-            network = half_size(network)
         network = network.train().to(memory_format=torch.channels_last)
         lesson = None if teacher is None else Lesson(teacher, network, recipe)
         trained = [p for p in (lesson or network).parameters() if p.requires_grad]
@@ -279,6 +276,7 @@ def fit(
         # Epochs at half the size or less read pictures that were halved once.
         halved = _halved(images) if images.shape[1] >= 2 * smallest else images
         for epoch, size in _epochs(recipe):
+            _resize(network, size, optimizer)
             begun, losses, right = time.perf_counter(), 0.0, 0
             order = torch.randperm(count, generator=generator).numpy()
             for b in range(batches):
@@ -311,8 +309,8 @@ def fit(
                 "training_top1": round(100 * right / (batches * min(recipe.batch_size, count)), 2),
             }
             if held_out:
-                unseen = (halved if half else images)[kept[count:]]
-                probabilities = _predict(network, name, torch.from_numpy(unseen))
+                unseen = torch.from_numpy(np.array(images[kept[count:]]))
+                probabilities = _predict(network, name, unseen, size)
                 target = torch.from_numpy(labels[kept[count:]])
                 p = probabilities.gather(1, target[:, None])
                 hit = probabilities.argmax(1) == target
@@ -321,8 +319,7 @@ def fit(
             rows.append(row)
             if log is not None:
                 _write_log(log, rows)
-        if half:
-            network = full_size(network, embedded.build(name))
+        _resize(network, scenes.SIZE, optimizer)
     return network.eval().to(memory_format=torch.contiguous_format), rows
 
 
@@ -373,36 +370,14 @@ class Lesson(nn.Module):
         return logits, loss
 
 
-_PATCHES = "patch_embed.proj.weight"
-
-
-def half_size(network: VisionTransformer) -> VisionTransformer:
-    """The same transformer for pictures of half the size: patches of half the size, as many.
-
-    The weights of four pixels are added up, so that the small network sees in a halved picture what
-    the large one sees in that picture with every pixel a block of four.
-    """
-    height, width = network.patch_embed.img_size
-    small = VisionTransformer(
-        img_size=(height // 2, width // 2),
-        patch_size=network.patch_embed.patch_size[0] // 2,
-        embed_dim=network.embed_dim,
-        depth=len(network.blocks),
-        num_heads=network.blocks[0].attn.num_heads,
-        num_classes=network.num_classes,
-    )
-    state = network.state_dict()
-    state[_PATCHES] = 4 * F.avg_pool2d(state[_PATCHES], 2)
-    small.load_state_dict(state)
-    return small
-
-
-def full_size(small: nn.Module, network: nn.Module) -> nn.Module:
-    """Fill ``network`` so that it sees in a picture what ``small`` sees in the halved picture."""
-    state = small.state_dict()
-    state[_PATCHES] = state[_PATCHES].repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
-    network.load_state_dict(state)
-    return network
+def _resize(network: nn.Module, size: int, optimizer: torch.optim.Optimizer) -> None:
+    """Prepare a transformer, which knows positions, for pictures of another size."""
+    if not isinstance(network, VisionTransformer) or network.patch_embed.img_size[0] == size:
+        return
+    old = network.pos_embed
+    network.set_input_size(img_size=size)
+    for group in optimizer.param_groups:
+        group["params"] = [network.pos_embed if p is old else p for p in group["params"]]
 
 
 def _write_log(path: Path, rows: list[dict[str, float]]) -> None:
@@ -413,14 +388,20 @@ def _write_log(path: Path, rows: list[dict[str, float]]) -> None:
         writer.writerows(rows)
 
 
-def _predict(network: nn.Module, name: str, batch: Tensor) -> Tensor:
-    """Probabilities ``(N, 8)`` of uint8 images ``(N, H, W, 3)``; the network's mode is kept."""
+def _predict(network: nn.Module, name: str, batch: Tensor, size: int | None = None) -> Tensor:
+    """Probabilities ``(N, 8)`` of uint8 images ``(N, H, W, 3)``; the network's mode is kept.
+
+    size: pixels a side at which they are shown. Default: as they are.
+    """
     mode = network.training
     network.eval()
     parts = []
     with torch.no_grad():
         for chunk in batch.split(32):
-            shown = _standardise(chunk.permute(0, 3, 1, 2).float() / 255, name)
+            images = chunk.permute(0, 3, 1, 2).float() / 255
+            if size is not None and size != images.shape[-1]:
+                images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+            shown = _standardise(images, name)
             parts.append(network(shown).softmax(1))
     network.train(mode)
     return torch.cat(parts)
@@ -451,8 +432,9 @@ def measure(
 ) -> dict[str, float]:
     """Measure stored weights on the evaluation split and its twins.
 
-    kinds: which of the originals and twins; step: take every step-th scene. Returns top-1 in percent and mean probability of the true class, on the originals (all, at home,
-    elsewhere) and on the twins; for ``empty`` the "true" class is the one that was taken away.
+    kinds: which of the originals and twins; step: take every step-th scene. Returns top-1 in
+    percent and mean probability of the true class, on the originals (all, at home, elsewhere) and
+    on the twins; for ``empty`` the "true" class is the one that was taken away.
     """
     from PIL import Image
 

@@ -546,7 +546,7 @@ def test_cancelled_after_a_preview_keeps_the_map_but_no_score(explorer) -> None:
     assert arrived.wait(30)
     explorer.cancel_button.click()
     explorer.join(30)
-    assert "the map is what it was by then" in shown(explorer)
+    assert "the map is the last one drawn" in shown(explorer)
     assert "<img" in explorer.overlay_view.value
     assert "Not measured" in explorer.scores_view.value
 
@@ -720,6 +720,7 @@ def test_a_network_that_fails_to_load_can_be_left_again(images) -> None:
     explorer = ol.explore({"mine": make_classifier(), "gone": "rasnet50"}, images)
     explorer.network.value = "gone"
     assert explorer.join(60)
+    assert explorer.layer_note.value == ""
     assert "Unknown network &#x27;rasnet50&#x27;" in explorer.problem.value
     explorer.network.value = "mine"
     assert explorer.join(30)
@@ -771,7 +772,7 @@ def test_scores_say_what_they_mean(explorer) -> None:
     result = explorer.result
     assert "<b>more</b> certain" in panels.scores(replace(result, before=0.2, after=0.4))
     assert "<b>less</b> certain" in panels.scores(replace(result, before=0.4, after=0.2))
-    assert "<b>hardly more or less</b>" in panels.scores(replace(result, before=0.4, after=0.401))
+    assert "<b>about as</b> certain" in panels.scores(replace(result, before=0.4, after=0.401))
 
 
 # ---------------------------------------- ol.explore

@@ -19,6 +19,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 pytestmark = pytest.mark.browser
+expect.set_options(timeout=120_000)  # a busy machine is no error
 
 CELL = """\
 import torch
@@ -108,14 +109,14 @@ def page(chromium: str, lab: str):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1100, "height": 1500})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.goto(lab)
         try:
             # A cell run before the kernel has answered once would be forgotten.
-            expect(page.get_by_text(re.compile(r"\| Idle$"))).to_be_visible(timeout=90_000)
+            expect(page.get_by_text(re.compile(r"\| Idle$"))).to_be_visible(timeout=300_000)
             page.locator(".jp-CodeCell .cm-content").first.click()
             page.keyboard.press("Shift+Enter")
-            expect(page.locator(".olx")).to_be_visible(timeout=90_000)
+            expect(page.locator(".olx")).to_be_visible(timeout=300_000)
             yield page
         except BaseException:
             if "EXPLORER_SCREENSHOTS" in os.environ:
@@ -155,7 +156,7 @@ def shares(page: Page) -> float:
 
 
 def test_a_run_is_seen_and_a_long_one_can_be_cancelled(page: Page) -> None:
-    expect(status(page)).to_have_text("Ready: press Run.", timeout=30_000)
+    expect(status(page)).to_have_text("Ready: press Run.")
     keep(page, "ready")
 
     set_iterations(page, 60)
@@ -164,7 +165,7 @@ def test_a_run_is_seen_and_a_long_one_can_be_cancelled(page: Page) -> None:
     first = shares(page)
     page.wait_for_function("() => document.querySelectorAll('.olx img').length == 4")  # a preview
     keep(page, "running")
-    expect(status(page)).to_have_text(re.compile(r"^Done in"), timeout=60_000)
+    expect(status(page)).to_have_text(re.compile(r"^Done in"))
     assert first < shares(page) == pytest.approx(1)
     pictures = page.locator(".olx img")
     alternatives = [pictures.nth(i).get_attribute("alt") for i in range(pictures.count())]
@@ -178,7 +179,7 @@ def test_a_run_is_seen_and_a_long_one_can_be_cancelled(page: Page) -> None:
     button(page, "Run").click()
     expect(status(page)).to_have_text(re.compile(r"Step \d+ of 300"))
     button(page, "Cancel").click()
-    expect(status(page)).to_have_text(re.compile(r"^Cancelled"), timeout=5_000)
+    expect(status(page)).to_have_text(re.compile(r"^Cancelled"), timeout=30_000)
     assert shares(page) < 1
     expect(button(page, "Cancel")).to_be_disabled()
     keep(page, "cancelled")
@@ -190,7 +191,7 @@ def test_a_run_is_seen_and_a_long_one_can_be_cancelled(page: Page) -> None:
 
 
 def test_the_widget_fits_a_column_and_shows_why_a_method_is_missing(page: Page) -> None:
-    expect(status(page)).to_have_text("Ready: press Run.", timeout=30_000)
+    expect(status(page)).to_have_text("Ready: press Run.")
     output = page.locator(".jp-OutputArea-output").first
     assert output.evaluate("o => o.scrollWidth <= o.clientWidth + 1")
     page.get_by_label("Method").select_option("grad-cam")

@@ -106,8 +106,10 @@ def test_boxes_are_the_bounds_of_the_masks(number: int) -> None:
     for box, mask in zip(scene.boxes, scene.masks, strict=True):
         x0, y0, x1, y1 = box
         assert mask[y0:y1, x0:x1].sum() == mask.sum()
-        assert mask[y0].any() and mask[y1 - 1].any()
-        assert mask[:, x0].any() and mask[:, x1 - 1].any()
+        assert mask[y0].any()
+        assert mask[y1 - 1].any()
+        assert mask[:, x0].any()
+        assert mask[:, x1 - 1].any()
 
 
 @pytest.mark.parametrize("number", CHOSEN)
@@ -184,9 +186,16 @@ def test_home_rate_is_the_share_at_home() -> None:
 def test_colours_and_materials_do_not_know_the_class() -> None:
     """The same index with another label is painted alike, and stands in the same light."""
     one, two = scenes.sample(4, 2, label=0), scenes.sample(4, 2, label=5)
-    assert one.light == two.light and one.clutter == two.clutter
+    assert one.light == two.light
+    assert one.clutter == two.clutter
     for a, b in zip(one.objects, two.objects, strict=True):
-        assert (a.colours, a.pattern, a.x, a.z, a.scale) == (b.colours, b.pattern, b.x, b.z, b.scale)
+        assert (a.colours, a.pattern, a.x, a.z, a.scale) == (
+            b.colours,
+            b.pattern,
+            b.x,
+            b.z,
+            b.scale,
+        )
 
 
 def test_homes_are_one_to_one() -> None:
@@ -242,7 +251,9 @@ def test_light_falls_from_where_it_comes() -> None:
             size=96,
         )
         bare = scenes.render(
-            replace(spec, objects=(), clutter=(), light=(side * 0.8, 0.6, 0.0), roll=0.0, pitch=0.4),
+            replace(
+                spec, objects=(), clutter=(), light=(side * 0.8, 0.6, 0.0), roll=0.0, pitch=0.4
+            ),
             environment="sand",
             size=96,
         )

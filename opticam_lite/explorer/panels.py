@@ -123,7 +123,7 @@ def scores(result: Result) -> str:
     """Return the probabilities before and after masking, and what they mean for this image."""
     change = result.after - result.before
     if abs(change) < 0.005:
-        certainty = "<b>hardly more or less</b> certain"
+        certainty = "<b>about as</b> certain"
     else:
         certainty = f"<b>{'more' if change > 0 else 'less'}</b> certain"
     rows = "".join(

@@ -241,6 +241,7 @@ class Explorer(widgets.VBox):
         with self._quietly():
             # Another network has other layers: its own is chosen when it is there.
             self.layer.options = [("its own", "")]
+        self.layer_note.value = ""
         self._clear("Press Run")
         self.prepare()
 
@@ -340,7 +341,7 @@ class Explorer(widgets.VBox):
                 self.progress.bar_style = "warning"
                 text = f" after {index} of {total} steps" if total else ""
                 if self._previewed:
-                    text += "; the map is what it was by then"
+                    text += "; the map is the last one drawn"
                     self._clear_scores("Not measured")
                 else:
                     self._clear("Press Run")

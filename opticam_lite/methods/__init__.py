@@ -6,6 +6,8 @@ Every method walks down one staircase: images → feature maps → weights → s
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ..classifier import Classifier
-from . import cam, fake_cam, grad_cam, opti_cam, score_cam
 from .registry import METHODS, Step
 
 __all__ = ["METHODS", "Step", "applicable", "explain", "list_methods"]
-_files = (cam, grad_cam, score_cam, opti_cam, fake_cam)  # importing them fills METHODS
+
+# Every file of this folder is imported, which enters its method into METHODS.
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")
 
 
 def list_methods() -> list[str]:
