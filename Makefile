@@ -53,10 +53,14 @@ lint: $(READY)
 	$(PY) -m mypy
 	$(PY) -c 'from importlinter.cli import lint_imports_command as main; main()'
 
+# Two processes of one thread each: most tests are too small for two threads. A notebook's cells stay
+# together, in their order.
+PARALLEL := --numprocesses 2 --dist loadfile
+test: export OMP_NUM_THREADS := 1
 test: lint
 	@$(if $(UNIT),echo "No Chromium here: the explorer's browser tests are left out (apt-get install chromium)")
-	$(PY) -m pytest $(UNIT) --cov --cov-report=term --cov-fail-under=90
-	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=180 -o filterwarnings=default $(wildcard notebooks/*.ipynb)
+	$(PY) -m pytest $(PARALLEL) $(UNIT) --cov --cov-report=term --cov-fail-under=90
+	$(PY) -m pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=180 -o filterwarnings=default $(wildcard notebooks/*.ipynb)
 
 format: $(READY)
 	$(PY) -m ruff check --fix .

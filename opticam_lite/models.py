@@ -156,7 +156,13 @@ def _embedded(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, d
     entry = embedded.EMBEDDED[name]
     network = embedded.build(name, **options)
     if pretrained:
-        network = embedded.load(name, data_dir() / "networks" / f"{name}.safetensors")
+        path = data_dir() / "networks" / f"{name}.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"the weights of {name!r} are not at {path}; restore the repository's data/ folder "
+                f"or train them again with python -m opticam_lite.training {name}"
+            )
+        network = embedded.load(name, path)
     return network, {
         "layer": entry.layer,
         "mean": entry.mean,

@@ -30,7 +30,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (3, 5)), (0, (1, 1)))
 STYLES = ("overlay", "mask", "masked")
 
-_drawing = threading.Lock()  # Matplotlib's font and text caches are not safe between threads
+# Matplotlib's font and text caches are not safe between threads.
+drawing_lock = threading.Lock()
 
 
 class Picture:
@@ -47,7 +48,7 @@ class Picture:
     @property
     def png(self) -> bytes:
         """The figure as PNG."""
-        with _drawing:
+        with drawing_lock:
             buffer = io.BytesIO()
             FigureCanvasAgg(self.figure)
             self.figure.savefig(buffer, format="png", dpi=self.figure.dpi, bbox_inches="tight")

@@ -420,6 +420,7 @@ def save(network: nn.Module, name: str, path: str | Path, settings: dict) -> Non
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(state, str(path), metadata)
+    Path(path).chmod(0o644)  # safetensors leaves it readable to its owner alone
 
 
 def measure(

@@ -11,8 +11,8 @@ from torch import nn
 
 import opticam_lite as ol
 
-# Two threads, as on a student's laptop; more only fight each other on small networks.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Threads only fight each other on small networks, and two processes run the tests.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def cnn(classes: int = 5) -> nn.Module:

@@ -54,7 +54,15 @@ def test_default_layers_of_the_embedded_networks_follow_the_paper() -> None:
     assert isinstance(modules[vgg.layer], torch.nn.ReLU)
     number = int(vgg.layer.rpartition(".")[2])
     assert isinstance(modules[f"features.{number + 1}"], torch.nn.MaxPool2d)
-    assert ol.load_model("scenes_vit").layer == "blocks.5.norm1"
+    vit = ol.load_model("scenes_vit")
+    assert vit.layer == f"blocks.{len(vit.network.blocks) - 1}.norm1"
+
+
+def test_missing_embedded_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "networks").mkdir()
+    monkeypatch.setenv("OPTICAM_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="the weights of 'scenes_vit' are not at"):
+        ol.load_model("scenes_vit")
 
 
 def test_random_weights_and_settings_of_both_libraries() -> None:
@@ -149,7 +157,9 @@ def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
     torch.save(network().state_dict(), tmp_path / "squeeze.pth")
     with pytest.raises(ValueError, match=r"squeeze\.pth does not fit 'resnet18': it misses conv1"):
         ol.load_model("resnet18", checkpoint=tmp_path / "squeeze.pth")
-    with pytest.raises(ValueError, match=r"'squeezenet1_0': it misses features\.5.* instead of \(96, 3, 7, 7\)"):
+    with pytest.raises(
+        ValueError, match=r"'squeezenet1_0': it misses features\.5.* instead of \(96, 3, 7, 7\)"
+    ):
         ol.load_model("squeezenet1_0", checkpoint=tmp_path / "squeeze.pth")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..plots import Picture, overlay, to_array
-from ..plots import _drawing as drawing  # one lock for all that draws
+from ..plots import drawing_lock as drawing  # one lock for all that draws
 from .events import Drawn, Result, Settings
 
 TILE = 272
