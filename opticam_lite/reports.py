@@ -208,7 +208,7 @@ def prepare(
     images: str = "scenes",
     labels: str = "",
     methods: str = "cam, grad-cam, score-cam, opti-cam, fake-cam",
-    limit: int = 32,
+    limit: int = 24,
     seed: int = 0,
     examples: int = 6,
     iterations: int = 100,

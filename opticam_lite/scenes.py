@@ -1169,10 +1169,15 @@ def render(
     paint = layer.reshape(size, SUPER, size, SUPER, 3).mean(axis=(1, 3))
     picture = paint + picture * (1 - cover)[..., None]
 
-    masks = [(samples == k).sum(axis=(1, 3)) * 2 >= SUPER * SUPER for k in range(1, len(shown) + 1)]
+    # A pixel is an object's where at least half of it is; two that share one evenly do not both
+    # get it.
+    shares = [(samples == k).sum(axis=(1, 3)) for k in range(1, len(shown) + 1)]
+    free = np.ones((size, size), bool)
     boxes = []
     kept = []
-    for mask in masks:
+    for share in shares:
+        mask = free & (share * 2 >= SUPER * SUPER)
+        free &= ~mask
         y, x = np.nonzero(mask)
         if y.size:  # an object that nothing is seen of has no box
             boxes.append((x.min(), y.min(), x.max() + 1, y.max() + 1))
