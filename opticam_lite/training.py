@@ -2,8 +2,8 @@
 
 ``python -m opticam_lite.training scenes_resnet`` renders the training split (once; it is cached
 under ``build/``), trains, and writes ``data/networks/scenes_resnet.safetensors`` and its log. The
-recipes below are the whole of it: the same command with the same seed on the same kind of processor
-repeats the run.
+recipes below are the whole of it: the same command with the same seed and number of threads on the
+same kind of processor repeats the run.
 """
 
 from __future__ import annotations
