@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,18 +135,18 @@ class Sample:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-class Dataset:
+class Dataset(ABC):
     """Numbered samples. A subclass defines `name`, `labels`, `__len__` and `sample(index)`."""
 
     name: str
     labels: list[str] | None = None
 
-    def __len__(self) -> int:
-        raise NotImplementedError(f"{type(self).__name__} must define __len__")
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def sample(self, index: int) -> Sample:
         """Return the sample of an index from 0 to len − 1."""
-        raise NotImplementedError(f"{type(self).__name__} must define sample(index)")
 
     def __getitem__(self, index: int) -> Sample:
         n = len(self)
