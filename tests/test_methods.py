@@ -290,6 +290,30 @@ def test_images_stop_one_by_one(targets: Tensor) -> None:
     assert count == [1, 2]
 
 
+def test_the_tolerance_judges_each_image_alone(targets: Tensor) -> None:
+    """Images that stop at different iterations get the masks that they get by themselves."""
+    classifier, images = make_classifier("cnn"), make_images()
+    options = {"iterations": 60, "tolerance": 1e-3}
+
+    def run(which: slice) -> tuple[Tensor, int]:
+        steps: list[int] = []
+        masks = ol.explain(
+            "opti-cam",
+            classifier,
+            images[which],
+            targets[which],
+            callback=lambda step: steps.append(step.index),
+            **options,
+        )
+        return masks, len(steps)
+
+    together, longest = run(slice(None))
+    alone, lengths = zip(*(run(slice(i, i + 1)) for i in range(3)), strict=True)
+    assert len(set(lengths)) > 1  # else the test would show nothing
+    assert longest == max(lengths) < 60
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
+
+
 def test_the_callback_sees_every_iteration(images: Tensor, targets: Tensor) -> None:
     classifier = make_classifier("cnn")
     steps: list[ol.methods.Step] = []
