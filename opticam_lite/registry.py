@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 
 def unknown_name(kind: str, name: object, names: Iterable[str], *, show: int = 40) -> str:
@@ -36,8 +36,6 @@ class Entry:
     function: Callable[..., Any]
     title: str
     source: str
-    unfit: Callable[[Any], str | None]
-    """Takes a classifier; returns why the function can't explain it, or None if it can."""
 
     @property
     def options(self) -> list[str]:
@@ -55,32 +53,36 @@ class Entry:
                 raise TypeError(f"{self.name} has no option {option!r}{hint} It takes: {takes}.")
 
 
-class Registry:
-    """Names → functions. `registry.register("name", title=…, source=…)` is a decorator."""
+E = TypeVar("E", bound=Entry)
 
-    def __init__(self, kind: str) -> None:
+
+class Registry(Generic[E]):
+    """Names → functions. `registry.register("name", title=…, source=…)` is a decorator.
+
+    Args:
+        kind: What the names stand for, such as `"method"`.
+        entry: The dataclass of the entries; `register` takes the facts that are its fields.
+    """
+
+    def __init__(self, kind: str, entry: type[E]) -> None:
         self.kind = kind
-        self._entries: dict[str, Entry] = {}
+        self._entry = entry
+        self._entries: dict[str, E] = {}
 
     def register(
-        self,
-        name: str,
-        *,
-        title: str,
-        source: str,
-        unfit: Callable[[Any], str | None] = lambda classifier: None,
+        self, name: str, *, title: str, source: str, **facts: Any
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Return a decorator that enters a function under `name` and gives it back unchanged."""
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
             if name in self._entries:
                 raise ValueError(f"a {self.kind} named {name!r} is registered already")
-            self._entries[name] = Entry(name, function, title, source, unfit)
+            self._entries[name] = self._entry(name, function, title, source, **facts)
             return function
 
         return decorate
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str) -> E:
         if name not in self._entries:
             raise ValueError(unknown_name(self.kind, name, self._entries))
         return self._entries[name]

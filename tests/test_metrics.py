@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import make_classifier, make_images
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,3 +101,52 @@ def test_the_list_of_metrics() -> None:
     assert ol.list_metrics() == ["AD", "AG", "AI"]
     with pytest.raises(ValueError, match="unknown metric 'ad'; did you mean 'AD'"):
         metrics.METRICS["ad"]
+
+
+def make_case(n: int = 4, method: str = "grad-cam", **changes: object) -> metrics.Case:
+    """What a tiny network, `n` images and a method make of each other."""
+    classifier, images = make_classifier("cnn"), make_images(n)
+    targets = torch.arange(n) % classifier.classes
+    masks = ol.explain(method, classifier, images, targets)
+    p, o = ol.masked_probabilities(classifier, images, masks, targets)
+    boxes = [torch.tensor([[4, 6, 20, 28]])] * n
+    facts = {
+        "classifier": classifier,
+        "images": images,
+        "targets": targets,
+        "predicted": classifier.predict(images),
+        "masks": masks,
+        "p": p,
+        "o": o,
+        "boxes": boxes,
+        "explain": lambda images, targets: ol.explain(method, classifier, images, targets),
+    }
+    return metrics.Case(**(facts | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["AD", "AG", "AI"])
+def test_the_mean_of_the_images_is_the_metric(name: str) -> None:
+    case, metric = make_case(), metrics.METRICS[name]
+    values = metric.per_image(case)
+    assert values.dtype == torch.float64
+    assert metric.average(values, None) == pytest.approx(metric.function(case.p, case.o))
+    assert metric.average(torch.tensor([math.nan, 1.0, 3.0]), None) == 2
+    assert (metric.arrow, metric.needs) == ("↓" if name == "AD" else "↑", None)
+
+
+def test_the_predicted_class_is_explained_only_where_it_is_another() -> None:
+    asked = []
+    case = make_case()
+    explain = case.explain
+    case.explain = lambda images, targets: asked.append(targets) or explain(images, targets)
+    case.targets = case.predicted.clone()
+    assert case.masks_of_predicted is case.masks
+    assert not asked
+
+    case = make_case(explain=case.explain)
+    wrong = case.predicted != case.targets
+    assert 0 < wrong.sum() < len(wrong)
+    masks = case.masks_of_predicted
+    torch.testing.assert_close(asked, [case.predicted[wrong]])
+    torch.testing.assert_close(masks, explain(case.images, case.predicted))
+    assert case.masks_of_predicted is masks

@@ -7,9 +7,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..registry import Registry
+from ..classifier import Classifier
+from ..registry import Entry, Registry
 
-METHODS = Registry("method")
+
+@dataclass(frozen=True)
+class Method(Entry):
+    """A registered saliency method."""
+
+    unfit: Callable[[Classifier], str | None] = lambda classifier: None
+    """Returns why the method can't explain a classifier, or None if it can."""
+
+
+METHODS = Registry("method", Method)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@
 """
 
 from .faithfulness import (
-    METRICS,
     average_drop,
     average_gain,
     average_increase,
@@ -16,9 +15,12 @@ from .faithfulness import (
     gain,
     increase,
 )
+from .registry import METRICS, Case, Metric
 
 __all__ = [
     "METRICS",
+    "Case",
+    "Metric",
     "average_drop",
     "average_gain",
     "average_increase",

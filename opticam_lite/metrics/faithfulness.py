@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import Registry
-
-METRICS = Registry("metric")
+from .registry import METRICS
 
 Probabilities = Tensor | Sequence[float]
 
@@ -54,7 +52,13 @@ def increase(p: Probabilities, o: Probabilities) -> Tensor:
     return (p < o).to(p.dtype)
 
 
-@METRICS.register("AD", title="Average drop ↓", source="Zhang et al. 2024, eq. 13")
+@METRICS.register(
+    "AD",
+    title="Average drop",
+    source="Zhang et al. 2024, eq. 13",
+    better="lower",
+    per_image=lambda case: 100 * drop(case.p, case.o),
+)
 def average_drop(p: Probabilities, o: Probabilities) -> float:
     """Return AD in percent: how much of the probability masking loses; lower is better (eq. 13).
 
@@ -64,7 +68,13 @@ def average_drop(p: Probabilities, o: Probabilities) -> float:
     return _percent(drop(p, o))
 
 
-@METRICS.register("AG", title="Average gain ↑", source="Zhang et al. 2024, eq. 15")
+@METRICS.register(
+    "AG",
+    title="Average gain",
+    source="Zhang et al. 2024, eq. 15",
+    better="higher",
+    per_image=lambda case: 100 * gain(case.p, case.o),
+)
 def average_gain(p: Probabilities, o: Probabilities) -> float:
     """Return AG in percent: how much of what is missing masking wins; higher is better (eq. 15).
 
@@ -74,7 +84,13 @@ def average_gain(p: Probabilities, o: Probabilities) -> float:
     return _percent(gain(p, o))
 
 
-@METRICS.register("AI", title="Average increase ↑", source="Zhang et al. 2024, eq. 14")
+@METRICS.register(
+    "AI",
+    title="Average increase",
+    source="Zhang et al. 2024, eq. 14",
+    better="higher",
+    per_image=lambda case: 100 * increase(case.p, case.o),
+)
 def average_increase(p: Probabilities, o: Probabilities) -> float:
     """Return AI in percent: the share of images whose probability rises; higher is better (eq. 14).
 

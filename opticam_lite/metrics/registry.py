@@ -1,0 +1,85 @@
+"""The registry of metrics, and what a metric is told of the images that it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..registry import Entry, Registry
+
+
+@dataclass
+class Case:
+    """What is known of a batch of images and their masks: computed once, shared by all metrics.
+
+    Attributes:
+        classifier: The network.
+        images: `(N, 3, H, W)` in [0, 1].
+        targets: `(N,)`, the true classes; the predicted ones where nobody knows.
+        predicted: `(N,)`, the predicted classes.
+        masks: `(N, 1, H, W)` in [0, 1], explanations of `targets`.
+        p: `(N,)`, the target's probability for the image.
+        o: `(N,)`, the target's probability for the image × mask.
+        boxes: For each image int64 `(M, 4)`: x0, y0, x1, y1, right and bottom exclusive.
+        explain: (images, targets) → masks, by the method and the options that made `masks`.
+        seed: Of metrics that draw at random.
+    """
+
+    classifier: Classifier
+    images: Tensor
+    targets: Tensor
+    predicted: Tensor
+    masks: Tensor
+    p: Tensor
+    o: Tensor
+    boxes: list[Tensor]
+    explain: Callable[[Tensor, Tensor], Tensor]
+    seed: int = 0
+
+    @cached_property
+    def masks_of_predicted(self) -> Tensor:
+        """Masks `(N, 1, H, W)` of the predicted classes; only wrong predictions cost anything."""
+        wrong = self.predicted != self.targets
+        if not wrong.any():
+            return self.masks
+        masks = self.masks.clone()
+        masks[wrong] = self.explain(self.images[wrong], self.predicted[wrong])
+        return masks
+
+
+def mean(values: Tensor, details: Tensor | None = None) -> float:
+    """Return the mean of the images for which the metric is defined, NaN if there are none."""
+    return float(values.nanmean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Entry):
+    """A registered metric, as tables report it: in percent, but for MS and SM.
+
+    Attributes:
+        per_image: Returns a value for each image of a case, float64 `(N,)`; NaN where the metric
+            is not defined for an image, such as localisation without boxes.
+        better: `"higher"` or `"lower"`.
+        needs: `"boxes"` if the metric is defined for images with boxes only, else None.
+        detail: Returns a row for each image of a case, float64 `(N, T)`, where `average` needs
+            more than the values.
+        average: Takes the values and the details of all images and returns the metric.
+    """
+
+    per_image: Callable[[Case], Tensor]
+    better: str
+    needs: str | None = None
+    detail: Callable[[Case], Tensor] | None = None
+    average: Callable[[Tensor, Tensor | None], float] = mean
+
+    @property
+    def arrow(self) -> str:
+        """↑ where higher is better, ↓ where lower is."""
+        return {"higher": "↑", "lower": "↓"}[self.better]
+
+
+METRICS = Registry("metric", Metric)
