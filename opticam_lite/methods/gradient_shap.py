@@ -1,0 +1,111 @@
+"""GradientSHAP: expected gradients between baselines and the image (Lundberg & Lee 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..masking import to_masks
+from .registry import METHODS, Callback, Step
+
+
+@METHODS.register("gradient-shap", title="GradientSHAP", source="Lundberg & Lee 2017")
+def gradient_shap(
+    classifier: Classifier,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    samples: int = 50,
+    stdev: float = 1e-4,
+    seed: int = 0,
+    chunk: int = 16,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Average the gradient on the way from a baseline to the image, times the way.
+
+        x̃ = x + ε,   ε ~ N(0, stdev²),   b ∈ {0, x} and α ∈ [0, 1] uniform
+        φ = E[(x̃ − b) ⊙ ∂y_c/∂x (α x̃ + (1 − α) b)],   map = Σ over channels of |φ|
+
+    Through captum, which draws ε, b and α; the gradients are computed here, a chunk at a time.
+    Every image draws the same random numbers, so its mask does not depend on others.
+
+    Args:
+        classifier: Any; its layer plays no part.
+        images: `(N, 3, H, W)` in [0, 1].
+        targets: `(N,)` class indices.
+        samples: How many (ε, b, α) of an image.
+        stdev: Of the noise, in units of pixel values.
+        seed: Of the random numbers.
+        chunk: How many samples pass through the network at a time; bounds the memory. It does not
+            change the mask.
+        callback: Called after each chunk.
+
+    Returns:
+        Masks `(N, 1, H, W)` in [0, 1].
+
+    Raises:
+        ValueError: If samples or chunk is not positive, stdev is negative or the seed is not one
+            of NumPy's.
+        ImportError: If captum is missing.
+    """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; it must be at least 1")
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    if not 0 <= stdev < np.inf:
+        raise ValueError(f"stdev is {stdev}; a number ≥ 0 is needed")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; a whole number from 0 to 2**32 − 1 is needed")
+    try:
+        from captum.attr import GradientShap
+    except ImportError as error:
+        raise ImportError(
+            f"the method 'gradient-shap' needs the package captum ({error}); run: "
+            "pip install captum"
+        ) from error
+    total = len(images) * -(-samples // chunk)
+    done = 0
+
+    def gradients(
+        forward: object, inputs: tuple[Tensor], c: int, more: object = None
+    ) -> tuple[Tensor]:
+        """∂y_c/∂x of all samples, in place of captum's, which holds them all at once."""
+        nonlocal done
+        g = []
+        for x in inputs[0].split(chunk):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                g += torch.autograd.grad(classifier.logits(x)[:, c].sum(), x)
+            done += 1
+            if callback is not None:
+                callback(Step(done, total))
+        return (torch.cat(g),)
+
+    shap = GradientShap(classifier.logits)
+    shap.gradient_func = gradients
+    maps = []
+    # On the CPU, so that the random numbers are the same for every device.
+    for x, c in zip(images.cpu().split(1), targets.tolist(), strict=True):
+        with _global_seed(seed):
+            baselines = torch.cat([torch.zeros_like(x), x])
+            phi = shap.attribute(x, baselines, samples, float(stdev), c)  # (1, 3, H, W)
+        maps.append(phi.abs().sum(1, keepdim=True))
+    return to_masks(torch.cat(maps).to(images), images.shape[2:])
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """Seed the global generators, from which captum draws, and leave them as they were."""
+    state = np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            yield
+        finally:
+            np.random.set_state(state)  # noqa: NPY002

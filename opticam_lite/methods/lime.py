@@ -1,0 +1,124 @@
+"""LIME: a linear model of superpixels around the image (Ribeiro et al. 2016)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..masking import normalize
+from .registry import METHODS, Callback, Step
+
+
+@METHODS.register("lime", title="LIME", source="Ribeiro et al. 2016")
+def lime(
+    classifier: Classifier,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    chunk: int = 32,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Weigh each superpixel by how much of the class's probability it carries.
+
+        z ∈ {0, 1}^S at random,   x_z = x, but its mean colour in superpixels s with z_s = 0
+        w, b = argmin Σ_z π(z) (p_c(x_z) − w·z − b)² + ‖w‖²,   π(z) = exp(−d² / 2κ²)
+        map = relu(w_s) in superpixel s,   d = 1 − cos(z, 1),   κ = 0.25
+
+    Superpixels, random z and regression are those of the authors' package, `lime`, with its
+    defaults. Every image draws the same random numbers, so its mask does not depend on others.
+
+    Args:
+        classifier: Any; its layer plays no part.
+        images: `(N, 3, H, W)` in [0, 1].
+        targets: `(N,)` class indices.
+        samples: How many z, the first of them all ones (the package: 1000).
+        seed: Of z and of the ties of quickshift.
+        chunk: How many images x_z pass through the network at a time; bounds the memory.
+        callback: Called after each chunk.
+
+    Returns:
+        Masks `(N, 1, H, W)` in [0, 1], constant in each superpixel, the heaviest 1; zeros where no
+        superpixel raises the probability.
+
+    Raises:
+        ValueError: If samples or chunk is not positive, or the seed is not one of NumPy's.
+        ImportError: If the package is missing.
+    """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; it must be at least 1")
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; a whole number from 0 to 2**32 − 1 is needed")
+    passes = -(-samples // chunk)
+    maps = []
+    for n, (x, c) in enumerate(zip(images, targets.tolist(), strict=True)):
+
+        def tell(index: int, done: int = n * passes) -> None:
+            if callback is not None:
+                callback(Step(done + index, len(images) * passes))
+
+        explainer = _explainer(classifier, seed, chunk, tell)
+        explanation = explainer.explain_instance(
+            x.permute(1, 2, 0).double().cpu().numpy(),
+            classifier_fn=None,
+            labels=(c,),
+            top_labels=None,  # else these replace the labels
+            num_samples=samples,
+            segmentation_fn=_quickshift(seed),
+            random_seed=seed,  # else it costs a random number
+        )
+        w = np.array([weight for _, weight in sorted(explanation.local_exp[c])])  # (S,)
+        # The probability of an image of one colour varies by nothing but rounding.
+        w[w <= 1e-6 * (abs(explanation.intercept[c]) + np.abs(w).sum())] = 0
+        maps.append(torch.from_numpy(w[explanation.segments]))
+    return normalize(torch.stack(maps)[:, None].to(images), "max")
+
+
+def _quickshift(seed: int) -> partial[Any]:
+    from skimage.segmentation import quickshift
+
+    return partial(quickshift, kernel_size=4, max_dist=200, ratio=0.2, rng=seed)
+
+
+def _explainer(classifier: Classifier, seed: int, chunk: int, tell: Any) -> Any:
+    """Return the package's explainer, but for how it masks: here on the network's device."""
+    try:
+        from lime.lime_image import LimeImageExplainer
+    except ImportError as error:
+        raise ImportError(
+            f"the method 'lime' needs the package lime ({error}); run: pip install lime"
+        ) from error
+
+    class Explainer(LimeImageExplainer):
+        def data_labels(
+            self,
+            image: np.ndarray,
+            fudged_image: np.ndarray,
+            segments: np.ndarray,
+            classifier_fn: object,
+            num_samples: int,
+            batch_size: int = 10,
+        ) -> tuple[np.ndarray, np.ndarray]:
+            """Draw z and compute the probabilities of all x_z; no progress bar."""
+            z = self.random_state.randint(0, 2, (num_samples, segments.max() + 1))
+            z[0] = 1
+            pixels = torch.tensor(np.stack([image, fudged_image]), dtype=torch.float32)
+            x, mean = pixels.to(classifier.device).permute(0, 3, 1, 2)
+            s = torch.from_numpy(segments).to(classifier.device)  # (H, W)
+            p = []
+            batches = torch.from_numpy(z).bool().to(classifier.device).split(chunk)
+            for index, z_b in enumerate(batches, start=1):
+                shown = z_b[:, s][:, None]  # (chunk, 1, H, W)
+                p.append(classifier.probabilities(torch.where(shown, x, mean), chunk))
+                tell(index)
+            return z, torch.cat(p).cpu().double().numpy()
+
+    return Explainer(kernel_width=0.25, feature_selection="none", random_state=seed)
