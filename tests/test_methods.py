@@ -147,6 +147,9 @@ SHORT = {"opti-cam": {"iterations": 8}}
 ELSEWHERE = {
     "gradient-shap": "test_perturbation.py",
     "lime": "test_perturbation.py",
+    "raw-attention": "test_attention.py",
+    "rollout": "test_attention.py",
+    "tibav": "test_attention.py",
 }
 
 

@@ -1,0 +1,37 @@
+"""Raw attention: what the class token looks at in the last block (Dosovitskiy et al. 2021)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..masking import to_masks
+from .attention import attentions_of, need_transformer, to_map, unfit
+from .registry import METHODS
+
+
+@METHODS.register(
+    "raw-attention", title="Raw attention", source="Dosovitskiy et al. 2021", unfit=unfit
+)
+def raw_attention(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
+    """Show the class token's attention to the patches in the last block.
+
+        S = mean over heads of P_L[class token, patches],    P_L = softmax(q kᵀ/√d) of block L
+
+    It is the same for every class: nothing of the class enters it.
+
+    Args:
+        classifier: A vision transformer with a class token; where it is cut does not matter.
+        images: `(N, 3, H, W)` in [0, 1].
+        targets: Not used.
+
+    Returns:
+        Masks `(N, 1, H, W)` in [0, 1].
+
+    Raises:
+        ValueError: If the network is no vision transformer with a class token.
+    """
+    parts = need_transformer("raw-attention", classifier)
+    P = attentions_of(parts, classifier, images)[-1]  # (N, T, T)
+    S = to_map(P[:, 0], parts.prefix, images.shape[2:])
+    return to_masks(S, images.shape[2:])

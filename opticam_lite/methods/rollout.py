@@ -1,0 +1,41 @@
+"""Attention rollout: attention followed through all blocks (Abnar & Zuidema 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..masking import to_masks
+from .attention import attentions_of, need_transformer, roll_out, to_map, unfit
+from .registry import METHODS
+
+
+@METHODS.register("rollout", title="Rollout", source="Abnar & Zuidema 2020", unfit=unfit)
+def rollout(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
+    """Multiply the attention of all blocks, with the skip connections as the identity.
+
+        A_b = rows of (mean over heads of P_b + I), each divided by its sum
+        S   = (A_L ⋯ A_2 A_1)[class token, patches]
+
+    Rows sum to 1, so S says which share of the class token comes from each patch if tokens were
+    only ever mixed. It is the same for every class.
+
+    Args:
+        classifier: A vision transformer with a class token; where it is cut does not matter.
+        images: `(N, 3, H, W)` in [0, 1].
+        targets: Not used.
+
+    Returns:
+        Masks `(N, 1, H, W)` in [0, 1].
+
+    Raises:
+        ValueError: If the network is no vision transformer with a class token.
+    """
+    parts = need_transformer("rollout", classifier)
+    A = []
+    for P in attentions_of(parts, classifier, images):  # (N, T, T)
+        A_b = P + torch.eye(P.shape[-1], device=P.device)
+        A.append(A_b / A_b.sum(-1, keepdim=True))
+    S = to_map(roll_out(A), parts.prefix, images.shape[2:])
+    return to_masks(S, images.shape[2:])
