@@ -1,0 +1,102 @@
+"""Images with what is known of them: the embedded scenes, your own files, published sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from ..classifier import Classifier
+from ..registry import unknown_name
+from .files import Files, Folders, Photos
+from .imagenet import IMAGENETTE_SPLITS, ImageNet, imagenette
+from .images import ImageError, load_image
+from .medical import CHEST_SPLITS, KVASIR_SPLITS, chest_xray, kvasir
+from .protocol import Dataset, Images, Sample
+from .scenes import Scenes
+
+__all__ = [
+    "Dataset",
+    "Files",
+    "Folders",
+    "ImageError",
+    "ImageNet",
+    "Images",
+    "Photos",
+    "Sample",
+    "Scenes",
+    "chest_xray",
+    "imagenette",
+    "kvasir",
+    "load_dataset",
+    "load_image",
+]
+
+_EMBEDDED = {"scenes": None, "scenes-swapped": "swapped", "scenes-empty": "empty"}
+# What stands before the path: its loader, and the splits that may follow, the default first.
+_FORMS: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
+    "folders": (Folders, ()),
+    "imagenet": (ImageNet, ()),
+    "imagenette": (imagenette, IMAGENETTE_SPLITS),
+    "chest-xray": (chest_xray, CHEST_SPLITS),
+    "kvasir": (kvasir, KVASIR_SPLITS),
+}
+
+
+def load_dataset(
+    name: str | Path,
+    *,
+    labels: str | Path | None = None,
+    classifier: Classifier | None = None,
+) -> Dataset:
+    """Load a dataset by name, by path, or by form and path.
+
+    | name | what it is |
+    |---|---|
+    | `scenes`, `scenes-swapped`, `scenes-empty` | the embedded scenes and their twins |
+    | `PATH` | a folder of photographs, or one |
+    | `folders:PATH` | a folder for each class |
+    | `imagenet:PATH` | ImageNet's validation images, with their boxes where there are any |
+    | `imagenette:PATH`, `imagenette:PATH:train` | ten classes of ImageNet, downloaded if absent |
+    | `chest-xray:PATH`, `…:train`, `…:val` | chest X-rays; the test split unless said |
+    | `kvasir:PATH`, `…:train`, `…:val` | endoscopic images; the test split unless said |
+
+    Args:
+        name: One of these.
+        labels: For a folder of photographs: a CSV file with the columns `file` and `class_index`
+            or `label`.
+        classifier: The network whose preprocessing and class names are applied.
+
+    Raises:
+        FileNotFoundError: If it is neither a name nor an existing path, or a part is missing.
+        ValueError: If labels are given for a set that has its own, the table is wrong, or a name
+            or a folder is unknown; the message lists close matches.
+    """
+    form, colon, path = str(name).partition(":")
+    if labels is not None and (form in _FORMS or str(name) in _EMBEDDED):
+        raise ValueError(f"{name} has its own labels; leave labels={str(labels)!r} out")
+    if str(name) in _EMBEDDED:
+        return Scenes(_EMBEDDED[str(name)])
+    if form in _FORMS and path:
+        return _load_form(form, path, classifier)
+    here = Path(name).expanduser()
+    if here.exists():
+        return Photos(here, labels, classifier)
+    if form in _FORMS:
+        raise ValueError(f"{name!r} needs the path of the images: {form}:PATH")
+    known = [*_EMBEDDED, *(f"{form}:PATH" for form in _FORMS)]
+    if colon and len(form) > 1:  # not the C: of Windows
+        raise ValueError(unknown_name("dataset", form, _FORMS))
+    raise FileNotFoundError(
+        f"{str(name)!r} is neither an existing folder or image nor one of {', '.join(known)}; "
+        "check the path"
+    )
+
+
+def _load_form(form: str, path: str, classifier: Classifier | None) -> Dataset:
+    loader, splits = _FORMS[form]
+    options = {}
+    folder, _, last = path.rpartition(":")
+    if splits and folder and not re.search(r"[/\\]", last) and not Path(path).exists():
+        path, options["split"] = folder, last
+    return loader(Path(path).expanduser(), classifier=classifier, **options)

@@ -1,0 +1,210 @@
+"""Image files of your own: a folder of photographs, or a folder for each class."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..classifier import Classifier, Preprocessing
+from ..registry import unknown_name
+from .images import IMAGE_SUFFIXES, crop_image, is_image, preprocessing, read_rgb
+from .protocol import Dataset, Sample
+
+
+class Files(Dataset):
+    """Image files below a folder; the path below it, with `/`, is a sample's id.
+
+    Args:
+        name: What tables call it.
+        root: The folder.
+        files: Path below the folder and class (None if nobody knows) of each image.
+        labels: Names of the classes.
+        settings: How images are resized and cropped.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        files: Iterable[tuple[str, int | None]],
+        labels: Sequence[str] | None,
+        settings: Preprocessing,
+    ) -> None:
+        self.name, self.root, self.settings = name, root, settings
+        self.labels = None if labels is None else list(labels)
+        self.files = list(files)
+        if not self.files:
+            raise ValueError(
+                f"there are no images in {root}; files with these endings are read: "
+                f"{' '.join(IMAGE_SUFFIXES)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def sample(self, index: int) -> Sample:
+        """Read the file of an index."""
+        file, target = self.files[index]
+        return Sample(file, crop_image(read_rgb(self.root / file), self.settings), target)
+
+
+class Photos(Files):
+    """Image files of a folder, or one file, with or without labels.
+
+    Args:
+        path: A folder (its files with an image suffix, by name; not its subfolders) or a file.
+        labels: A CSV file with a header: `file`, and `class_index` (or `target`) or `label`, a
+            class name. Images are then those of the table, in its order.
+        classifier: Gives the preprocessing and the names of the classes.
+
+    Raises:
+        FileNotFoundError: If the folder, the table or a file of the table is missing.
+        ValueError: If there are no images or the table is wrong; the message names the line.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        labels: str | Path | None = None,
+        classifier: Classifier | None = None,
+    ) -> None:
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"there is no folder or image at {path}; check the path")
+        names = classifier.labels if classifier is not None else None
+        files: Iterable[tuple[str, int | None]]
+        if labels is not None:
+            files = _read_table(Path(labels), path, names or [])
+        elif path.is_file():
+            files = [(path.name, None)]
+        else:
+            files = [(p.name, None) for p in sorted(path.iterdir()) if is_image(p)]
+        root = path.parent if path.is_file() else path
+        super().__init__(path.name, root, files, names, preprocessing(classifier))
+
+
+def _read_table(
+    table: Path, folder: Path, names: Sequence[str]
+) -> Iterable[tuple[str, int | None]]:
+    if not table.is_file():
+        raise FileNotFoundError(f"there is no table of labels at {table}; check the path")
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        column = next((c for c in ("class_index", "target", "label") if c in columns), None)
+        if "file" not in columns or column is None:
+            raise ValueError(
+                f"{table} has the columns {', '.join(columns) or '(none)'}; it needs file, "
+                "and class_index or label"
+            )
+        for row in reader:
+            where = f"{table}, line {reader.line_num}"
+            image = folder / row["file"]
+            if not image.is_file():
+                raise FileNotFoundError(f"{where}: there is no image at {image}")
+            yield row["file"], _target(row[column], names, where)
+
+
+def _target(text: str | None, names: Sequence[str], where: str) -> int:
+    """Turn a class index or a class name into a target."""
+    text = (text or "").strip()
+    if text in names:
+        return names.index(text)
+    if not text.isdigit():
+        known = f"; {unknown_name('class', text, names, show=20)}" if names else ""
+        raise ValueError(f"{where}: {text!r} is neither a class index nor a class name{known}")
+    if names and int(text) >= len(names):
+        raise ValueError(
+            f"{where}: class {text} does not exist; the network has classes 0 to {len(names) - 1}"
+        )
+    return int(text)
+
+
+class Folders(Files):
+    """A folder for each class: `PATH/duck/1.jpg`, `PATH/goose/any/depth/2.jpg`.
+
+    Files beside the folders, files that are no images and hidden ones are ignored. A folder that is
+    no class of the network is an error, not a warning: leaving its images out, or counting them for
+    another class, would measure something else than you think.
+
+    Args:
+        path: The folder of the folders.
+        classifier: Gives the preprocessing and the classes. Folders are matched by name with its
+            labels (case and `_` for a space don't matter). A network whose classes have no names
+            takes the folders in alphabetical order, if there are as many.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If a folder is no class, or there are no images.
+    """
+
+    def __init__(self, path: str | Path, classifier: Classifier | None = None) -> None:
+        root = existing(path)
+        indices, labels = class_indices(class_folders(root), classifier, root)
+        files = [(file, c) for folder, c in indices.items() for file in images_of(root, folder)]
+        super().__init__(root.resolve().name, root, files, labels, preprocessing(classifier))
+
+
+def existing(path: str | Path) -> Path:
+    """Return the path of a folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"there is no folder at {path}; check the path")
+    return Path(path)
+
+
+def class_folders(root: Path) -> list[str]:
+    """Return the names of a folder's folders, sorted; `.git` and `__MACOSX` are none of a class."""
+    names = (p.name for p in root.iterdir() if p.is_dir())
+    return sorted(name for name in names if not name.startswith((".", "__")))
+
+
+def images_of(root: Path, folder: str) -> list[str]:
+    """Return the images of a class's folder, at any depth, as sorted paths below `root`."""
+    return sorted(p.relative_to(root).as_posix() for p in (root / folder).rglob("*") if is_image(p))
+
+
+def class_indices(
+    folders: Sequence[str], classifier: Classifier | None, root: Path
+) -> tuple[dict[str, int], list[str]]:
+    """Return the class of each folder, and the names of all classes.
+
+    Raises:
+        ValueError: If a folder is no class of the network, or more than one.
+    """
+    if classifier is None:
+        return {folder: c for c, folder in enumerate(folders)}, list(folders)
+    labels = classifier.labels
+    if labels == [f"class {c}" for c in range(len(labels))]:  # it has no names of its own
+        if len(folders) != len(labels):
+            raise ValueError(
+                f"{root} has {len(folders)} class folders and {classifier.name} {len(labels)} "
+                "classes without names; give the network labels=[…], or remove the folders that "
+                "are no classes"
+            )
+        return {folder: c for c, folder in enumerate(folders)}, labels
+    named = defaultdict(list)
+    for c, label in enumerate(labels):
+        named[_key(label)].append(c)
+    for folder in folders:
+        if not named[_key(folder)]:
+            raise ValueError(
+                f"{root / folder} is no class of {classifier.name}: "
+                f"{unknown_name('class', folder, labels, show=20)} Rename the folder or move it "
+                "away; folders named by synset are read as imagenet:PATH"
+            )
+        if len(named[_key(folder)]) > 1:
+            raise ValueError(
+                f"{root / folder}: {classifier.name} has {len(named[_key(folder)])} classes of "
+                "this name; use a table of labels with the class indices instead"
+            )
+    return {folder: named[_key(folder)][0] for folder in folders}, labels
+
+
+def _key(name: str) -> str:
+    return name.replace("_", " ").casefold()

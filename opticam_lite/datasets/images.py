@@ -1,0 +1,135 @@
+"""Image files of every kind become what the network sees: RGB in [0, 1], resized and cropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.functional import InterpolationMode, to_tensor
+from torchvision.transforms.v2 import functional as transforms
+from torchvision.tv_tensors import BoundingBoxes
+
+from ..classifier import Classifier, Preprocessing
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SMALLEST_SIDE = 16
+
+
+class ImageError(ValueError):
+    """A file of a sample, image or annotation, that can't be read; the message names it."""
+
+
+def is_image(path: Path) -> bool:
+    """Say whether a file's name is that of an image; hidden ones, such as `._1.jpg`, are none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def load_image(path: str | Path, classifier: Classifier | None = None) -> Tensor:
+    """Read an image file as the network expects it.
+
+    The EXIF rotation is applied; greyscale, palette, CMYK and 16-bit images become RGB, and
+    transparent pixels white. The shorter side is resized and the centre cropped, as the network's
+    preprocessing says (without a classifier: 256, then 224×224, bilinear).
+
+    Returns:
+        float32 `(3, H, W)`, RGB in [0, 1], not normalised.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImageError: If it is no image, damaged, too large to be safe (a decompression bomb), or
+            smaller than 16 pixels.
+    """
+    return crop_image(read_rgb(Path(path)), preprocessing(classifier))
+
+
+def preprocessing(classifier: Classifier | None) -> Preprocessing:
+    """Return the classifier's preprocessing: all that a dataset keeps of it, and picklable."""
+    return classifier.preprocessing if classifier is not None else Preprocessing()
+
+
+def crop_image(image: Image.Image, settings: Preprocessing) -> Tensor:
+    """Resize and crop an RGB image: float32 `(3, H, W)` in [0, 1]."""
+    return to_tensor(_crop(image, settings))
+
+
+def crop_boxes(boxes: Tensor, width: int, height: int, settings: Preprocessing) -> Tensor:
+    """Take boxes through the resize and the crop of their image.
+
+    Args:
+        boxes: Corners x0, y0, x1, y1 `(M, 4)` on an image of width × height pixels, right and
+            bottom exclusive, fractions allowed.
+
+    Returns:
+        int64 `(≤ M, 4)`, rounded and clipped to the crop, without those that lie outside it.
+    """
+    on_image = BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+    cropped = _crop(on_image, settings).as_subclass(Tensor).round().long()
+    return cropped[(cropped[:, 2:] > cropped[:, :2]).all(1)]
+
+
+def _crop(image: Any, settings: Preprocessing) -> Any:
+    """Resize the shorter side and crop the centre, of a picture or of the boxes on it."""
+    # Of a very long image only the middle is kept: resized whole it might not fit in memory.
+    height, width = transforms.get_size(image)
+    short = min(height, width)
+    if max(height, width) > 8 * short:
+        image = transforms.center_crop(image, [min(height, 8 * short), min(width, 8 * short)])
+    mode = InterpolationMode(settings.interpolation)
+    image = transforms.resize(image, [settings.resize], mode, antialias=True)
+    return transforms.center_crop(image, list(settings.size))
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Open a file and return it upright as 8-bit RGB."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no image file at {path}; check the path")
+    try:
+        with Image.open(path) as opened:
+            # Pillow only warns of these; turning its warning into an error is not thread-safe.
+            pixels, most = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
+            if most is not None and pixels > most:
+                raise Image.DecompressionBombError(f"{pixels} pixels, more than {most}")
+            opened.load()
+            # exif_transpose rotates the pixels as the camera was held.
+            image = ImageOps.exif_transpose(opened)
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{path} is not an image that Pillow can read; remove it or convert it to JPEG or PNG"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"{path} has too many pixels to be opened safely ({error}); scale it down first"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(
+            f"{path} is damaged or incomplete ({error}); get a whole copy of the file"
+        ) from error
+    if min(image.size) < SMALLEST_SIDE:
+        raise ImageError(
+            f"{path} is {image.width}×{image.height} pixels; at least {SMALLEST_SIDE} on each side "
+            "are needed"
+        )
+    return _to_rgb(image, path)
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
+        values = np.asarray(image, dtype=np.float64)
+        largest = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
+        if image.mode == "F" and values.max() <= 1:
+            largest = 1
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > largest:
+            raise ImageError(
+                f"{path} has pixel values from {values.min():.4g} to {values.max():.4g}; 8-bit or "
+                "16-bit values, or fractions in [0, 1], are needed"
+            )
+        image = Image.fromarray((values * (255 / largest)).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")

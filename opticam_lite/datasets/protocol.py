@@ -1,0 +1,95 @@
+"""What every dataset gives: numbered samples of an id, an image, and what is known of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what is known of it.
+
+    Attributes:
+        id: Unique in its dataset.
+        image: float32 `(3, H, W)`, RGB in [0, 1].
+        target: The true class, or None if nobody knows.
+        boxes: int64 `(M, 4)`, corners x0, y0, x1, y1 in pixels, right and bottom exclusive.
+        extra: More; scenes have `environment`, `home` (whether that is the class's home) and
+            `masks`, bool `(M, H, W)`, the visible pixels of each object of the class.
+    """
+
+    id: str
+    image: Tensor
+    target: int | None
+    boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 4, dtype=torch.int64))
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Dataset(ABC):
+    """Numbered samples. A subclass defines `name`, `labels`, `__len__` and `sample(index)`.
+
+    A dataset can be pickled, and cheaply, so that worker processes can read its samples.
+
+    Attributes:
+        name: What tables call it.
+        labels: Names of the classes, or None if there are no targets.
+        has_boxes: Whether samples know boxes of the target's objects. A single sample may still be
+            without: its localisation metrics are then undefined.
+    """
+
+    name: str
+    labels: list[str] | None = None
+    has_boxes: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def sample(self, index: int) -> Sample:
+        """Return the sample of an index from 0 to len − 1.
+
+        Raises:
+            ImageError: If a file of this sample is broken; the other samples are not touched.
+        """
+
+    def __getitem__(self, index: int) -> Sample:
+        n = len(self)
+        if not -n <= index < n:
+            raise IndexError(f"{self.name} has {n} images; there is no image {index}")
+        return self.sample(index % n)
+
+    def batch(self, indices: Iterable[int]) -> tuple[Tensor, Tensor | None]:
+        """Return images `(N, 3, H, W)` and targets `(N,)`, or None where one has no label."""
+        samples = [self[int(i)] for i in indices]
+        if not samples:
+            raise ValueError("a batch needs at least one index, such as range(8)")
+        images = torch.stack([s.image for s in samples])
+        targets = [s.target for s in samples if s.target is not None]
+        return images, torch.tensor(targets) if len(targets) == len(samples) else None
+
+
+class Images(Dataset):
+    """A batch in memory as a dataset: images `(N, 3, H, W)` in [0, 1] and targets `(N,)`."""
+
+    def __init__(
+        self, images: Tensor, targets: Tensor | Sequence[int] | None = None, name: str = "images"
+    ) -> None:
+        if images.ndim != 4:
+            raise ValueError(f"images have shape {tuple(images.shape)}; (N, 3, H, W) is needed")
+        if targets is not None and len(targets) != len(images):
+            raise ValueError(f"{len(images)} images need as many targets, not {len(targets)}")
+        self.name, self._images, self._targets = name, images, targets
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def sample(self, index: int) -> Sample:
+        """Return the image of an index."""
+        target = None if self._targets is None else int(self._targets[index])
+        return Sample(str(index), self._images[index], target)

@@ -1,0 +1,68 @@
+"""The embedded scenes, whose truth is known."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
+
+from ..paths import data_dir
+from ..registry import unknown_name
+from .protocol import Dataset, Sample
+
+TWINS = ("swapped", "empty")
+
+
+class Scenes(Dataset):
+    """The embedded evaluation split: rendered scenes whose truth is known.
+
+    Args:
+        twin: None for the scenes themselves; `"swapped"` for the same objects in another
+            environment, `"empty"` for the same environment without the objects.
+
+    Attributes:
+        labels: Names of the classes.
+        environments: Names of the environments.
+        home: Each class's home environment.
+    """
+
+    def __init__(self, twin: str | None = None) -> None:
+        if twin is not None and twin not in TWINS:
+            raise ValueError(unknown_name("twin", twin, TWINS))
+        self._folder = data_dir() / "scenes"
+        self._twin = twin
+        about = json.loads((self._folder / "annotations.json").read_text(encoding="utf-8"))
+        self._scenes: list[dict[str, Any]] = about["scenes"]
+        self.name = "scenes" if twin is None else f"scenes-{twin}"
+        self.has_boxes = twin != "empty"
+        self.labels = list(about["classes"])
+        self.environments: list[str] = list(about["environments"])
+        self.home: dict[str, str] = dict(about["home"])
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def sample(self, index: int) -> Sample:
+        """Return the scene of an index, or its twin."""
+        scene = self._scenes[index]
+        shown = scene if self._twin is None else scene["twins"][self._twin]
+        with Image.open(self._folder / shown["image"]) as image:
+            pixels = to_tensor(image.convert("RGB"))
+        boxes = torch.tensor(scene["boxes"], dtype=torch.int64).reshape(-1, 4)
+        with Image.open(self._folder / scene["mask"]) as image:
+            instances = torch.from_numpy(np.array(image))
+        masks = torch.stack([instances == i for i in range(1, len(boxes) + 1)])
+        if self._twin == "empty":
+            boxes, masks = boxes[:0], masks[:0]
+        environment = shown["environment"]
+        home = environment == self.home[scene["class"]]
+        extra = {"environment": environment, "home": home, "masks": masks}
+        return Sample(scene["id"], pixels, scene["label"], boxes, extra)
+
+    def twin(self, kind: str) -> Scenes:
+        """Return the counterfactual twins, in the same order: `"swapped"` or `"empty"`."""
+        return Scenes(kind)
