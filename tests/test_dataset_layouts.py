@@ -226,10 +226,8 @@ def test_boxes_of_an_annotation_without_size_or_beyond_it(tmp_path: Path) -> Non
     official(tmp_path, 1)
     xml = tmp_path / "ILSVRC2012_bbox_val_v3" / "val" / f"{name(1)}.xml"
     xml.write_text(annotation("n01751748", (-3, -3, 60, 60), size=(0, 0)))
-    classifier = small()
-    classifier.preprocessing = Preprocessing((40, 48), 40)
-    dataset = ol.load_dataset(f"imagenet:{tmp_path}", classifier=classifier)
-    assert dataset[0].boxes.tolist() == [[0, 0, 48, 40]]
+    dataset = ol.load_dataset(f"imagenet:{tmp_path}", classifier=small(60, 40))
+    assert dataset[0].boxes.tolist() == [[6, 10, 54, 50]]  # the image, and not its padding
 
 
 def test_imagenet_with_faults(tmp_path: Path) -> None:
@@ -474,6 +472,7 @@ def birds(root: Path) -> Path:
     picture(root / "goose" / "more" / "9.JPG")
     picture(root / "stray.png")
     touch(root / "goose" / ".DS_Store")
+    touch(root / "goose" / "._0.png")
     touch(root / "duck" / "Thumbs.db")
     (root / ".git").mkdir()
     return root

@@ -163,6 +163,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         ol.load_image(tmp_path / "nowhere.png")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("pixels", [200, 150])
 def test_a_decompression_bomb_is_refused(
     pixels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
