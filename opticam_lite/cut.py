@@ -196,7 +196,16 @@ class Traced:
             )
         self.classes = expected.shape[1]
         self._shapes = interpreter.shapes
+        self._per_image = self._find_values_per_image()
         self.layers = self._find_layers()
+
+    def _find_values_per_image(self) -> set[fx.Node]:
+        """Tensors that depend on the images and hold one entry for each of them."""
+        varies: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node.op == "placeholder" or any(i in varies for i in node.all_input_nodes):
+                varies.add(node)
+        return {node for node in varies if self._shapes.get(node, ())[:1] == (2,)}
 
     def _find_layers(self) -> dict[str, tuple[fx.Node, Layout]]:
         """Layers whose output is a set of maps on which the logits depend, in forward order."""
@@ -288,14 +297,21 @@ class Traced:
         split = nodes.index(node) + 1
         before, after = nodes[:split], nodes[split:]
         needed: list[fx.Node] = []
+        again: set[fx.Node] = set()
+
+        def need(earlier: fx.Node) -> None:
+            if earlier not in before or earlier in (node, *needed, *again):
+                return
+            if earlier in self._per_image:
+                needed.append(earlier)
+            else:  # parameters and sizes are read again rather than handed over
+                again.add(earlier)
+                for input_node in earlier.all_input_nodes:
+                    need(input_node)
+
         for later in after:
             for earlier in later.all_input_nodes:
-                if (
-                    earlier in before
-                    and earlier not in [node, *needed]
-                    and earlier.op != "get_attr"
-                ):
-                    needed.append(earlier)
+                need(earlier)
 
         trunk = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
@@ -307,14 +323,30 @@ class Traced:
         copies = {}
         for i, n in enumerate([node, *needed]):
             copies[n] = head.placeholder("maps" if i == 0 else f"rest_{i}")
-        for n in before:  # parameters are read again rather than handed over
-            if n.op == "get_attr" and any(user in after for user in n.users):
+        for n in before:
+            if n in again:
                 copies[n] = head.node_copy(n, copies.__getitem__)
         for n in after:
             copies[n] = head.node_copy(n, copies.__getitem__)
         return Cut(
-            layer, layout, fx.GraphModule(self.network, trunk), fx.GraphModule(self.network, head)
+            layer,
+            layout,
+            fx.GraphModule(self.network, trunk),
+            fx.GraphModule(self.network, head),
+            self._only_reader(node),
         )
+
+    def _only_reader(self, node: fx.Node) -> str | None:
+        """Return the layer that reads a value, if it is the only thing that does."""
+        modules = dict(self.network.named_modules())
+        while len(node.users) == 1:
+            (node,) = node.users
+            if node.op != "call_module":
+                return None
+            name = str(node.target)
+            if not _does_nothing(modules[name]):
+                return name if self.layers.get(name, (None,))[0] is node else None
+        return None
 
 
 def _does_nothing(module: nn.Module) -> bool:
@@ -325,21 +357,32 @@ def _does_nothing(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Rest:
-    """What the head needs besides the maps: tokens set aside and earlier values still in use."""
+    """What the head needs besides the maps: tokens set aside and earlier values still in use.
+
+    Every one of them has an entry for each image; sizes and parameters the head reads again.
+    """
 
     aside: Tensor | None
-    values: tuple[Any, ...]
+    values: tuple[Tensor, ...]
+
+    def take(self, images: Tensor) -> Rest:
+        """Return the rest of the images of these indices `(n,)`; one may be taken repeatedly."""
+        aside = None if self.aside is None else self.aside[images]
+        return Rest(aside, tuple(value[images] for value in self.values))
 
 
 class Cut:
     """A network cut at a layer.
 
     `maps, rest = cut.split(x)` and `logits = cut.head(maps, rest)`, so that
-    `cut.head(*cut.split(x))` equals `network(x)`.
+    `cut.head(*cut.split(x))` equals `network(x)`. `reader` names the layer with which the head
+    begins, where the maps go into one layer and nowhere else.
     """
 
-    def __init__(self, layer: str, layout: Layout, trunk: nn.Module, head: nn.Module) -> None:
-        self.layer, self.layout = layer, layout
+    def __init__(
+        self, layer: str, layout: Layout, trunk: nn.Module, head: nn.Module, reader: str | None
+    ) -> None:
+        self.layer, self.layout, self.reader = layer, layout, reader
         self._trunk, self._head = trunk, head
 
     def split(self, x: Tensor) -> tuple[Tensor, Rest]:
@@ -352,7 +395,7 @@ class Cut:
         """Run the second half: maps `(N, K, h, w)` and the rest → logits `(N, C)`."""
         # Clones, because the next operation of the network may work in place.
         output = self.layout.from_maps(maps, rest.aside).clone()
-        values = [v.clone() if isinstance(v, Tensor) else v for v in rest.values]
+        values = [v.clone() for v in rest.values]
         return self._head(output, *values)
 
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import make_images
+from conftest import make_classifier, make_images
 from torch import nn
 
 import opticam_lite as ol
@@ -68,6 +68,38 @@ def test_default_layer_is_that_of_appendix_a(name: str, layer: str) -> None:
 def test_the_maps_decide_the_logits(images: torch.Tensor, classifier: ol.Classifier) -> None:
     maps, rest = classifier.split(images)
     assert not torch.allclose(classifier.head(2 * maps, rest), classifier.head(maps, rest))
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet", "swin"])
+def test_the_rest_can_be_taken_for_other_images(name: str) -> None:
+    """In another number, repeatedly, at every layer: also inside residual branches and windows."""
+    torch.manual_seed(0)
+    network, size = {
+        "vit": lambda: (make_classifier("vit").network, 32),
+        "resnet": lambda: (
+            timm.models.resnet.ResNet(
+                timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=5, zero_init_last=False
+            ),
+            64,
+        ),
+        "swin": lambda: (
+            timm.models.swin_transformer.SwinTransformer(
+                img_size=64, patch_size=2, window_size=4, embed_dim=8, depths=(2, 2),
+                num_heads=(2, 2), num_classes=5,
+            ),
+            64,
+        ),
+    }[name]()  # fmt: skip
+    traced = Traced(network.eval(), (size, size))
+    x = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+    chosen = torch.tensor([1, 0, 2, 2, 1])
+    with torch.no_grad():
+        expected = network(x[chosen])
+        for layer in traced.layers:
+            cut = traced.cut(layer)
+            maps, rest = cut.split(x)
+            logits = cut.head(maps[chosen], rest.take(chosen))
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
 def test_every_layer_of_a_network_can_be_cut(
