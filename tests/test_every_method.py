@@ -146,7 +146,9 @@ def test_network_is_left_as_found_after_an_exception(
     before = state_of(classifier)
     bomb.fuse = fuse
     options = {**OPTIONS, "score-cam": {"chunk": 12}}.get(method, {})
-    runs_once = {("grad-cam", "trunk"), ("grad-cam", "head"), ("cam", "head")}
+    gradients = ("grad-cam", "grad-cam++", "xgrad-cam", "layer-cam", "hires-cam")
+    runs_once = {(m, part) for m in gradients for part in ("trunk", "head")}
+    runs_once |= {("cam", "head"), ("ablation-cam", "trunk")}
     if fuse == 0 or (method, where) not in runs_once:
         with pytest.raises(RuntimeError, match="the network failed"):
             ol.explain(method, classifier, images, targets, **options)

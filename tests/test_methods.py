@@ -145,18 +145,23 @@ REFERENCES = {
 SHORT = {"opti-cam": {"iterations": 8}}
 # Methods whose reference needs more room: the file that holds it.
 ELSEWHERE = {
+    "ablation-cam": "test_cam_family.py",
+    "grad-cam++": "test_cam_family.py",
     "gradient-shap": "test_perturbation.py",
+    "hires-cam": "test_cam_family.py",
+    "layer-cam": "test_cam_family.py",
     "lime": "test_perturbation.py",
     "raw-attention": "test_attention.py",
     "rollout": "test_attention.py",
     "tibav": "test_attention.py",
+    "xgrad-cam": "test_cam_family.py",
 }
 
 
 def test_every_method_has_a_reference() -> None:
     assert set(REFERENCES) | set(ELSEWHERE) == set(ol.list_methods())
     for method, file in ELSEWHERE.items():
-        name = f"def reference_{method.replace('-', '_')}("
+        name = f"def reference_{method.replace('-', '_').replace('++', '_plus_plus')}("
         assert name in Path(__file__).with_name(file).read_text(encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import to_masks
+from .chunks import images_at_once
 from .registry import METHODS, Callback, Step
 
 
@@ -16,22 +17,22 @@ def score_cam(
     images: Tensor,
     targets: Tensor,
     *,
-    chunk: int = 32,
+    chunk: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Weigh each feature map by the logit that it gives as a mask.
 
         u_k = f(x ⊙ n(up(A_k)))_c − f(0)_c,    w = softmax(u),    S = relu(Σ_k w_k A_k)
 
-    One forward pass per channel. The baseline f(0)_c is the same for all channels and cancels in
-    the softmax, so it is not computed.
+    One forward pass per channel that is not flat: a flat one gives a black image, whose u_k is 0.
 
     Args:
         classifier: Any, cut at any layer.
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)` class indices.
         chunk: How many masked images pass through the network at a time; bounds the memory.
-        callback: Called after each chunk of channels.
+            Default: chosen by the size of the network's feature maps.
+        callback: Called after each chunk of (image, channel) pairs.
 
     Returns:
         Masks `(N, 1, H, W)` in [0, 1].
@@ -39,19 +40,21 @@ def score_cam(
     Raises:
         ValueError: If chunk is not positive.
     """
+    chunk = images_at_once(classifier, images, classifier.layers) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
-    A = classifier.features(images)  # (N, K, h, w)
-    n, k = A.shape[:2]
-    u = A.new_empty(n * k)
-    total = -(-n * k // chunk)
-    for index, pairs in enumerate(torch.arange(n * k, device=A.device).split(chunk), start=1):
-        image, channel = pairs // k, pairs % k
+    A = torch.cat([classifier.features(x) for x in images.split(chunk)])  # (N, K, h, w)
+    f_0 = classifier.logits(torch.zeros_like(images[:1]))[0, targets]  # (N,)
+    u = A.new_zeros(A.shape[:2])
+    pairs = (A.amax(dim=(2, 3)) > A.amin(dim=(2, 3))).nonzero()
+    starts = range(0, len(pairs), chunk)
+    for index, start in enumerate(starts, start=1):
+        image, channel = pairs[start : start + chunk].T
         masks = to_masks(A[image, channel][:, None], images.shape[2:])  # (chunk, 1, H, W)
         y = classifier.logits(images[image] * masks)
-        u[pairs] = y.gather(1, targets[image][:, None])[:, 0]
+        u[image, channel] = y.gather(1, targets[image][:, None])[:, 0] - f_0[image]
         if callback is not None:
-            callback(Step(index, total))
-    w = u.view(n, k).softmax(dim=1)
+            callback(Step(index, len(starts)))
+    w = u.softmax(dim=1)
     S = torch.einsum("nk,nkhw->nhw", w, A)[:, None].relu()
     return to_masks(S, images.shape[2:])

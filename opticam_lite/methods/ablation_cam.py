@@ -1,0 +1,90 @@
+"""Ablation-CAM (Desai and Ramaswamy 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..classifier import Classifier
+from ..masking import to_masks
+from .chunks import images_at_once
+from .registry import METHODS, Callback, Step
+
+
+@METHODS.register("ablation-cam", title="Ablation-CAM", source="Desai and Ramaswamy 2020")
+def ablation_cam(
+    classifier: Classifier,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    chunk: int | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Weigh each feature map by how much the class logit falls when it is set to 0.
+
+        w_k = (y_c − y_c without channel k) / y_c,    S = relu(Σ_k w_k A_k)
+
+    Only the head is run again, once for each channel that is not 0 anyway. The size of y_c scales
+    the map, which the normalisation undoes; so the sign of y_c stands for it, and y_c = 0, where
+    the quotient has no value, counts as positive (the limit from above).
+
+    Args:
+        classifier: Any, cut at any layer.
+        images: `(N, 3, H, W)` in [0, 1].
+        targets: `(N,)` class indices.
+        chunk: How many (image, channel) pairs pass through the head at a time; bounds the memory.
+            Default: chosen by the size of the head's feature maps.
+        callback: Called after each chunk of pairs.
+
+    Returns:
+        Masks `(N, 1, H, W)` in [0, 1].
+
+    Raises:
+        ValueError: If chunk is not positive.
+    """
+    layers = classifier.layers[classifier.layers.index(classifier.layer) :]
+    chunk = images_at_once(classifier, images, layers) if chunk is None else chunk
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    A, rest = classifier.split(images)  # (N, K, h, w)
+    head, Z, W = classifier.head, A, None
+    if (conv := pointwise_reader(classifier)) is not None:
+        # The head begins with Z_o = Σ_k W_ok A_k + b_o: leaving k out of the sum is less work
+        # than the whole sum without k.
+        after = classifier.at(conv)
+        head, (Z, rest) = after.head, after.split(images)  # (N, O, h, w)
+        W = classifier.network.get_submodule(conv).get_parameter("weight").flatten(1)  # (O, K)
+
+    def logit(maps: Tensor, image: Tensor) -> Tensor:
+        return head(maps, rest.take(image)).gather(1, targets[image][:, None])[:, 0]
+
+    y = logit(Z, torch.arange(len(A), device=A.device))[:, None]  # (N, 1)
+    y_without = y.repeat(1, A.shape[1])  # (N, K)
+    pairs = A.flatten(2).any(dim=2).nonzero()
+    starts = range(0, len(pairs), chunk)
+    for index, start in enumerate(starts, start=1):
+        image, channel = pairs[start : start + chunk].T
+        maps = Z[image]
+        if W is None:
+            maps[torch.arange(len(maps), device=A.device), channel] = 0
+        else:
+            maps.addcmul_(W.T[channel, :, None, None], A[image, channel][:, None], value=-1)
+        y_without[image, channel] = logit(maps, image)
+        if callback is not None:
+            callback(Step(index, len(starts)))
+    w = (y - y_without) * torch.where(y < 0, -1.0, 1.0)
+    S = torch.einsum("nk,nkhw->nhw", w, A)[:, None].relu()
+    return to_masks(S, images.shape[2:])
+
+
+def pointwise_reader(classifier: Classifier) -> str | None:
+    """Return the name of the 1×1 convolution with which the head begins, or None."""
+    name = classifier._cut.reader
+    conv = None if name is None else classifier.network.get_submodule(name)
+    pointwise = (
+        isinstance(conv, nn.Conv2d)
+        and conv.kernel_size == conv.stride == (1, 1)
+        and conv.padding in ((0, 0), "valid", "same")
+        and conv.groups == 1
+    )
+    return name if pointwise else None

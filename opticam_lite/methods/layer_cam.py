@@ -1,0 +1,31 @@
+"""Layer-CAM (Jiang et al. 2021)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..masking import to_masks
+from .grad_cam import features_and_gradients
+from .registry import METHODS
+
+
+@METHODS.register("layer-cam", title="Layer-CAM", source="Jiang et al. 2021")
+def layer_cam(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
+    """Weigh each position of the feature maps by its own positive gradient.
+
+        S = relu(Σ_k relu(g_k) ⊙ A_k)        with g = ∂y_c/∂A
+
+    Unlike Grad-CAM's, the weights keep their place, so that fine maps of early layers are of use.
+
+    Args:
+        classifier: Any, cut at any layer.
+        images: `(N, 3, H, W)` in [0, 1].
+        targets: `(N,)` class indices.
+
+    Returns:
+        Masks `(N, 1, H, W)` in [0, 1].
+    """
+    A, g = features_and_gradients(classifier, images, targets)  # (N, K, h, w)
+    S = (g.relu() * A).sum(dim=1, keepdim=True).relu()
+    return to_masks(S, images.shape[2:])
