@@ -27,11 +27,17 @@ EXPECTED = {
         "opti-cam": (0.58, 84.03, 96.5),
         "fake-cam": (0.07, 0.11, 51.0),
         "grad-cam": (44.77, 6.12, 22.0),
+        "xgrad-cam": (42.83, 6.55, 23.0),
+        "layer-cam": (38.83, 6.08, 24.0),
+        "hires-cam": (44.77, 6.12, 22.0),
     },
     40: {
         "opti-cam": (0.31, 81.27, 95.0),
         "fake-cam": (0.02, 0.17, 52.5),
         "grad-cam": (44.68, 3.30, 12.5),
+        "xgrad-cam": (46.52, 3.89, 12.5),
+        "layer-cam": (43.35, 5.17, 12.5),
+        "hires-cam": (44.68, 3.30, 12.5),
     },
 }
 
@@ -77,13 +83,23 @@ def test_accuracy_is_the_published_one(classifier: ol.Classifier, photos: Datase
     assert p.gather(1, targets[:, None]).mean().item() == pytest.approx(0.564, abs=0.003)
 
 
-@pytest.mark.parametrize("method", ["grad-cam", "fake-cam"])
-def test_one_pass_methods_on_all_photographs(
-    method: str, classifier: ol.Classifier, photos: Dataset
-) -> None:
-    frame = ol.evaluate(classifier, photos, [method])
-    tolerance = (1.0, 0.5, 2.5) if method == "grad-cam" else (0.05, 0.05, 2.5)
-    check(frame, method, 200, tolerance)
+# Grad-CAM++ is missing: the package adds 1e-6 to a denominator that is smaller on this network, and
+# so measures another method (AD 42.82, AG 4.34; without that constant 41.48 and 5.68).
+ONE_PASS = {
+    "fake-cam": (0.05, 0.05, 2.5),
+    **dict.fromkeys(("grad-cam", "xgrad-cam", "layer-cam", "hires-cam"), (1.0, 0.5, 2.5)),
+}
+
+
+@pytest.fixture(scope="module")
+def one_pass(classifier: ol.Classifier, photos: Dataset) -> pd.DataFrame:
+    """All of them at once, so that each photograph is read once."""
+    return ol.evaluate(classifier, photos, list(ONE_PASS))
+
+
+@pytest.mark.parametrize("method", ONE_PASS)
+def test_one_pass_methods_on_all_photographs(method: str, one_pass: pd.DataFrame) -> None:
+    check(one_pass, method, 200, ONE_PASS[method])
 
 
 def test_opti_cam(classifier: ol.Classifier, photos: Dataset) -> None:
