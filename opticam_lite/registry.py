@@ -54,6 +54,7 @@ class Entry:
 
 
 E = TypeVar("E", bound=Entry)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry(Generic[E]):
@@ -69,12 +70,10 @@ class Registry(Generic[E]):
         self._entry = entry
         self._entries: dict[str, E] = {}
 
-    def register(
-        self, name: str, *, title: str, source: str, **facts: Any
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(self, name: str, *, title: str, source: str, **facts: Any) -> Callable[[F], F]:
         """Return a decorator that enters a function under `name` and gives it back unchanged."""
 
-        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def decorate(function: F) -> F:
             if name in self._entries:
                 raise ValueError(f"a {self.kind} named {name!r} is registered already")
             self._entries[name] = self._entry(name, function, title, source, **facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -85,8 +86,8 @@ def test_defined_at_the_ends(p: float, o: float) -> None:
 @pytest.mark.parametrize(
     ("p", "o", "message"),
     [
-        ([0.5, 0.5], [0.5], "vectors of the same length"),
-        ([[0.5]], [[0.5]], "vectors of the same length"),
+        ([0.5, 0.5], [0.5], "o must be a vector of 2 values"),
+        ([[0.5]], [[0.5]], "p must be a vector, one an image"),
         ([50.0], [40.0], "fractions in"),
         ([0.5], [math.nan], "o holds nan"),
         ([], [], "no images"),
@@ -98,7 +99,11 @@ def test_bad_input(p: list, o: list, message: str) -> None:
 
 
 def test_the_list_of_metrics() -> None:
-    assert ol.list_metrics() == ["AD", "AG", "AI"]
+    names = "AD AG AI I D AOPC MS ADCC OM LE F1 BA SP EP SM"
+    assert ol.list_metrics() == names.split()
+    directions = {name: metrics.METRICS[name].arrow for name in ol.list_metrics()}
+    rows = re.findall(r"^\| (\w+) \|.*\| (.) \|$", metrics.__doc__ or "", re.MULTILINE)
+    assert dict(rows) == directions
     with pytest.raises(ValueError, match="unknown metric 'ad'; did you mean 'AD'"):
         metrics.METRICS["ad"]
 

@@ -107,19 +107,26 @@ def _percent(values: Tensor) -> float:
 
 
 def _check(p: Any, o: Any) -> tuple[Tensor, Tensor]:
-    # In float64, so that 1 − p keeps its digits near 1.
-    p, o = (torch.as_tensor(v).detach().double() for v in (p, o))
-    o = o.to(p.device)
-    if p.ndim != 1 or p.shape != o.shape:
+    p = check_probabilities("p", p)
+    return p, check_probabilities("o", o, len(p)).to(p.device)
+
+
+def check_probabilities(name: str, values: Any, n: int | None = None) -> Tensor:
+    """Return probabilities as float64 `(N,)`, so that 1 − p keeps its digits near 1.
+
+    Raises:
+        ValueError: Unless they are a vector of fractions in [0, 1], of length `n` if given.
+    """
+    values = torch.as_tensor(values).detach().double()
+    if values.ndim != 1 or n not in (None, len(values)):
+        length = "" if n is None else f" of {n} values"
         raise ValueError(
-            f"p and o must be vectors of the same length; they have shapes {tuple(p.shape)} and "
-            f"{tuple(o.shape)}"
+            f"{name} must be a vector{length}, one an image; it has shape {tuple(values.shape)}"
         )
-    for name, values in (("p", p), ("o", o)):
-        inside = (values >= 0) & (values <= 1)  # False for NaN
-        if not inside.all():
-            raise ValueError(
-                f"{name} holds {float(values[~inside][0]):.4g}; probabilities are fractions "
-                "in [0, 1], not percent"
-            )
-    return p, o
+    inside = (values >= 0) & (values <= 1)  # False for NaN
+    if not inside.all():
+        raise ValueError(
+            f"{name} holds {float(values[~inside][0]):.4g}; probabilities are fractions in [0, 1], "
+            "not percent"
+        )
+    return values

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -39,6 +40,13 @@ class Case:
     boxes: list[Tensor]
     explain: Callable[[Tensor, Tensor], Tensor]
     seed: int = 0
+    _shared: dict[Callable[[Case], Tensor], Tensor] = field(default_factory=dict, repr=False)
+
+    def share(self, compute: Callable[[Case], Tensor]) -> Tensor:
+        """Return `compute(self)`, computed once: what several metrics need."""
+        if compute not in self._shared:
+            self._shared[compute] = compute(self)
+        return self._shared[compute]
 
     @cached_property
     def masks_of_predicted(self) -> Tensor:
@@ -67,14 +75,14 @@ class Metric(Entry):
         needs: `"boxes"` if the metric is defined for images with boxes only, else None.
         detail: Returns a row for each image of a case, float64 `(N, T)`, where `average` needs
             more than the values.
-        average: Takes the values and the details of all images and returns the metric.
+        average: Takes the values and the details (or None) of all images; returns the metric.
     """
 
     per_image: Callable[[Case], Tensor]
     better: str
     needs: str | None = None
     detail: Callable[[Case], Tensor] | None = None
-    average: Callable[[Tensor, Tensor | None], float] = mean
+    average: Callable[[Tensor, Any], float] = mean
 
     @property
     def arrow(self) -> str:
@@ -83,3 +91,16 @@ class Metric(Entry):
 
 
 METRICS = Registry("metric", Metric)
+
+
+def check_masks(masks: Tensor, images: Tensor | None = None) -> None:
+    """Raise ValueError unless masks are `(N, 1, H, W)` without NaN, one for each image if given."""
+    if masks.ndim != 4 or masks.shape[1] != 1:
+        raise ValueError(f"masks have shape {tuple(masks.shape)}; (N, 1, H, W) is needed")
+    if images is not None and masks.shape != images[:, :1].shape:
+        raise ValueError(
+            f"masks have shape {tuple(masks.shape)}; images of shape {tuple(images.shape)} need "
+            f"masks of shape {tuple(images[:, :1].shape)}"
+        )
+    if masks.isnan().any():
+        raise ValueError("masks hold NaN, which has no place in an order; check the method")

@@ -1,0 +1,77 @@
+"""ADCC: average drop, coherency and complexity in one number (Poppi et al. 2021; section 5.3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .faithfulness import Probabilities, drop
+from .registry import METRICS, Case, check_masks
+
+
+def _of_masked(case: Case) -> Tensor:
+    return case.explain(case.images * case.masks, case.targets)
+
+
+def _adcc(case: Case) -> Tensor:
+    return 100 * adcc(case.p, case.o, case.masks, case.share(_of_masked))
+
+
+@METRICS.register(
+    "ADCC",
+    title="Average drop, coherency, complexity",
+    source="Poppi et al. 2021; Zhang et al. 2024, section 5.3.3",
+    better="higher",
+    per_image=_adcc,
+)
+def adcc(p: Probabilities, o: Probabilities, masks: Tensor, again: Tensor) -> Tensor:
+    """Return ADCC of each image: 3 / (1/coherency + 1/(1 − complexity) + 1/(1 − drop)).
+
+    It is the harmonic mean, whose limit is 0 where one of the three is 0. Higher is better, as in
+    Poppi et al.; the arrow of the paper's Table 4 points the wrong way.
+
+    Args:
+        p, o: `(N,)`, the target's probability before and after masking.
+        masks: S(x), `(N, 1, H, W)` in [0, 1].
+        again: S(x ⊙ S(x)), `(N, 1, H, W)`: the same method's masks of the masked images.
+
+    Returns:
+        float64 `(N,)` in [0, 1].
+
+    Raises:
+        ValueError: If shapes or values are not those.
+    """
+    good = torch.stack(
+        [coherency(masks, again), 1 - complexity(masks), 1 - drop(p, o).to(masks.device)]
+    )
+    # 1/0 = ∞ and 3/∞ = 0: floats have the limit built in.
+    return 3 / (1 / good).sum(0)
+
+
+def coherency(masks: Tensor, again: Tensor) -> Tensor:
+    """Return (r + 1)/2 of each image, r Pearson's correlation of S(x) and S(x ⊙ S(x)).
+
+    A flat map varies with nothing: r is 0.
+
+    Args:
+        masks, again: `(N, 1, H, W)`.
+
+    Returns:
+        float64 `(N,)` in [0, 1].
+    """
+    check_masks(again, masks)
+    check_masks(masks)
+    a, b = (m.double().flatten(1) for m in (masks, again.to(masks.device)))
+    flat = (a.amin(1) == a.amax(1)) | (b.amin(1) == b.amax(1))
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    r = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    return (r.where(~flat, 0.0).clamp(-1, 1) + 1) / 2
+
+
+def complexity(masks: Tensor) -> Tensor:
+    """Return the mean of each mask `(N, 1, H, W)` in [0, 1]; float64 `(N,)`."""
+    check_masks(masks)
+    inside = (masks >= 0) & (masks <= 1)
+    if not inside.all():
+        raise ValueError(f"masks hold {float(masks[~inside][0]):.4g}; values in [0, 1] are needed")
+    return masks.double().mean((1, 2, 3))

@@ -1,0 +1,260 @@
+"""Insertion, deletion and AOPC: the probability while pixels are replaced, most salient first.
+
+All three go from an image `start` to an image `end`: in decreasing order of saliency, pixels change
+over, and the probability of a class is observed after every step.
+
+| name | start | end | a step |
+|---|---|---|---|
+| insertion I ↑ | the blurred image | the image | a row's worth of pixels, until all are changed |
+| deletion D ↓ | the image | black | a row's worth of pixels, until all are changed |
+| AOPC ↑ | the image | black | a patch, for the ten most salient |
+
+Only the order of the saliency counts: a strictly increasing transform changes nothing. Pixels of
+equal saliency (a CAM's black regions, all but one of Fake-CAM's) take turns in an order drawn from
+the seed, the same for every image. By position they would go row by row from the top, which favours
+what is there and makes a compact region of what has no order.
+
+The curves of one image are drawn by `ol.plots.curves`:
+
+    inserted = ol.metrics.insertion(classifier, image, mask)
+    deleted = ol.metrics.deletion(classifier, image, mask)
+    ol.plots.curves({"insertion": inserted.values[0], "deletion": deleted.values[0]})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as transforms
+
+from ..classifier import Classifier
+from .registry import METRICS, Case, check_masks
+
+Targets = Tensor | Sequence[int] | int
+
+
+class Curves(NamedTuple):
+    """What replacing pixels does to each image.
+
+    Attributes:
+        areas: float64 `(N,)`: the metric, as a fraction.
+        values: float64 `(N, 1 + steps)`: the class's probability at the start and after each step.
+    """
+
+    areas: Tensor
+    values: Tensor
+
+
+def _insertion(case: Case) -> Tensor:
+    masks, targets = case.masks_of_predicted, case.predicted
+    return 100 * insertion(case.classifier, case.images, masks, targets, seed=case.seed).areas
+
+
+@METRICS.register(
+    "I",
+    title="Insertion",
+    source="Petsiuk et al. 2018; Zhang et al. 2024, section 5.3.2",
+    better="higher",
+    per_image=_insertion,
+)
+def insertion(
+    classifier: Classifier,
+    images: Tensor,
+    masks: Tensor,
+    targets: Targets | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Curves:
+    """Return the area under the probability while the blurred image's pixels become the image's.
+
+    The blur is a Gaussian, 11×11 with σ = 5 (RISE), mirrored at the border. RISE's own code folds
+    what it cuts off back into the window, which makes it nearly a box, and has a black border.
+
+    Args:
+        classifier: The network.
+        images: `(N, 3, H, W)` in [0, 1].
+        masks: Saliency `(N, 1, H, W)`, of any range. A step is W pixels: 224 for 224×224.
+        targets: `(N,)` classes, or one for all. Default: the predicted ones (section 5.3.2).
+        seed: Of the order among pixels of equal saliency.
+        batch_size: Mixed images at a time; bounds the memory. Default: 8 on a CPU, so that
+            feature maps stay in its caches, else 256.
+
+    Returns:
+        Areas `(N,)` in [0, 1] by the trapezoid rule, and values `(N, H + 1)`.
+
+    Raises:
+        ValueError: If shapes or values are not those.
+    """
+    images = classifier.check_images(images)
+    blurred = transforms.gaussian_blur(images, [11, 11], [5.0, 5.0])
+    targets = classifier.predict(images) if targets is None else targets
+    return replacement(
+        classifier, blurred, images, masks, targets, seed=seed, batch_size=batch_size
+    )
+
+
+def _deletion(case: Case) -> Tensor:
+    masks, targets = case.masks_of_predicted, case.predicted
+    return 100 * deletion(case.classifier, case.images, masks, targets, seed=case.seed).areas
+
+
+@METRICS.register(
+    "D",
+    title="Deletion",
+    source="Petsiuk et al. 2018; Zhang et al. 2024, section 5.3.2",
+    better="lower",
+    per_image=_deletion,
+)
+def deletion(
+    classifier: Classifier,
+    images: Tensor,
+    masks: Tensor,
+    targets: Targets | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Curves:
+    """Return the area under the probability while the image's pixels become black.
+
+    Arguments, result and errors are those of `insertion`.
+    """
+    images = classifier.check_images(images)
+    black = torch.zeros_like(images)
+    targets = classifier.predict(images) if targets is None else targets
+    return replacement(classifier, images, black, masks, targets, seed=seed, batch_size=batch_size)
+
+
+def replacement(
+    classifier: Classifier,
+    start: Tensor,
+    end: Tensor,
+    masks: Tensor,
+    targets: Targets,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Curves:
+    """Return the area under the probability while pixels of `start` become those of `end`.
+
+    Insertion and deletion are this. From `end` to `start` by −S gives the curve of S backwards,
+    if no two pixels are equally salient.
+
+    Args:
+        classifier: The network.
+        start, end: Images `(N, 3, H, W)` in [0, 1].
+        masks: Saliency `(N, 1, H, W)`: pixels change in its decreasing order, W at a step.
+        targets: `(N,)` classes, or one for all.
+        seed, batch_size: As in `insertion`.
+
+    Returns:
+        Areas `(N,)` in [0, 1] by the trapezoid rule, and values `(N, H + 1)`.
+    """
+    check_masks(masks, start)
+    H, W = masks.shape[2:]
+    steps = _ranks(masks.flatten(1), seed).view_as(masks) // W + 1
+    values = _observe(classifier, start, end, steps, H, targets, batch_size)
+    return Curves(torch.trapezoid(values, dx=1 / H), values)
+
+
+def _aopc(case: Case) -> Tensor:
+    return 100 * aopc(case.classifier, case.images, case.masks, case.targets, seed=case.seed).areas
+
+
+@METRICS.register(
+    "AOPC",
+    title="Area over the perturbation curve",
+    source="Samek et al. 2017; Zhang et al. 2024, section 5.3.3",
+    better="higher",
+    per_image=_aopc,
+)
+def aopc(
+    classifier: Classifier,
+    images: Tensor,
+    masks: Tensor,
+    targets: Targets,
+    *,
+    patch: int = 14,
+    regions: int = 10,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Curves:
+    """Return how far the probability falls while the most salient patches become black (MoRF).
+
+    AOPC = mean of p − p_k over k = 1 … L. Samek et al. count the step k = 0, too, whose difference
+    is 0, and so divide by L + 1; the paper's figures, by Quantus, don't.
+
+    Args:
+        classifier: The network.
+        images: `(N, 3, H, W)` in [0, 1].
+        masks: Saliency `(N, 1, H, W)`; a patch's is its pixels' sum.
+        targets: `(N,)` classes, or one for all.
+        patch: Side of the patches, from the top left corner on; the last ones may be cut
+            (section 5.3.3).
+        regions: L, the number of patches; all of them where there are fewer (section 5.3.3).
+        seed: Of the order among patches of equal saliency.
+        batch_size: As in `insertion`.
+
+    Returns:
+        Areas: AOPC `(N,)` in [−1, 1]; values `(N, 1 + L)`: p, p_1, … p_L.
+
+    Raises:
+        ValueError: If shapes or values are not those.
+    """
+    images = classifier.check_images(images)
+    check_masks(masks, images)
+    if patch < 1 or regions < 1:
+        raise ValueError(f"patch is {patch} and regions is {regions}; both must be at least 1")
+    # In float64, so that patches of equal pixels have equal sums.
+    sums = F.avg_pool2d(masks.double(), patch, ceil_mode=True, divisor_override=1)
+    steps = _ranks(sums.flatten(1), seed).view_as(sums) + 1
+    steps = steps.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    steps = steps[..., : images.shape[2], : images.shape[3]]
+    regions = min(regions, sums[0].numel())
+    black = torch.zeros_like(images)
+    values = _observe(classifier, images, black, steps, regions, targets, batch_size)
+    return Curves((values[:, :1] - values[:, 1:]).mean(1), values)
+
+
+def _ranks(saliency: Tensor, seed: int) -> Tensor:
+    """Return each value's rank in decreasing order, `(N, P)` from 0; ties in a drawn order."""
+    drawn = torch.randperm(saliency.shape[1], generator=torch.Generator().manual_seed(seed))
+    drawn = drawn.to(saliency.device)
+    order = drawn[saliency[:, drawn].argsort(dim=1, descending=True, stable=True)]
+    return order.argsort(1)
+
+
+@torch.no_grad()
+def _observe(
+    classifier: Classifier,
+    start: Tensor,
+    end: Tensor,
+    steps: Tensor,
+    last: int,
+    targets: Targets,
+    batch_size: int | None,
+) -> Tensor:
+    """Return the target's probability after 0, 1, … `last` steps, float64 `(N, last + 1)`.
+
+    Args:
+        steps: `(N, 1, H, W)`, from 1: the step at which a pixel of `start` becomes that of `end`.
+    """
+    if batch_size is None:
+        batch_size = 8 if classifier.device.type == "cpu" else 256
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    targets = classifier.check_targets(targets, len(start)).to(classifier.device)
+    start, end, steps = (t.to(classifier.device) for t in (start, end, steps.short()))
+    values = [start.new_zeros(0, dtype=torch.float64)]
+    # All steps of all images in a row, (image 0, step 0), (image 0, step 1), …, cut into batches.
+    pairs = torch.arange(len(start) * (last + 1), device=classifier.device)
+    for pair in pairs.split(batch_size):
+        i, k = pair // (last + 1), pair % (last + 1)
+        mixed = torch.where(steps[i] <= k.view(-1, 1, 1, 1), end[i], start[i])
+        probabilities = classifier.probabilities(mixed, batch_size)
+        values.append(probabilities.double().gather(1, targets[i, None])[:, 0])
+    return torch.cat(values).view(len(start), last + 1)

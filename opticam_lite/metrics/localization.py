@@ -1,0 +1,294 @@
+"""Localisation: saliency against the boxes of the objects (paper, Appendix B.1, eqs. A1-A7).
+
+`masks` S are `(N, 1, H, W)` in [0, 1]; `boxes` hold one int64 tensor `(M, 4)` for each image: x0,
+y0, x1, y1 in pixels, right and bottom exclusive. Functions return float64 `(N,)`, NaN for an image
+without boxes (M = 0), and raise ValueError if shapes or values are not those.
+
+The predicted box B_p is that of the largest connected component above the mean of the map. Pixels
+that touch at a corner are connected, as in the code of [66]; of equally large components the first
+in reading order is taken. A flat map has nothing above its mean: B_p is empty and overlaps nothing.
+U is the union of the true boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from .faithfulness import Probabilities, check_probabilities
+from .registry import METRICS, Case, check_masks
+
+Boxes = Sequence[Tensor]
+
+THRESHOLDS = tuple(i / 100 for i in range(100))
+DELTAS = (0.3, 0.5, 0.7)
+
+
+def _official_metric(case: Case) -> Tensor:
+    return 100 * official_metric(case.masks, case.boxes, case.predicted == case.targets)
+
+
+@METRICS.register(
+    "OM",
+    title="Official metric",
+    source="Zhang et al. 2024, eq. A1",
+    better="lower",
+    needs="boxes",
+    per_image=_official_metric,
+)
+def official_metric(masks: Tensor, boxes: Boxes, correct: Tensor) -> Tensor:
+    """Return OM = 1 − max_B IoU(B, B_p) · 1[c_p = c], in [0, 1]; lower is better (eq. A1).
+
+    Args:
+        masks, boxes: See the module.
+        correct: bool `(N,)`: whether the predicted class is the true one, c_p = c.
+    """
+    overlap = 1 - localization_error(masks, boxes)
+    return 1 - overlap * correct.to(overlap.device)
+
+
+def _localization_error(case: Case) -> Tensor:
+    return 100 * localization_error(case.masks, case.boxes)
+
+
+@METRICS.register(
+    "LE",
+    title="Localization error",
+    source="Zhang et al. 2024, eq. A2",
+    better="lower",
+    needs="boxes",
+    per_image=_localization_error,
+)
+def localization_error(masks: Tensor, boxes: Boxes) -> Tensor:
+    """Return LE = 1 − max_B IoU(B, B_p), in [0, 1]; lower is better (eq. A2)."""
+    boxes = _check_boxes(masks, boxes)
+    predicted = predicted_boxes(masks)
+    return 1 - torch.cat([_overlap(*pair) for pair in zip(predicted.split(1), boxes, strict=True)])
+
+
+def _f1_score(case: Case) -> Tensor:
+    return 100 * f1_score(case.masks, case.boxes)
+
+
+@METRICS.register(
+    "F1",
+    title="Pixel-wise F1 score",
+    source="Zhang et al. 2024, Appendix B.1",
+    better="higher",
+    needs="boxes",
+    per_image=_f1_score,
+)
+def f1_score(masks: Tensor, boxes: Boxes) -> Tensor:
+    """Return F₁ = 2PR/(P + R), in [0, 1]; higher is better (eqs. A3, A4).
+
+    With the mass m inside U and T of all pixels, P = m/T and R = m/|U|, so F₁ = 2m/(T + |U|),
+    which is 0 for a map of zeros.
+    """
+    U, S = _unions(masks, boxes), masks.double()
+    return 2 * _sum(S * U) / (_sum(S) + _sum(U)) * _defined(U)
+
+
+def _box_overlaps(case: Case) -> Tensor:
+    return box_overlaps(case.masks, case.boxes)
+
+
+def _box_accuracy(case: Case) -> Tensor:
+    return 100 * box_accuracy(case.share(_box_overlaps))
+
+
+def _average_of_overlaps(values: Tensor, overlaps: Tensor) -> float:
+    return average_box_accuracy(overlaps)
+
+
+@METRICS.register(
+    "BA",
+    title="Box accuracy",
+    source="Choe et al. 2020; Zhang et al. 2024, eq. A5",
+    better="higher",
+    needs="boxes",
+    per_image=_box_accuracy,
+    detail=lambda case: case.share(_box_overlaps),
+    average=_average_of_overlaps,
+)
+def average_box_accuracy(overlaps: Tensor, deltas: Sequence[float] = DELTAS) -> float:
+    """Return BA in percent; higher is better (eq. A5).
+
+    For each δ, the share of images whose box overlaps a true one by δ, at the threshold η that is
+    best for all of them; then the mean over δ.
+
+    Args:
+        overlaps: `(N, T)`, from `box_overlaps`. Images without boxes are left out.
+        deltas: δ, overlaps that count as found; MaxBoxAccV2 of [66].
+
+    Returns:
+        Percent; NaN if no image has boxes.
+    """
+    overlaps = overlaps[~overlaps.isnan().any(1)]
+    accuracies = [(overlaps >= d).double().mean(0).amax() for d in deltas]
+    return 100 * float(torch.stack(accuracies).mean())
+
+
+def box_accuracy(overlaps: Tensor, deltas: Sequence[float] = DELTAS) -> Tensor:
+    """Return the BA of each image alone, the share of δ reached at its own best threshold.
+
+    BA takes one threshold for all images, so it is at most the mean of these.
+    """
+    best = overlaps.amax(1)
+    accuracy = torch.stack([(best >= d).double() for d in deltas]).mean(0)
+    return accuracy.where(~best.isnan(), torch.nan)
+
+
+def box_overlaps(masks: Tensor, boxes: Boxes, thresholds: Sequence[float] = THRESHOLDS) -> Tensor:
+    """Return max_B IoU(B, B_p^η), `(N, T)`: B_p^η is B_p with η in place of the mean (eq. A5).
+
+    Args:
+        masks, boxes: See the module.
+        thresholds: η. The paper says "a set of values"; here 0, 0.01, …, 0.99.
+    """
+    boxes = _check_boxes(masks, boxes)
+    return torch.stack(
+        [
+            _overlap(torch.tensor([_largest_box(eta < S) for eta in thresholds]), true)
+            for S, true in zip(masks[:, 0].detach().cpu().numpy(), boxes, strict=True)
+        ]
+    )
+
+
+def _pointing_game(case: Case) -> Tensor:
+    return 100 * pointing_game(case.masks, case.boxes)
+
+
+@METRICS.register(
+    "SP",
+    title="Standard pointing game",
+    source="Zhang et al. 2018; Zhang et al. 2024, eq. A6",
+    better="higher",
+    needs="boxes",
+    per_image=_pointing_game,
+)
+def pointing_game(masks: Tensor, boxes: Boxes) -> Tensor:
+    """Return SP = 1[p* ∈ U], p* the most salient pixel; higher is better (eq. A6).
+
+    Of several most salient pixels none is favoured: SP is the share of them that is in U.
+    """
+    U = _unions(masks, boxes)
+    top = (masks == masks.amax((2, 3), keepdim=True)).double()
+    return _sum(top * U) / _sum(top) * _defined(U)
+
+
+def _energy_pointing_game(case: Case) -> Tensor:
+    return 100 * energy_pointing_game(case.masks, case.boxes)
+
+
+@METRICS.register(
+    "EP",
+    title="Energy pointing game",
+    source="Wang et al. 2020; Zhang et al. 2024, eq. A3",
+    better="higher",
+    needs="boxes",
+    per_image=_energy_pointing_game,
+)
+def energy_pointing_game(masks: Tensor, boxes: Boxes) -> Tensor:
+    """Return EP = P, the share of the map's mass that is in U; higher is better (eq. A3).
+
+    A map of zeros has no mass, and none in U: 0.
+    """
+    U, S = _unions(masks, boxes), masks.double()
+    T = _sum(S)
+    return _sum(S * U) / T.where(T > 0, 1) * _defined(U)
+
+
+def _saliency_metric(case: Case) -> Tensor:
+    return saliency_metric(case.masks, case.p)
+
+
+@METRICS.register(
+    "SM",
+    title="Saliency metric",
+    source="Dabkowski and Gal 2017; Zhang et al. 2024, eq. A7",
+    better="lower",
+    per_image=_saliency_metric,
+)
+def saliency_metric(masks: Tensor, p: Probabilities) -> Tensor:
+    """Return SM = log max(0.05, |B_p|/hw) − log p^c; lower is better, needs no boxes (eq. A7).
+
+    Args:
+        masks: `(N, 1, H, W)`.
+        p: `(N,)`, the target's probability. One that float32 rounds to 0 counts as the smallest
+            number that float32 holds with full precision, 1.2e-38, so that SM is finite.
+
+    Returns:
+        float64 `(N,)`, from −3.0 to 87.4.
+    """
+    p = check_probabilities("p", p, len(masks)).clamp(min=torch.finfo(torch.float32).tiny)
+    x0, y0, x1, y1 = predicted_boxes(masks).double().T
+    share = (x1 - x0) * (y1 - y0) / masks[0].numel()
+    return share.clamp(min=0.05).log() - p.log()
+
+
+def predicted_boxes(masks: Tensor) -> Tensor:
+    """Return B_p of each map, int64 `(N, 4)`; (0, 0, 0, 0) where nothing is above the mean."""
+    check_masks(masks)
+    S = masks[:, 0].double()
+    # A flat map's mean may be below its values by a rounding error.
+    above = S.mean((1, 2), keepdim=True).maximum(S.amin((1, 2), keepdim=True)) < S
+    boxes = [_largest_box(pixels) for pixels in above.cpu().numpy()]
+    return torch.tensor(boxes, dtype=torch.int64).view(-1, 4)
+
+
+def _largest_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the box around the largest connected component of bool `(H, W)`."""
+    components, n = ndimage.label(pixels, structure=np.ones((3, 3)))
+    if n == 0:
+        return 0, 0, 0, 0
+    largest = np.bincount(components.ravel())[1:].argmax()
+    rows, columns = ndimage.find_objects(components)[largest]
+    return columns.start, rows.start, columns.stop, rows.stop
+
+
+def _overlap(predicted: Tensor, boxes: Tensor) -> Tensor:
+    """Return for each predicted box `(T, 4)` the largest IoU with a true one, NaN without any."""
+    if not len(boxes):
+        return torch.full((len(predicted),), torch.nan, dtype=torch.float64)
+    return box_iou(boxes.double(), predicted.double()).amax(0)
+
+
+def _unions(masks: Tensor, boxes: Boxes) -> Tensor:
+    """Return U of each image, float64 `(N, 1, H, W)`: 1 inside a box, else 0."""
+    unions = masks.new_zeros(masks.shape, dtype=torch.float64)
+    for U, true in zip(unions, _check_boxes(masks, boxes), strict=True):
+        for x0, y0, x1, y1 in true.tolist():
+            U[:, y0:y1, x0:x1] = 1
+    return unions
+
+
+def _sum(maps: Tensor) -> Tensor:
+    return maps.sum((1, 2, 3))
+
+
+def _defined(U: Tensor) -> Tensor:
+    """Return 1 where an image has boxes, NaN where it has none."""
+    return torch.where(U.amax((1, 2, 3)) > 0, 1.0, torch.nan)
+
+
+def _check_boxes(masks: Tensor, boxes: Boxes) -> list[Tensor]:
+    check_masks(masks)
+    H, W = masks.shape[2:]
+    if len(boxes) != len(masks):
+        raise ValueError(f"{len(masks)} masks need boxes for each; {len(boxes)} were given")
+    boxes = [torch.as_tensor(b, device="cpu") for b in boxes]
+    for true in boxes:
+        if true.ndim != 2 or true.shape[1] != 4:
+            raise ValueError(f"an image's boxes have shape {tuple(true.shape)}; (M, 4) is needed")
+        for x0, y0, x1, y1 in true.tolist():
+            if not (0 <= x0 < x1 <= W and 0 <= y0 < y1 <= H):
+                raise ValueError(
+                    f"the box {(x0, y0, x1, y1)} is empty or leaves its image of {H}×{W}; boxes "
+                    "are x0, y0, x1, y1 in pixels, right and bottom exclusive"
+                )
+    return boxes
