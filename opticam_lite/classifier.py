@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,20 @@ class Preprocessing:
     size: tuple[int, int] = (224, 224)
     resize: int = 256
     interpolation: str = "bilinear"
+
+
+@dataclass
+class _Memory:
+    """The features of a batch of images."""
+
+    images: Tensor
+    maps: Tensor
+    rest: Rest
+    recalls: int = 0
+
+    def holds(self, images: Tensor) -> bool:
+        same = self.images.shape == images.shape and self.images.device == images.device
+        return same and not images.requires_grad and torch.equal(self.images, images)
 
 
 class Classifier:
@@ -106,6 +121,7 @@ class Classifier:
 
     def _cut_at(self, layer: str) -> None:
         self._cut: Cut = self._traced.cut(layer)
+        self._memory: _Memory | None = None
         self.layer = layer
 
     @property
@@ -130,8 +146,45 @@ class Classifier:
         other._cut_at(layer)
         return other
 
+    def _arguments(self) -> dict[str, Any]:
+        """Return what the constructor makes an equal classifier of."""
+        std = [1 / s for s in self._scale.flatten().tolist()]
+        mean = [-m * s for m, s in zip(self._shift.flatten().tolist(), std, strict=True)]
+        return {
+            "network": copy.deepcopy(self.network).cpu(),
+            **{"layer": self.layer, "mean": mean, "std": std, "labels": self.labels},
+            **{"size": self.size, "preprocessing": self.preprocessing, "name": self.name},
+            **{"normalize": self.normalize, "device": self.device.type},
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Graphs can't be pickled: the network is traced again where it arrives.
+        arguments = self._arguments()
+        if arguments["device"] != "cpu":
+            arguments["device"] = "auto"
+        return partial(type(self), **arguments), ()
+
+    def remember(self, images: Tensor) -> Classifier:
+        """Return the same classifier with the feature maps of a batch at hand.
+
+        Its `split` answers for equal images without running the network, and `recalls` counts how
+        often it did; so several methods share the features of a batch.
+        """
+        other = copy.copy(self)
+        with torch.no_grad():
+            other._memory = _Memory(images, *self.split(images))
+        return other
+
+    @property
+    def recalls(self) -> int:
+        """How often `split` answered with what `remember` was given."""
+        return self._memory.recalls if self._memory is not None else 0
+
     def split(self, images: Tensor) -> tuple[Tensor, Rest]:
         """Return the feature maps `(N, K, h, w)` and the rest that `head` needs besides them."""
+        if self._memory is not None and self._memory.holds(images):
+            self._memory.recalls += 1
+            return self._memory.maps.detach(), self._memory.rest
         return self._cut.split(self._input(images))
 
     def head(self, maps: Tensor, rest: Rest) -> Tensor:

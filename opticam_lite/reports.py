@@ -21,7 +21,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from papermill.execute import remove_error_markers
 from torch import Tensor
 
 from .classifier import Classifier
-from .datasets import Dataset, Sample, load_dataset
+from .datasets import Dataset, Unlabelled, load_dataset
 from .evaluation import choose
 from .methods import METHODS, applicable
 from .models import load_model
@@ -183,20 +183,6 @@ class Subject:
         return any(
             type(m).__name__.endswith("Attention") for m in self.classifier.network.modules()
         )
-
-
-class Unlabelled(Dataset):
-    """A dataset without its targets, which are classes of another network."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.name, self._dataset = dataset.name, dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def sample(self, index: int) -> Sample:
-        """Return the sample with target None."""
-        return replace(self._dataset[index], target=None)
 
 
 def prepare(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,7 +13,8 @@ from conftest import make_classifier, make_images
 from torch import Tensor
 
 import opticam_lite as ol
-from opticam_lite.evaluation import choose
+from opticam_lite.__main__ import main
+from opticam_lite.evaluation import choose, read
 
 METHODS = ["grad-cam", "fake-cam", "opti-cam"]
 
@@ -31,6 +34,7 @@ def frame() -> pd.DataFrame:
 def test_rows_are_tidy(frame: pd.DataFrame) -> None:
     assert len(frame) == 7 * 3 * 3
     columns = "dataset image network layer method options metric value target p o seconds"
+    columns += " detail error"
     assert " ".join(frame.columns) == columns
     assert not frame.duplicated(["image", "method", "metric"]).any()
     assert set(frame["metric"]) == {"AD", "AG", "AI"}
@@ -125,3 +129,197 @@ def test_a_method_that_does_not_fit_is_refused(images: Tensor) -> None:
         ol.evaluate(
             make_classifier("cnn"), ol.Images(images), ["grad-cam"], options={"grad-cam": {"a": 1}}
         )
+
+
+def test_features_are_computed_once_for_all_methods(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, seen = make_classifier("cnn"), []
+    split = type(classifier._cut).split
+    monkeypatch.setattr(
+        type(classifier._cut), "split", lambda *given: seen.append(1) or split(*given)
+    )
+    methods = ["grad-cam", "score-cam", "opti-cam"]
+    options = {"opti-cam": {"iterations": 2}}
+    shared = ol.evaluate(classifier, ol.Images(images), methods, options=options, progress=None)
+    assert len(seen) == 1
+    assert classifier._memory is None
+    for method in methods:
+        alone = ol.evaluate(
+            classifier, ol.Images(images), [method], options={method: options.get(method, {})}
+        )
+        rows = shared[shared["method"] == method].reset_index(drop=True)
+        columns = ["image", "metric", "value", "p", "o"]
+        pd.testing.assert_frame_equal(rows[columns], alone[columns], check_exact=True)
+
+
+def test_what_is_remembered_is_of_equal_images_and_this_layer(images: Tensor) -> None:
+    classifier = make_classifier("cnn")
+    remembering = classifier.remember(images)
+    assert torch.equal(remembering.features(images.clone()), classifier.features(images))
+    assert remembering.recalls == 1
+    other = images.flip(0)
+    assert torch.equal(remembering.features(other), classifier.features(other))
+    x = images.clone().requires_grad_()
+    assert remembering.features(x).requires_grad
+    first = classifier.layers[0]
+    assert torch.equal(
+        remembering.at(first).features(images), classifier.at(first).features(images)
+    )
+    assert (remembering.recalls, classifier.recalls) == (1, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_decoding_ahead_changes_nothing(workers: int) -> None:
+    frame = ol.evaluate(
+        make_classifier("cnn"),
+        ol.Images(make_images(9)),
+        ["fake-cam"],
+        batch_size=2,
+        workers=workers,
+    )
+    expected = ol.evaluate(make_classifier("cnn"), ol.Images(make_images(9)), ["fake-cam"])
+    assert frame["image"].tolist() == expected["image"].tolist()
+    assert frame["o"].tolist() == pytest.approx(expected["o"].tolist(), abs=1e-5)
+
+
+def test_bars_show_rate_and_time_left(
+    images: Tensor, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opticam_lite.evaluation.progress.SECONDS_BEFORE", 0)
+    classifier = make_classifier("cnn")
+    ol.evaluate(classifier, ol.Images(images), ["fake-cam", "grad-cam"], progress=True)
+    shown = capsys.readouterr().err
+    for method in ("fake-cam", "grad-cam"):
+        assert re.search(rf"{method} 100% .* 3/3, [\d.e+]+ img/s, 00:00 left", shown)
+    for progress in (None, False):
+        ol.evaluate(classifier, ol.Images(images), ["fake-cam"], progress=progress)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_summary_with_errors(frame: pd.DataFrame) -> None:
+    table = ol.summarize(frame, errors=True)
+    assert list(table.columns) == ["AD", "AD ±", "AG", "AG ±", "AI", "AI ±", "T", "images"]
+    values = frame.query("method == 'grad-cam' and metric == 'AD'")["value"]
+    mean = sum(values) / 7
+    error = (sum((v - mean) ** 2 for v in values) / 6) ** 0.5 / 7**0.5
+    assert table.loc["grad-cam", "AD ±"] == pytest.approx(error)
+    assert table["images"].tolist() == [7, 7, 7]
+    one = frame[frame["image"] == "0"]
+    assert ol.summarize(one, errors=True)["AD ±"].isna().all()
+    with pytest.raises(ValueError, match="no rows to summarise"):
+        ol.summarize(frame[:0])
+
+
+def test_the_summary_of_several_runs(images: Tensor) -> None:
+    runs = [
+        ol.evaluate(
+            make_classifier(kind),
+            ol.Images(images),
+            ["opti-cam"],
+            ["AD"],
+            options={"opti-cam": {"iterations": iterations}},
+        ).assign(network=kind)
+        for kind, iterations in (("cnn", 1), ("cnn", 2), ("dense", 1))
+    ]
+    joined = ol.summarize(pd.concat(runs, ignore_index=True))
+    assert joined.index.names == ["network", "layer", "method", "options"]
+    assert len(joined) == 3
+    for run, value in zip(runs, joined["AD"], strict=True):
+        assert ol.summarize(run)["AD"].item() == pytest.approx(value)
+    two = ol.summarize(pd.concat([runs[0], runs[2]]))
+    assert list(two.index) == [("cnn", "4", "opti-cam"), ("dense", "3", "opti-cam")]
+
+
+# ---------------------------------------------------------------------------- command line
+
+COMMAND = ["evaluate", "--model", "scenes_resnet", "--data", "scenes", "--quiet"]
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--methods", "grad-cam, fake-cam", "opti-cam", "--metrics", "AD,AI", "--limit", "2"]
+    given += ["--option", "opti-cam.iterations=1", "--option", "opti-cam.objective=diff"]
+    out = str(tmp_path / "run")
+    assert main([*COMMAND, *given, "--out", out]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()[2:]] == [
+        "grad-cam",
+        "fake-cam",
+        "opti-cam",
+    ]
+    classifier, scenes = ol.load_model("scenes_resnet"), ol.load_dataset("scenes")
+    options = {"opti-cam": {"iterations": 1, "objective": "diff"}}
+    methods = ["grad-cam", "fake-cam", "opti-cam"]
+    expected = ol.evaluate(classifier, scenes, methods, ["AD", "AI"], limit=2, options=options)
+    found = read(out)
+    assert found["value"].tolist() == pytest.approx(expected["value"].tolist(), abs=1e-3)
+    assert found["options"].tolist() == expected["options"].tolist()
+    table = tmp_path / "table.csv"
+    assert main(["summarize", out, "--csv", str(table)]) == 0
+    assert capsys.readouterr().out == shown
+    assert pd.read_csv(table)["AD"].tolist() == ol.summarize(found)["AD"].tolist()
+
+
+def test_all_means_all_that_apply(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, list[str]] = {}
+
+    def note(classifier, dataset, methods, metrics, **settings):
+        asked.update(methods=methods, metrics=metrics)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("opticam_lite.__main__.evaluate", note)
+    command = ["evaluate", "--model", "scenes_vgg", "--data", "scenes", "--out", str(tmp_path)]
+    assert main([*command, "--methods", "all", "--metrics", "all"]) == 2
+    reasons = ol.methods.applicable(ol.load_model("scenes_vgg"))
+    assert asked["methods"] == [name for name, reason in reasons.items() if reason is None]
+    assert asked["metrics"] == ol.list_metrics()
+    told = capsys.readouterr().err
+    for name, reason in reasons.items():
+        assert (f"{name} is left out" in told) == (reason is not None)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--methods", "gradcam"], "unknown method 'gradcam'; did you mean 'grad-cam'"),
+        (["--metrics", "ad"], "unknown metric 'ad'"),
+        (["--model", "resnet51"], "unknown network 'resnet51'"),
+        (["--data", "nowhere"], "'nowhere' is neither"),
+        (["--checkpoint", "nowhere"], "--checkpoint is 'nowhere', and there is no such file"),
+        (["--engine", "spark"], "unknown engine 'spark'"),
+        (["--limit", "0"], "limit is 0"),
+        (["--layer", "nowhere"], "unknown layer 'nowhere'"),
+        (["--option", "iterations=3"], "is not METHOD.NAME=VALUE"),
+        (["--option", "opti-cam.iteration=3"], "opti-cam has no option 'iteration'"),
+        (["--num-gpus", "1"], "num_gpus is 1.0; it is for engine='ray'"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(
+    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main([*COMMAND, "--methods", "fake-cam", "--out", str(out), *given]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+    assert not out.exists()
+
+
+def test_the_command_line_explains_predictions_of_a_network_with_other_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ol.load_model("scenes_resnet", labels=[f"class {i}" for i in range(8)])
+    monkeypatch.setattr("opticam_lite.__main__.load_model", lambda *a, **k: other)
+    assert main([*COMMAND, "--methods", "fake-cam", "--limit", "3", "--out", str(tmp_path)]) == 0
+    assert "the predicted classes are explained" in capsys.readouterr().err
+    images, _ = ol.load_dataset("scenes").batch(choose(256, 3))
+    assert read(tmp_path)["target"].tolist()[::3] == other.predict(images).tolist()
+
+
+def test_the_command_line_without_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["summarize", str(tmp_path)]) == 2
+    assert "holds no results of evaluate" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from .files import Files, Folders, Photos
 from .imagenet import IMAGENETTE_SPLITS, ImageNet, imagenette
 from .images import ImageError, load_image
 from .medical import CHEST_SPLITS, KVASIR_SPLITS, chest_xray, kvasir
-from .protocol import Dataset, Images, Sample
+from .protocol import Dataset, Images, Sample, Unlabelled
 from .scenes import Scenes
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Photos",
     "Sample",
     "Scenes",
+    "Unlabelled",
     "chest_xray",
     "imagenette",
     "kvasir",

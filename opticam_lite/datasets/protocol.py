@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -93,3 +93,17 @@ class Images(Dataset):
         """Return the image of an index."""
         target = None if self._targets is None else int(self._targets[index])
         return Sample(str(index), self._images[index], target)
+
+
+class Unlabelled(Dataset):
+    """A dataset without its targets, which are classes of another network."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.name, self._dataset = dataset.name, dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample with target None."""
+        return replace(self._dataset[index], target=None)

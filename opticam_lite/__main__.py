@@ -1,0 +1,206 @@
+"""Measure methods from the command line.
+
+python -m opticam_lite evaluate --model resnet50 --data imagenet:PATH --methods all --out FOLDER
+python -m opticam_lite summarize FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .classifier import Classifier
+from .datasets import Dataset, Unlabelled, load_dataset
+from .evaluation import evaluate, summarize
+from .evaluation.run import lacks
+from .methods import METHODS, applicable
+from .metrics import METRICS
+from .models import check_model_name, load_model
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of both commands."""
+    whole = argparse.ArgumentParser(
+        prog="python -m opticam_lite", description="Measure saliency methods."
+    )
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    measure = commands.add_parser(
+        "evaluate",
+        help="measure methods on a dataset",
+        description="Measure methods on a dataset. Called again, it computes only what is missing.",
+    )
+    add = measure.add_argument
+    add("--model", required=True, help="name of a network, such as resnet50")
+    add("--data", required=True, help="scenes, a folder, or a form such as imagenet:PATH")
+    add("--out", required=True, type=Path, help="folder for the rows")
+    add("--methods", nargs="+", default=["all"], help="names, or all that apply [all]")
+    add("--metrics", nargs="+", default=["AD,AG,AI"], help="names, or all that apply [AD AG AI]")
+    add("--layer", help="where the network is cut [see load_model]")
+    add("--checkpoint", type=Path, help="file of weights")
+    add("--weights", default="hub", help="hub or random, without a checkpoint [hub]")
+    add("--labels", type=Path, help="CSV of true classes, for a folder of photographs")
+    add("--limit", type=int, help="measure this many images, drawn at random [all]")
+    add("--seed", type=int, default=0, help="of that draw, and of metrics that draw [0]")
+    add("--batch-size", type=int, default=8, help="images at a time [8]")
+    add("--device", default="auto", help="auto, cpu, cuda, … [auto]")
+    add("--engine", default="local", help="local or ray [local]")
+    add("--workers", type=int, help="threads that decode images [1 on a CPU, 4 on a GPU]")
+    add("--num-gpus", type=float, help="GPUs of each Ray process")
+    add("--processes", type=int, help="number of Ray processes [as many as fit]")
+    add(
+        "--option",
+        action="append",
+        default=[],
+        metavar="METHOD.NAME=VALUE",
+        help="option of a method, such as opti-cam.iterations=50; may be repeated",
+    )
+    add("--quiet", action="store_true", help="show no progress")
+    table = commands.add_parser("summarize", help="show the table of results")
+    table.add_argument("out", nargs="+", type=Path, help="folders that evaluate wrote")
+    table.add_argument("--csv", type=Path, help="write the table to this file, too")
+    return whole
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 if all went well, 1 if results could not be written, 2 if something that was asked for is
+        wrong (one sentence says what), 130 if it was interrupted (the same call resumes).
+    """
+    given = parser().parse_args(arguments)
+    try:
+        if given.command == "evaluate":
+            _evaluate(given)
+        _show(
+            given.out if isinstance(given.out, list) else [given.out], getattr(given, "csv", None)
+        )
+    except KeyboardInterrupt:
+        _tell("interrupted; the same call goes on where it stopped")
+        return 130
+    except (FileNotFoundError, ConnectionError, ImportError, TypeError, ValueError) as error:
+        _tell("; ".join([str(error), *getattr(error, "__notes__", [])]))
+        return 2
+    except OSError as error:
+        _tell(str(error))
+        return 1
+    return 0
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    # The cheap checks come first: a network may take a while.
+    check_model_name(given.model)
+    methods, metrics = _names(given.methods), _names(given.metrics)
+    for name in methods:
+        if name != "all":
+            METHODS[name]
+    for name in metrics:
+        if name != "all":
+            METRICS[name]
+    options = parse_options(given.option)
+    for what in ("checkpoint", "labels"):
+        path = getattr(given, what)
+        if path is not None and not path.expanduser().is_file():
+            raise FileNotFoundError(f"--{what} is {str(path)!r}, and there is no such file")
+    classifier = load_model(
+        given.model,
+        checkpoint=given.checkpoint and given.checkpoint.expanduser(),
+        layer=given.layer,
+        device=given.device,
+        weights=given.weights,
+    )
+    dataset = load_dataset(
+        given.data, labels=given.labels and given.labels.expanduser(), classifier=classifier
+    )
+    if dataset.labels is not None and list(dataset.labels) != list(classifier.labels):
+        _tell(
+            f"{classifier.name} does not know the classes of {dataset.name}: the predicted classes "
+            "are explained"
+        )
+        dataset = Unlabelled(dataset)
+    evaluate(
+        classifier,
+        dataset,
+        _applicable_methods(methods, classifier),
+        _applicable_metrics(metrics, dataset),
+        limit=given.limit,
+        seed=given.seed,
+        batch_size=given.batch_size,
+        options=options,
+        progress=not given.quiet,
+        out=given.out.expanduser(),
+        collect=False,
+        engine=given.engine,
+        workers=given.workers,
+        num_gpus=given.num_gpus,
+        processes=given.processes,
+    )
+
+
+def _names(values: Sequence[str]) -> list[str]:
+    """Names may be separated by spaces, commas or both."""
+    return list(dict.fromkeys(" ".join(values).replace(",", " ").split()))
+
+
+def _applicable_methods(names: list[str], classifier: Classifier) -> list[str]:
+    """Put in place of `all` every method that can explain the network; the others are told."""
+    if "all" not in names:
+        return names
+    for name, reason in applicable(classifier).items():
+        if reason is not None:
+            _tell(f"{name} is left out: {reason}")
+    return [name for name, reason in applicable(classifier).items() if reason is None]
+
+
+def _applicable_metrics(names: list[str], dataset: Dataset) -> list[str]:
+    if "all" not in names:
+        return names
+    reasons = {name: lacks(dataset, name) for name in METRICS}
+    for name, reason in reasons.items():
+        if reason is not None:
+            _tell(f"{name} is left out: {reason}")
+    return [name for name, reason in reasons.items() if reason is None]
+
+
+def parse_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Turn `method.name=value` texts into the options that `evaluate` takes.
+
+    >>> parse_options(["opti-cam.iterations=50", "opti-cam.objective=diff"])
+    {'opti-cam': {'iterations': 50, 'objective': 'diff'}}
+
+    Raises:
+        ValueError, TypeError: For another form, or an unknown method or option.
+    """
+    options: dict[str, dict[str, Any]] = {}
+    for text in given:
+        method, dot, rest = text.partition(".")
+        name, equals, value = rest.partition("=")
+        if not (dot and equals and name):
+            raise ValueError(
+                f"--option {text!r} is not METHOD.NAME=VALUE, such as opti-cam.iterations=50"
+            )
+        METHODS[method].check_options([name])
+        try:
+            options.setdefault(method, {})[name] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):  # a bare word is a text
+            options.setdefault(method, {})[name] = value
+    return options
+
+
+def _show(folders: Sequence[Path], csv: Path | None) -> None:
+    table = summarize([folder.expanduser() for folder in folders], errors=True)
+    if csv is not None:
+        table.to_csv(csv)
+    sys.stdout.write(f"{table.round(3).to_string()}\n")
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"opticam_lite: {' '.join(text.split())}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

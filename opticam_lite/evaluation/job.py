@@ -1,0 +1,76 @@
+"""What is to be measured: the job as a whole, and the task that is left in each batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..classifier import Classifier
+from ..datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of `evaluate`, checked.
+
+    Attributes:
+        classifier: The network, cut at the layer to explain.
+        dataset: Where the images come from.
+        chosen: Their indices, rising. A *position* is an index into this list.
+        methods: Name → options.
+        metrics: Names.
+        batch_size: Images at a time; batch b has the positions from b · batch_size on.
+        seed: Of metrics that draw at random.
+        workers: Threads that decode images; 0 decodes them between the batches.
+    """
+
+    classifier: Classifier
+    dataset: Dataset
+    chosen: list[int]
+    methods: dict[str, dict[str, Any]]
+    metrics: list[str]
+    batch_size: int
+    seed: int
+    workers: int
+
+    def positions(self, batch: int) -> range:
+        """Return the positions of a batch."""
+        start = batch * self.batch_size
+        return range(start, min(start + self.batch_size, len(self.chosen)))
+
+    @property
+    def batches(self) -> range:
+        """The numbers of all batches."""
+        return range(-(-len(self.chosen) // self.batch_size))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is left to measure in one batch.
+
+    Attributes:
+        batch: Its number.
+        wanted: Method → metrics.
+        broken: Positions that are known not to be readable.
+    """
+
+    batch: int
+    wanted: dict[str, list[str]]
+    broken: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows of one batch and method, in a whole.
+
+    Attributes:
+        method: Its name; None for the rows of images that can't be read.
+        images: How many images the batch has, those that can't be read included.
+        seconds: That the method took.
+        rows: As `store.SCHEMA` names them.
+    """
+
+    method: str | None
+    images: int
+    seconds: float
+    rows: list[dict[str, Any]]

@@ -1,0 +1,65 @@
+"""A bar for each method: images done, and by its own seconds the rate and the time left."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+
+from tqdm.auto import tqdm
+
+Progress = bool | Callable[[str, int, int], object] | None
+SECONDS_BEFORE = 2.0  # a run that is over by then shows nothing
+
+
+class Tracker:
+    """Counts the images that each method has done, and shows it.
+
+    Args:
+        progress: True for bars, a function of (method, images done, images in all), or neither.
+        done: Method → images that are done already.
+        total: Images in all.
+    """
+
+    def __init__(self, progress: Progress, done: Mapping[str, int], total: int) -> None:
+        self._call = progress if callable(progress) else None
+        self._done, self._total = dict(done), total
+        self._begun = dict(done)
+        self._seconds = dict.fromkeys(done, 0.0)
+        self._bars: dict[str, tqdm] = {}
+        if progress is True:
+            width = max(map(len, done))
+            terminal = sys.stderr.isatty()
+            self._bars = {
+                method: tqdm(
+                    desc=f"{method:<{width}}",
+                    total=total,
+                    initial=count,
+                    delay=SECONDS_BEFORE,
+                    mininterval=0.2 if terminal else 10,  # a log gets fewer lines
+                    bar_format="{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt}{postfix}",
+                    dynamic_ncols=terminal,
+                )
+                for method, count in done.items()
+            }
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+    def update(self, method: str, images: int, seconds: float) -> None:
+        """Count images of a method as done, and the seconds that they took."""
+        self._done[method] += images
+        self._seconds[method] += seconds
+        if self._call is not None:
+            self._call(method, self._done[method], self._total)
+        if method in self._bars:
+            bar = self._bars[method]
+            rate = (self._done[method] - self._begun[method]) / max(self._seconds[method], 1e-9)
+            left = (self._total - self._done[method]) / rate
+            bar.set_postfix_str(
+                f"{rate:.3g} img/s, {tqdm.format_interval(left)} left", refresh=False
+            )
+            bar.update(images)

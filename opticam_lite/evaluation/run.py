@@ -1,0 +1,243 @@
+"""`evaluate`: check what is asked for, plan what is left of it, run it, and give the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..classifier import Classifier
+from ..datasets import Dataset
+from ..methods import METHODS
+from ..metrics import METRICS
+from ..registry import unknown_name
+from . import store
+from .job import Job, Measured, Task
+from .loading import load
+from .measuring import measure
+from .on_ray import on_ray
+from .progress import Progress, Tracker
+from .settings import describe
+
+ENGINES = ("local", "ray")
+
+
+def evaluate(
+    classifier: Classifier,
+    dataset: Dataset,
+    methods: Sequence[str],
+    metrics: Sequence[str] = ("AD", "AG", "AI"),
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Progress = True,
+    out: str | Path | None = None,
+    collect: bool = True,
+    engine: str = "local",
+    workers: int | None = None,
+    num_gpus: float | None = None,
+    processes: int | None = None,
+) -> pd.DataFrame:
+    """Measure methods on a dataset.
+
+    With `out`, rows are written there every few seconds, and the same call, repeated after
+    whatever ended the first one, computes only what is missing. Methods and metrics can be added
+    later in the same way.
+
+    Args:
+        classifier: The network, cut at the layer to explain.
+        dataset: Images; those without a target are explained for their predicted class.
+        methods: Names of `list_methods()`.
+        metrics: Names of `list_metrics()`.
+        limit: Use this many images, drawn at random. Default: all.
+        seed: Of that draw, and of metrics that draw.
+        batch_size: Images at a time (the paper times batches of 8).
+        options: Options of methods, such as `{"opti-cam": {"iterations": 50}}`.
+        progress: True shows a bar a method once two seconds have passed; False or None shows
+            nothing. Or a function, called with (method, images done, images in all) after each
+            batch.
+        out: Folder for the rows (Parquet) and the settings. Default: rows are kept in memory.
+        collect: False leaves the rows in `out` and returns none, for runs larger than the memory:
+            `summarize(out)` makes their table.
+        engine: `"local"`, or `"ray"`: workers of a Ray cluster, which is the one that the
+            environment variable RAY_ADDRESS names, or this machine.
+        workers: Threads that decode images, in each process; 0 decodes between the batches.
+            Default: 1 for a network on a CPU, 4 on a GPU.
+        num_gpus: GPUs of each Ray process; may be a fraction. Default: 1 if the classifier is on
+            a GPU, else 0.
+        processes: How many Ray processes, each with its own network. Default: as many as the
+            cluster has GPUs, or CPUs, for.
+
+    Returns:
+        A row for each image, method and metric, in this order: dataset, image, network, layer,
+        method, options (JSON), metric, value, target, p, o, seconds (this image's share of its
+        batch), detail (a list, where the metric's average needs more than values), error. An image
+        that can't be read or explained has one row, with the reason under error.
+
+    Raises:
+        ValueError: For unknown names, options or limits, or an `out` that holds another run,
+            before anything is computed. After it, if no image at all could be read.
+        OSError: If the disk is full; what was written stays valid.
+    """
+    if engine not in ENGINES:
+        raise ValueError(unknown_name("engine", engine, ENGINES))
+    for name, given in {"num_gpus": num_gpus, "processes": processes}.items():
+        if given is not None and engine != "ray":
+            raise ValueError(f"{name} is {given}; it is for engine='ray', not {engine!r}")
+    if not collect and out is None:
+        raise ValueError("collect is False, and out names no folder; the rows would be lost")
+    gpu = classifier.device.type == "cuda"
+    job = prepare(
+        classifier,
+        dataset,
+        methods,
+        metrics,
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        options=options,
+        workers=(4 if gpu else 1) if workers is None else workers,
+    )
+    with ExitStack() as stack:
+        rows: store.Memory | store.Store = store.Memory()
+        if out is not None:
+            on_gpu = gpu if num_gpus is None else num_gpus > 0
+            settings = describe(job, limit, seed, "cuda" if on_gpu else "cpu")
+            rows = stack.enter_context(store.Store(out, settings))
+        tasks, done = _plan(job, rows)
+        shown = stack.enter_context(Tracker(progress, done, len(job.chosen)))
+        if engine == "ray" and tasks:
+            found = on_ray(job, tasks, num_gpus, processes)
+        else:
+            found = _local(job, tasks)
+        for measured in stack.enter_context(closing(found)):
+            rows.add(measured.rows)
+            if measured.method is not None:
+                shown.update(measured.method, measured.images, measured.seconds)
+        rows.flush()
+        _check_some_readable(rows, job)
+        table = rows.table() if collect else store.SCHEMA.empty_table()
+    return store.to_frame(table, list(job.methods), job.metrics)
+
+
+def prepare(
+    classifier: Classifier,
+    dataset: Dataset,
+    methods: Sequence[str],
+    metrics: Sequence[str],
+    *,
+    limit: int | None,
+    seed: int,
+    batch_size: int,
+    options: Mapping[str, Mapping[str, Any]] | None,
+    workers: int,
+) -> Job:
+    """Check the arguments of `evaluate` and choose the images.
+
+    Raises:
+        ValueError: For the first argument that is wrong.
+    """
+    options = options or {}
+    methods, metrics = _names("methods", methods), _names("metrics", metrics)
+    for method in [*methods, *options]:
+        METHODS[method].check_options(options.get(method, {}))
+    for method in methods:
+        reason = METHODS[method].unfit(classifier)
+        if reason is not None:
+            raise ValueError(f"{method} can't explain {classifier.name}: {reason}")
+    for metric in metrics:
+        reason = lacks(dataset, metric)
+        if reason is not None:
+            raise ValueError(f"{metric} can't be measured on {dataset.name}: {reason}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1, or None for all images")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if workers < 0:
+        raise ValueError(f"workers is {workers}; it must be at least 0")
+    if not len(dataset):
+        raise ValueError(f"{dataset.name} has no images")
+    return Job(
+        classifier,
+        dataset,
+        choose(len(dataset), limit, seed),
+        {method: dict(options.get(method, {})) for method in methods},
+        metrics,
+        batch_size,
+        seed,
+        workers,
+    )
+
+
+def lacks(dataset: Dataset, metric: str) -> str | None:
+    """Say what a metric needs and a dataset does not have, or None if nothing is missing."""
+    if METRICS[metric].needs == "boxes" and not dataset.has_boxes:
+        return "it has no boxes"
+    return None
+
+
+def choose(n: int, limit: int | None = None, seed: int = 0) -> list[int]:
+    """Return `limit` of n indices in rising order, drawn at random; all of them for None.
+
+    A fixed stride would meet only some classes where they take turns. The draw for a smaller limit
+    is part of the draw for a larger one.
+    """
+    if limit is None or limit >= n:
+        return list(range(n))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return sorted(order[:limit].tolist())
+
+
+def _names(what: str, values: Sequence[str]) -> list[str]:
+    """Return names once each, in their order."""
+    found = list(dict.fromkeys([values] if isinstance(values, str) else values))
+    if not found:
+        raise ValueError(f"{what} names none; choose at least one")
+    return found
+
+
+def _plan(job: Job, rows: store.Memory | store.Store) -> tuple[list[Task], dict[str, int]]:
+    """Return what is left to measure, and for each method how many images are done."""
+    table = rows.table(["position", "method", "metric", "error"])
+    measured, broken = store.done(table, len(job.chosen), list(job.methods), job.metrics)
+    measured |= broken[:, None, None]  # nothing is left to do for a broken image
+    tasks, done = [], dict.fromkeys(job.methods, 0)
+    for batch in job.batches:
+        positions = job.positions(batch)
+        whole = np.all(measured[positions.start : positions.stop], axis=0)  # (methods, metrics)
+        wanted = {
+            method: [
+                metric for metric, is_done in zip(job.metrics, row, strict=True) if not is_done
+            ]
+            for method, row in zip(job.methods, whole, strict=True)
+        }
+        for method, left in wanted.items():
+            done[method] += 0 if left else len(positions)
+        wanted = {method: left for method, left in wanted.items() if left}
+        if wanted:
+            known = frozenset(i for i in positions if broken[i])
+            tasks.append(Task(batch, wanted, known))
+    return tasks, done
+
+
+def _local(job: Job, tasks: Sequence[Task]) -> Generator[Measured, None, None]:
+    """Measure the tasks one after the other in this process."""
+    for loaded in load(job, tasks):
+        yield from measure(job, loaded)
+
+
+def _check_some_readable(rows: store.Memory | store.Store, job: Job) -> None:
+    """Raise ValueError if every single image is broken: then the dataset is at fault."""
+    errors = rows.table(["error"])["error"].drop_null()
+    if len(errors) >= len(job.chosen):
+        raise ValueError(
+            f"none of the {len(job.chosen)} images of {job.dataset.name} can be measured; the "
+            f"first says: {errors[0]}"
+        )

@@ -1,0 +1,81 @@
+"""What decides a run's rows, as JSON: compared when a run is resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..classifier import Classifier
+from .job import Job
+
+
+def describe(job: Job, limit: int | None, seed: int, device: str) -> dict[str, Any]:
+    """Return the settings of a run: all that its rows depend on.
+
+    Args:
+        job: The run.
+        limit, seed: How its images were chosen: at most so many, with this seed.
+        device: Kind of device that computes, `"cpu"` or `"cuda"`.
+    """
+    classifier = job.classifier
+    return {
+        "network": classifier.name,
+        "weights": weights_digest(classifier),
+        "layer": classifier.layer,
+        "dataset": job.dataset.name,
+        "images": len(job.chosen),
+        "chosen": digest(json.dumps(job.chosen).encode()),
+        "limit": limit,
+        "seed": seed,
+        "batch_size": job.batch_size,
+        "device": device,
+        "version": _version(),
+        "torch": torch.__version__.partition("+")[0],
+        "methods": {name: plain(options) for name, options in job.methods.items()},
+        "metrics": job.metrics,
+    }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("opticam-lite")
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        return "not installed"
+
+
+def weights_digest(classifier: Classifier) -> str:
+    """Return a digest of the network's weights and its normalisation."""
+    state = hashlib.blake2b(digest_size=16)
+    tensors = {**classifier.network.state_dict(), "mean": classifier._shift}
+    tensors["std"] = classifier._scale
+    for name, tensor in tensors.items():
+        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        state.update(_bytes(tensor))
+    state.update(str(classifier.normalize).encode())
+    return state.hexdigest()
+
+
+def digest(data: bytes) -> str:
+    """Return a short digest."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as JSON knows them; tensors by their digest, callbacks not at all."""
+    return {name: _plain(value) for name, value in sorted(options.items()) if not callable(value)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {digest(_bytes(value))}"
+    return json.loads(json.dumps(value, default=str))
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

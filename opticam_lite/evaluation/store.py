@@ -1,0 +1,311 @@
+"""Rows in a folder, as Parquet parts that are written whole or not at all.
+
+    out/settings.json        what is measured; a run of other settings is refused
+    out/part-000000.parquet  rows, of whole batches and methods
+    out/.lock                held by the process that writes
+
+What is done is read from the rows themselves, so nothing can disagree with them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+SCHEMA = pa.schema(
+    {
+        "position": pa.int32(),  # the image's place in the run; rows are sorted by it when read
+        "dataset": pa.string(),
+        "image": pa.string(),
+        "network": pa.string(),
+        "layer": pa.string(),
+        "method": pa.string(),
+        "options": pa.string(),
+        "metric": pa.string(),
+        "value": pa.float64(),
+        "target": pa.int64(),
+        "p": pa.float64(),
+        "o": pa.float64(),
+        "seconds": pa.float64(),
+        "detail": pa.list_(pa.float64()),
+        "error": pa.string(),
+    }
+)
+SECONDS_A_PART = 5.0
+ROWS_A_PART = 50_000
+
+
+class StoreError(ValueError):
+    """A folder of results that can't be used as asked for; the message says why."""
+
+
+class Memory:
+    """Rows that are kept in memory only."""
+
+    def __init__(self) -> None:
+        self._rows: list[Mapping[str, Any]] = []
+        self._tables: list[pa.Table] = []
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take rows up."""
+        self._rows += rows
+        if len(self._rows) >= ROWS_A_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Pack the rows that were added last."""
+        if self._rows:
+            self._tables.append(pa.Table.from_pylist(self._rows, SCHEMA))
+            self._rows = []
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return all rows."""
+        self.flush()
+        return pa.concat_tables([SCHEMA.empty_table(), *self._tables]).select(
+            columns or SCHEMA.names
+        )
+
+
+class Store:
+    """The folder of one run, locked while it is open (a context manager).
+
+    Args:
+        folder: Created if need be.
+        settings: What is measured, as JSON knows it. `methods` (name → options) and `metrics` may
+            be more or fewer than in the folder: rows of new ones are added. All else must agree.
+
+    Raises:
+        StoreError: If another process writes there, or the folder holds a run of other settings.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self._settings = json.loads(json.dumps(settings))
+        self._rows: list[Mapping[str, Any]] = []
+        self._due = time.monotonic() + SECONDS_A_PART
+
+    def __enter__(self) -> Store:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StoreError(f"out is {str(self.folder)!r}, and a file; name a folder") from error
+        self._lock = FileLock(self.folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(
+                f"another process is writing to {self.folder}; wait for it, or name another folder"
+            ) from error
+        try:
+            for left_over in self.folder.glob("*.tmp"):
+                left_over.unlink()
+            self._agree()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.flush()  # after an error, too: what is whole is kept
+        finally:
+            self._lock.release()
+
+    def _agree(self) -> None:
+        """Compare the settings with those of the folder and write what is new."""
+        path, parts = self.folder / "settings.json", _parts(self.folder)
+        if not path.exists():
+            if parts:
+                raise StoreError(
+                    f"{self.folder} holds results without settings.json, so it can't be told what "
+                    "they are; name another folder"
+                )
+            held = self._settings
+        else:
+            held = read_settings(self.folder)
+            found = differences(held, self._settings)
+            if found:
+                raise StoreError(
+                    f"{self.folder} holds another run: {'; '.join(found)}. Name another folder, or "
+                    "delete this one"
+                )
+            held["methods"] |= self._settings["methods"]
+            held["metrics"] = list(dict.fromkeys(held["metrics"] + self._settings["metrics"]))
+        text = json.dumps(held, indent=2, ensure_ascii=False) + "\n"
+        self._write(path, lambda file: file.write(text.encode()))
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take rows up; every few seconds, what came together is written as a part."""
+        self._rows += rows
+        if time.monotonic() >= self._due or len(self._rows) >= ROWS_A_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that were added last.
+
+        Raises:
+            OSError: If the disk is full; what was written before stays valid.
+        """
+        self._due = time.monotonic() + SECONDS_A_PART
+        if not self._rows:
+            return
+        table = pa.Table.from_pylist(self._rows, SCHEMA)
+        self._rows = []
+        last = max((int(p.stem.partition("-")[2]) for p in _parts(self.folder)), default=-1)
+        path = self.folder / f"part-{last + 1:06d}.parquet"
+        self._write(path, lambda file: pq.write_table(table, file, compression="zstd"))
+
+    def _write(self, path: Path, write: Any) -> None:
+        """Write a file under another name, see it onto the disk, then rename it."""
+        temporary = path.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync(self.folder)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                error.errno,
+                f"the disk is full: {path.name} could not be written to {self.folder}; the parts "
+                "before it are valid, so free some space and run the same call again",
+            ) from error
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return all rows, written ones and new ones."""
+        self.flush()
+        return read_table(self.folder, columns)
+
+
+def _sync(folder: Path) -> None:
+    """See a new name onto the disk; systems that can't open folders do it by themselves."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """Return the settings of the run that a folder holds.
+
+    Raises:
+        StoreError: If it holds none, or they can't be read.
+    """
+    path = Path(folder) / "settings.json"
+    if not path.is_file():
+        raise StoreError(f"{folder} holds no results of evaluate: there is no settings.json in it")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}); name another folder") from error
+    return dict(settings)
+
+
+def read_table(folder: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of a folder, in the order in which they were written."""
+    tables = [SCHEMA.empty_table() if columns is None else SCHEMA.empty_table().select(columns)]
+    for part in _parts(Path(folder)):
+        try:
+            tables.append(pq.read_table(part, columns=columns))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StoreError(
+                f"{part} is damaged ({' '.join(str(error).split())}); delete it, and the same call "
+                "computes its rows again"
+            ) from error
+    return pa.concat_tables(tables)
+
+
+def read(folder: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the rows that `evaluate(…, out=folder)` has written so far.
+
+    Args:
+        folder: What `out` was.
+        columns: Only these, and method, metric and error. Default: all.
+
+    Raises:
+        StoreError: If the folder holds no results.
+    """
+    settings = read_settings(folder)
+    if columns is not None:
+        needed = {"position", "method", "metric", "error", *columns}
+        columns = [name for name in SCHEMA.names if name in needed]
+    return to_frame(read_table(folder, columns), list(settings["methods"]), settings["metrics"])
+
+
+def to_frame(table: pa.Table, methods: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """Sort rows by image, method and metric; those of other methods and metrics are left out."""
+    for name, order in (("metric", metrics), ("method", methods)):
+        rank = pc.index_in(table[name], pa.array(order, pa.string()))
+        broken = pc.is_valid(table["error"])
+        table = table.append_column(f"{name} rank", pc.if_else(broken, -1, rank))
+        table = table.filter(pc.is_valid(table[f"{name} rank"]))
+    order_of = [(n, "ascending") for n in ("position", "method rank", "metric rank")]
+    shown = [name for name in SCHEMA.names[1:] if name in table.column_names]
+    frame = table.sort_by(order_of).select(shown).to_pandas()
+    if "target" in frame and frame["target"].isna().any():
+        frame["target"] = frame["target"].astype("Int64")  # a broken image has none
+    return frame
+
+
+def done(
+    table: pa.Table, images: int, methods: Sequence[str], metrics: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tell from the rows what has been measured.
+
+    Returns:
+        Bool `(images, methods, metrics)`: whether there is such a row. Bool `(images,)`: whether
+        the image is known to be broken.
+    """
+    measured = np.zeros((images, len(methods), len(metrics)), bool)
+    broken = np.zeros(images, bool)
+    position = table["position"].to_numpy()
+    broken[position[table["error"].is_valid().to_numpy()]] = True
+    index = [
+        pc.index_in(table[name], pa.array(names, pa.string())).fill_null(-1).to_numpy()
+        for name, names in (("method", methods), ("metric", metrics))
+    ]
+    asked = (index[0] >= 0) & (index[1] >= 0)
+    measured[position[asked], index[0][asked], index[1][asked]] = True
+    return measured, broken
+
+
+def differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Name what differs between two runs' settings, in words; methods and metrics may be added."""
+    found = [
+        f"{name} is {_show(held.get(name))} there and {_show(asked.get(name))} here"
+        for name in dict.fromkeys([*held, *asked])
+        if name not in ("methods", "metrics") and held.get(name) != asked.get(name)
+    ]
+    return found + [
+        f"the options of {name} are {_show(held['methods'][name])} there and {_show(options)} here"
+        for name, options in asked["methods"].items()
+        if held["methods"].get(name, options) != options
+    ]
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

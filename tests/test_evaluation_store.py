@@ -1,0 +1,348 @@
+"""Rows in a folder: killed, resumed, refused, extended, on a full disk; and flat memory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import make_classifier, make_images
+from filelock import FileLock
+
+import opticam_lite as ol
+from opticam_lite.evaluation import StoreError, read, store
+
+# Children are forked from a small process that has imported everything and runs no threads.
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["opticam_lite", "pytest"])
+METHODS = ["grad-cam", "fake-cam"]
+
+
+class Lazy(ol.Dataset):
+    """Images that are drawn when they are asked for; some of them broken."""
+
+    name = "lazy"
+
+    def __init__(self, n: int, broken: tuple[int, ...] = ()) -> None:
+        self._n, self._broken = n, broken
+
+    def __len__(self) -> int:
+        return self._n
+
+    def sample(self, index: int) -> ol.Sample:
+        if index in self._broken:
+            raise ol.ImageError(f"{index}.jpg is damaged")
+        image = make_images(1, 32, 32, seed=index)[0]
+        return ol.Sample(f"{index:05d}", image, index % 5)
+
+
+def measure(out: Path | None = None, n: int = 7, **settings: Any) -> pd.DataFrame:
+    settings = {"methods": METHODS, "batch_size": 3, "progress": None, **settings}
+    dataset = settings.pop("dataset", None) or Lazy(n)
+    return ol.evaluate(make_classifier("cnn"), dataset, out=out, **settings)
+
+
+def assert_same(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    """The same rows, to the bit, but for the seconds."""
+    a, b = a.drop(columns="seconds"), b.drop(columns="seconds")
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+# ------------------------------------------------------------------------ killed and resumed
+
+
+def child(out: Path, n: int, ready: Connection | None) -> None:
+    """One run that writes a part for every batch and method."""
+    torch.set_num_threads(1)
+    store.SECONDS_A_PART = 0
+    if ready is not None:
+        ready.send(None)
+    measure(out, n)
+
+
+def start(out: Path, n: int) -> Any:
+    ours, theirs = FORKED.Pipe()
+    process = FORKED.Process(target=child, args=(out, n, theirs))
+    process.start()
+    theirs.close()
+    assert ours.poll(60)
+    return process
+
+
+def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
+    n = 90
+    whole = start(tmp_path / "whole", n)
+    started = time.monotonic()
+    whole.join()
+    seconds = time.monotonic() - started
+    assert whole.exitcode == 0
+    expected = read(tmp_path / "whole")
+    assert len(expected) == n * 2 * 3
+    moments, folder, kills = random.Random(0), 0, 0
+    with_rows = 0
+    while kills < 20:
+        out = tmp_path / str(folder)
+        process = start(out, n)
+        process.join(moments.uniform(0, seconds / 3))
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += process.exitcode == -signal.SIGKILL
+            if (out / "settings.json").exists():
+                rows = read(out)
+                assert not rows.duplicated(["image", "method", "metric"]).any()
+                with_rows += 0 < len(rows) < len(expected)
+        if process.exitcode == 0:
+            assert_same(read(out), expected)
+            folder += 1
+    last = start(out, n)
+    last.join()
+    assert last.exitcode == 0
+    assert_same(read(out), expected)
+    assert with_rows >= 5  # it was not always before the first row or after the last
+
+
+def test_a_run_that_is_over_is_not_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measure(tmp_path)
+    assert_same(first, measure())
+    monkeypatch.setattr("opticam_lite.evaluation.measuring.explain", None)
+    assert_same(measure(tmp_path), first)
+
+
+def test_what_a_crash_leaves_behind_is_no_row(tmp_path: Path) -> None:
+    first = measure(tmp_path)
+    (tmp_path / "part-000001.tmp").write_bytes(b"PAR1 half a part")
+    assert_same(measure(tmp_path), first)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_an_exception_keeps_what_is_whole(tmp_path: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(method: str, done: int, total: int) -> None:
+        if done == 6:
+            raise StopError
+
+    with pytest.raises(StopError):
+        measure(tmp_path, progress=stop)
+    kept = read(tmp_path)
+    assert set(kept.groupby("method")["image"].nunique()) == {3, 6}
+    seen = []
+    frame = measure(tmp_path, progress=lambda *step: seen.append(step))
+    assert seen == [("fake-cam", 6, 7), ("grad-cam", 7, 7), ("fake-cam", 7, 7)]
+    assert_same(frame, measure())
+
+
+# ------------------------------------------------------------------------- settings and lock
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"batch_size": 2}, "batch_size is 3 there and 2 here"),
+        ({"limit": 5}, "images is 7 there and 5 here; .*limit is null there and 5 here"),
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+        ({"n": 8}, "images is 7 there and 8 here"),
+        ({"methods": ["score-cam"], "options": {"score-cam": {"chunk": 8}}}, None),
+        (
+            {"methods": ["opti-cam"], "options": {"opti-cam": {"iterations": 3}}},
+            'the options of opti-cam are {"iterations": 2} there and {"iterations": 3} here',
+        ),
+    ],
+)
+def test_other_settings_are_refused(
+    changed: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    options = {"opti-cam": {"iterations": 2}}
+    first = measure(tmp_path, methods=["fake-cam", "opti-cam"], options=options)
+    if message is None:
+        measure(tmp_path, **changed)
+    else:
+        with pytest.raises(StoreError, match=f"holds another run: .*{message}"):
+            measure(tmp_path, **{"methods": ["fake-cam"], **changed})
+    again = measure(tmp_path, methods=["fake-cam", "opti-cam"], options=options)
+    assert_same(again, first)
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    measure(tmp_path)
+    other = make_classifier("cnn")
+    with torch.no_grad():
+        next(other.network.parameters())[0] += 1e-3
+    with pytest.raises(StoreError, match="weights is"):
+        ol.evaluate(other, Lazy(7), METHODS, batch_size=3, out=tmp_path)
+    with pytest.raises(StoreError, match='layer is "4" there and "1" here'):
+        ol.evaluate(make_classifier("cnn").at("1"), Lazy(7), METHODS, batch_size=3, out=tmp_path)
+
+
+def test_methods_and_metrics_can_be_added(tmp_path: Path) -> None:
+    measure(tmp_path, methods=["fake-cam"], metrics=["AD"])
+    measure(tmp_path, methods=["grad-cam"], metrics=["AI"])
+    frame = measure(tmp_path, methods=["grad-cam", "fake-cam"], metrics=["AD", "AI"])
+    assert_same(frame, measure(methods=["grad-cam", "fake-cam"], metrics=["AD", "AI"]))
+    assert len(read(tmp_path)) == len(frame)
+    some = measure(tmp_path, methods=["fake-cam"], metrics=["AI"])
+    assert_same(some, measure(methods=["fake-cam"], metrics=["AI"]))
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert (list(settings["methods"]), settings["metrics"]) == (
+        ["fake-cam", "grad-cam"],
+        ["AD", "AI"],
+    )
+
+
+def test_two_processes_can_not_write_to_one_folder(tmp_path: Path) -> None:
+    first = measure(tmp_path)
+    with FileLock(tmp_path / ".lock"), pytest.raises(StoreError, match="another process is"):
+        measure(tmp_path)
+    assert_same(measure(tmp_path), first)
+
+
+def test_folders_that_are_something_else(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(StoreError, match="and a file; name a folder"):
+        measure(file)
+    with pytest.raises(StoreError, match=r"no settings\.json"):
+        read(tmp_path)
+    with pytest.raises(ValueError, match="out names no folder"):
+        measure(collect=False)
+    measure(tmp_path / "run")
+    (tmp_path / "run" / "settings.json").unlink()
+    with pytest.raises(StoreError, match="results without settings"):
+        measure(tmp_path / "run")
+
+
+def test_a_damaged_part_is_named_and_can_be_replaced(tmp_path: Path) -> None:
+    first = measure(tmp_path)
+    (part,) = tmp_path.glob("part-*.parquet")
+    part.write_bytes(part.read_bytes()[:-40])
+    with pytest.raises(StoreError, match=f"{re.escape(str(part))} is damaged .* delete it"):
+        measure(tmp_path)
+    part.unlink()
+    assert_same(measure(tmp_path), first)
+
+
+# --------------------------------------------------------------------- broken images, full disks
+
+
+def test_a_broken_image_is_an_error_row(tmp_path: Path) -> None:
+    broken = Lazy(7, broken=(1, 3, 4, 5))
+    for out in (tmp_path, tmp_path, None):  # the second time everything is there already
+        frame = measure(out, dataset=broken)
+        errors = frame[frame["error"].notna()]
+        assert errors["image"].tolist() == ["#1", "#3", "#4", "#5"]
+        assert errors["error"].tolist()[0] == "ImageError: 1.jpg is damaged"
+        assert errors[["method", "metric", "value", "target"]].isna().all(axis=None)
+        rows = frame[frame["error"].isna()]
+        assert sorted(rows["image"].unique()) == ["00000", "00002", "00006"]
+        assert len(rows) == 3 * 2 * 3
+        table = ol.summarize(frame)
+        assert table["broken"].tolist() == [4, 4]
+    whole = measure()
+    same = whole[whole["image"].isin(rows["image"])].reset_index(drop=True)
+    for column in ("value", "p", "o"):
+        assert rows[column].tolist() == pytest.approx(same[column].tolist(), abs=1e-4)
+
+
+def test_a_run_of_broken_images_only_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"none of the 2 images of lazy .* 0\.jpg is damaged"):
+        measure(dataset=Lazy(2, broken=(0, 1)))
+
+
+def test_what_can_not_be_an_input_is_a_broken_image() -> None:
+    class Odd(Lazy):
+        def sample(self, index: int) -> ol.Sample:
+            good = super().sample(index)
+            image = {1: good.image * 9, 2: good.image[:1]}.get(index, good.image)
+            return ol.Sample(good.id, image, 7 if index == 3 else good.target)
+
+    frame = measure(dataset=Odd(5))
+    errors = frame[frame["error"].notna()].set_index("image")["error"]
+    assert "RGB in [0, 1] is needed" in errors["#1"]
+    assert "(N, 3, H, W) is needed" in errors["#2"]
+    assert "target 7 is no class" in errors["#3"]
+
+
+def test_images_of_several_sizes() -> None:
+    class Sizes(Lazy):
+        def sample(self, index: int) -> ol.Sample:
+            size = (32, 48)[index % 2]
+            return ol.Sample(str(index), make_images(1, size, 32, seed=index)[0], 0)
+
+    frame = measure(dataset=Sizes(5))
+    assert frame["image"].tolist() == [str(i) for i in range(5) for _ in range(6)]
+    alone = measure(dataset=Sizes(5), batch_size=1)
+    assert frame["value"].tolist() == pytest.approx(alone["value"].tolist(), abs=1e-3)
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "SECONDS_A_PART", 0)
+    write, calls = pq.write_table, []
+
+    def full(table: Any, file: Any, **options: Any) -> None:
+        calls.append(len(table))
+        if len(calls) == 4:
+            file.write(b"PAR1")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(table, file, **options)
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(OSError, match=r"the disk is full: part-000003\.parquet .* free some space"):
+        measure(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".parquet") == [
+        f"part-00000{i}.parquet" for i in range(3)
+    ]
+    assert len(read(tmp_path)) == sum(calls[:3])
+    assert_same(measure(tmp_path), measure())
+
+
+# ----------------------------------------------------------------------------- flat memory
+
+
+def peak() -> int:
+    """Largest resident memory so far, in kB."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+
+
+def grow(out: Path, n: int, result: Connection) -> None:
+    """Run n images and send the peak after 500 and at the end."""
+    torch.set_num_threads(1)
+    seen: dict[int, int] = {}
+
+    def note(method: str, done: int, total: int) -> None:
+        if done in (512, total):
+            seen.setdefault(done, peak())
+
+    # Parts as often as in a run of hours, so that they can not be what stays in memory.
+    store.SECONDS_A_PART = 0.2
+    measure(out, n, methods=["grad-cam"], batch_size=32, collect=False, progress=note)
+    result.send((seen[512], peak()))
+
+
+def test_memory_is_flat_in_the_number_of_images(tmp_path: Path) -> None:
+    ours, theirs = FORKED.Pipe()
+    process = FORKED.Process(target=grow, args=(tmp_path, 4000, theirs))
+    process.start()
+    theirs.close()
+    assert ours.poll(120)
+    early, late = ours.recv()
+    process.join()
+    assert late <= 1.05 * early
+    assert len(pq.read_table(sorted(tmp_path.glob("part-*.parquet"))[0])) < 4000 * 3
+    assert len(read(tmp_path)) == 4000 * 3
