@@ -1,0 +1,175 @@
+"""The Ray engine gives the rows of the local one, also when it loses a worker."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import ray
+import torch
+from conftest import make_classifier, make_images
+
+import opticam_lite as ol
+from opticam_lite.evaluation import read
+
+pytestmark = [
+    # Of Ray's own code, and of what it leaves to the garbage collector.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """Ray on this machine with two CPUs, as small as can be."""
+    with pytest.MonkeyPatch.context() as environment:
+        # Workers import this file, too.
+        path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        environment.setenv("PYTHONPATH", os.pathsep.join(path))
+        environment.delenv("RAY_ADDRESS", raising=False)
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=80_000_000,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
+
+
+class Noted(ol.Dataset):
+    """Images in memory that note which process asks for them; one of them may kill it, once."""
+
+    name = "noted"
+
+    def __init__(self, folder: Path, n: int, deadly: int | None = None):
+        self._folder, self._images, self._deadly = folder, make_images(n), deadly
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def sample(self, index: int) -> ol.Sample:
+        (self._folder / f"{os.getpid()}.process").touch()
+        if index == 5:
+            raise ol.ImageError("5.jpg is damaged")
+        if index == self._deadly and not (self._folder / "killed").exists():
+            (self._folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return ol.Sample(str(index), self._images[index], index % 5)
+
+    def processes(self) -> set[int]:
+        return {int(path.stem) for path in self._folder.glob("*.process")}
+
+
+def measure(dataset: ol.Dataset, **settings: Any) -> pd.DataFrame:
+    return ol.evaluate(
+        make_classifier("cnn"),
+        dataset,
+        ["grad-cam", "opti-cam"],
+        batch_size=3,
+        options={"opti-cam": {"iterations": 3}},
+        progress=None,
+        **settings,
+    )
+
+
+def assert_same(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    # Workers may sum with another number of threads: the last digits may differ.
+    a, b = a.drop(columns="seconds"), b.drop(columns="seconds")
+    pd.testing.assert_frame_equal(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_the_rows_are_those_of_the_local_engine(tmp_path: Path) -> None:
+    dataset = Noted(tmp_path, 40)
+    local = measure(dataset)
+    assert dataset.processes() == {os.getpid()}
+    there = measure(dataset, engine="ray", out=tmp_path / "run", workers=2)
+    assert len(dataset.processes()) == 3  # this one and two workers
+    assert there["error"].notna().sum() == 1
+    assert len(there) == 39 * 2 * 3 + 1
+    assert_same(there, local)
+    assert_same(read(tmp_path / "run"), local)
+
+
+def test_a_lost_worker_costs_no_rows(tmp_path: Path) -> None:
+    dataset = Noted(tmp_path, 40, deadly=17)
+    frame = measure(dataset, engine="ray", out=tmp_path / "run")
+    assert (tmp_path / "killed").exists()
+    assert os.getpid() not in dataset.processes()
+    assert not frame.duplicated(["image", "method", "metric"]).any()
+    assert_same(frame, measure(dataset))
+
+
+def test_a_run_goes_on_with_the_other_engine(tmp_path: Path) -> None:
+    dataset = Noted(tmp_path, 40)
+    local = measure(dataset)
+
+    def stop(method: str, done: int, total: int) -> None:
+        if done >= 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ol.evaluate(
+            make_classifier("cnn"),
+            dataset,
+            ["grad-cam", "opti-cam"],
+            batch_size=3,
+            options={"opti-cam": {"iterations": 3}},
+            progress=stop,
+            out=tmp_path / "run",
+        )
+    assert 0 < len(read(tmp_path / "run")) < len(local)
+    assert_same(measure(dataset, engine="ray", out=tmp_path / "run"), local)
+
+
+def test_what_can_not_work_is_said(tmp_path: Path) -> None:
+    dataset = ol.Images(make_images(3))
+    with pytest.raises(ValueError, match="num_gpus is 1, and the Ray cluster has 0 GPUs"):
+        measure(dataset, engine="ray", num_gpus=1)
+
+    class Open(Noted):
+        def __init__(self) -> None:
+            super().__init__(tmp_path, 3)
+            self.file = (tmp_path / "file").open("w")
+
+    opened = Open()
+    with pytest.raises(ValueError, match=r"noted .* can't be sent to Ray's workers"):
+        measure(opened, engine="ray")
+    opened.file.close()
+
+
+def test_an_error_of_a_method_is_told_as_it_is() -> None:
+    with pytest.raises(ValueError, match="iterations"):
+        ol.evaluate(
+            make_classifier("cnn"),
+            ol.Images(make_images(3)),
+            ["opti-cam"],
+            options={"opti-cam": {"iterations": -1}},
+            engine="ray",
+            progress=None,
+        )
+
+
+def test_a_classifier_can_be_pickled(images: torch.Tensor) -> None:
+    for kind in ("cnn", "dense", "vit"):
+        classifier = make_classifier(kind)
+        other = pickle.loads(pickle.dumps(classifier))
+        assert torch.equal(other.logits(images), classifier.logits(images))
+        assert torch.equal(other.features(images), classifier.features(images))
+        assert (other.name, other.layer, other.labels) == (
+            classifier.name,
+            classifier.layer,
+            classifier.labels,
+        )
+        assert (other.size, other.preprocessing) == (classifier.size, classifier.preprocessing)
