@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 from .cut import Rest, Traced
+from .precision import Accelerated, dtype_of
 
 if TYPE_CHECKING:
     from .cut import Cut
@@ -110,6 +113,8 @@ class Classifier:
         # Convolutions on a CPU are about 1.5 times as fast with channels last, and exact.
         self.network = network.to(self.device, torch.float32).to(memory_format=torch.channels_last)
         self._traced = Traced(self.network, self.size)
+        self._accelerated: dict[torch.dtype, Accelerated | None] = {}  # shared by all cuts
+        self.precision: torch.dtype | None = None  # None: the untouched network
         self.classes: int = self._traced.classes
         self.labels = list(labels or (f"class {c}" for c in range(self.classes)))
         if len(self.labels) != self.classes:
@@ -144,6 +149,55 @@ class Classifier:
         """
         other = copy.copy(self)
         other._cut_at(layer)
+        return other
+
+    def at_precision(self, precision: str = "auto") -> Classifier:
+        """Return the same classifier with quick `logits`, for searches that need hundreds of them.
+
+        Its network is a rearranged copy (`opticam_lite.precision`), made on first use. Logits still
+        come as float32. `split`, `head` and `features` are those of the untouched network.
+
+        Args:
+            precision: `"float32"` (equal but for rounding), `"bfloat16"` (logits to about 1 %), or
+                `"auto"`: bfloat16 where the processor has it, the network stands it, and it is
+                large enough for its passes to become quicker.
+
+        Raises:
+            ValueError: If the precision is not one of these, or the network fails in it.
+        """
+        # In a very small network the conversions cost what the multiplications save.
+        small = self._traced.values < 1_000_000
+        dtype = dtype_of("float32" if precision == "auto" and small else precision, self.device)
+        if dtype not in self._accelerated:
+            self._accelerated[dtype] = self._accelerate(dtype)
+        if self._accelerated[dtype] is None:
+            if precision == "bfloat16":
+                raise ValueError(
+                    f"{self.name} fails in bfloat16, or its logits are not the same; use "
+                    "precision='auto' or 'float32'"
+                )
+            if dtype != torch.float32:
+                return self.at_precision("float32")
+        other = copy.copy(self)
+        other.precision = None if self._accelerated[dtype] is None else dtype
+        return other
+
+    def _accelerate(self, dtype: torch.dtype) -> Accelerated | None:
+        """Return the quick copy of the network, or None if it does not do the same."""
+        generator = torch.Generator().manual_seed(0)
+        x = self._input(torch.rand(2, 3, *self.size, generator=generator))
+        try:
+            quick = Accelerated(self._traced.module, dtype)
+            with torch.no_grad():
+                expected, logits = self._run(x), quick(x)
+        except (RuntimeError, TypeError, ValueError):  # an operation lacks that number format
+            return None
+        tolerance = (0.1 if dtype == torch.bfloat16 else 1e-3) * expected.abs().amax()
+        return quick if (logits - expected).abs().amax() <= tolerance else None
+
+    def __copy__(self) -> Classifier:
+        other = object.__new__(type(self))  # not by `__reduce__`, which would trace again
+        other.__dict__.update(self.__dict__)
         return other
 
     def _arguments(self) -> dict[str, Any]:
@@ -185,7 +239,7 @@ class Classifier:
         if self._memory is not None and self._memory.holds(images):
             self._memory.recalls += 1
             return self._memory.maps.detach(), self._memory.rest
-        return self._cut.split(self._input(images))
+        return self._cut.split(_channels_last(self._input(images)))
 
     def head(self, maps: Tensor, rest: Rest) -> Tensor:
         """Continue from feature maps `(N, K, h, w)` to logits `(N, classes)`."""
@@ -195,9 +249,14 @@ class Classifier:
         """Return the layer's feature maps `(N, K, h, w)` of images `(N, 3, H, W)` in [0, 1]."""
         return self.split(images)[0].to(images.device)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Return the logits `(N, classes)` of images `(N, 3, H, W)` in [0, 1]; differentiable."""
-        return self.network(self._input(images)).to(images.device)
+    def logits(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Return the logits `(N, classes)` of images `(N, 3, H, W)` in [0, 1]; differentiable.
+
+        Args:
+            images: RGB in [0, 1].
+            masks: `(N, 1, H, W)`; the logits are then those of `images * masks`.
+        """
+        return self._run(self._input(images, masks)).to(images.device)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, batch_size: int = 64) -> Tensor:
@@ -208,6 +267,23 @@ class Classifier:
     def predict(self, images: Tensor) -> Tensor:
         """Return the most probable classes `(N,)`, int64."""
         return self.probabilities(images).argmax(1)
+
+    def images_at_once(self, size: Sequence[int] | None = None) -> int:
+        """Return how many images to compute at a time: what fits into a quarter of the free memory.
+
+        At most 8 on a CPU, where more are no quicker, and 64 on a GPU; at least 1.
+
+        Args:
+            size: Height and width of the images. Default: what the network is made for.
+        """
+        area = math.prod(size or self.size) / math.prod(self.size)
+        # A gradient needs every value again on the way back, and the gradient of each.
+        bytes_each = 2 * 4 * self._traced.values * area
+        if self.device.type == "cuda":
+            free, most = torch.cuda.mem_get_info(self.device)[0], 64
+        else:
+            free, most = psutil.virtual_memory().available, 8
+        return max(1, min(most, int(free / 4 / bytes_each)))
 
     def check_images(self, images: Tensor) -> Tensor:
         """Return images as float32, or say what is wrong with them.
@@ -265,11 +341,19 @@ class Classifier:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images have shape {tuple(images.shape)}; (N, 3, H, W) is needed")
 
-    def _input(self, images: Tensor) -> Tensor:
+    def _input(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         self._check_shape(images)
-        x = images.to(self.device, torch.float32, memory_format=torch.channels_last)
-        # (x − mean) / std in one pass: Opti-CAM does this, and its gradient, in every iteration.
-        return torch.addcmul(self._shift, x, self._scale) if self.normalize else x
+        x = images.to(self.device, torch.float32)
+        if masks is None:
+            # (x − mean) / std in one pass
+            return torch.addcmul(self._shift, x, self._scale) if self.normalize else x
+        if not self.normalize:
+            return x * masks.to(self.device)
+        return _Masked.apply(x * self._scale, masks.to(self.device), self._shift)
+
+    def _run(self, x: Tensor) -> Tensor:
+        quick = None if self.precision is None else self._accelerated[self.precision]
+        return self.network(_channels_last(x)) if quick is None else quick(x)
 
     def __repr__(self) -> str:
         k, h, w = self.layer_shape()
@@ -277,6 +361,32 @@ class Classifier:
             f"Classifier({self.name!r}, layer={self.layer!r}: {k} maps of {h}×{w}, "
             f"{self.classes} classes, {self.size[0]}×{self.size[1]} RGB, on {self.device})"
         )
+
+
+class _Masked(torch.autograd.Function):
+    """x ⊙ s + shift, with a gradient that adds up the channels of x as it goes.
+
+    What autograd makes of this formula goes thrice through (N, 3, H, W) for a result of
+    (N, 1, H, W), and that is most of what an iteration of Opti-CAM costs besides the network.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, s: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(x, s)
+        return torch.addcmul(shift, x, s)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, s = ctx.saved_tensors
+        g = gradients[0].contiguous()
+        g_s = g[:, :1] * x[:, :1]
+        for channel in range(1, x.shape[1]):
+            g_s.addcmul_(g[:, channel, None], x[:, channel, None])
+        return g * s if ctx.needs_input_grad[0] else None, g_s, None
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _device(device: str | torch.device) -> torch.device:

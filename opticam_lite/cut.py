@@ -167,12 +167,12 @@ class Traced:
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         self.network, self.size = network, size
         self.graph, self._names = _trace(network)
-        self._module = fx.GraphModule(network, self.graph)
+        self.module = fx.GraphModule(network, self.graph)
         # Two images, so that what is not batched (windows, constants) is recognised by its shape.
         weight = next(iter(network.parameters()), torch.zeros(1))
         generator = torch.Generator().manual_seed(0)
         probe = torch.randn(2, 3, *size, generator=generator).to(weight.device, weight.dtype)
-        interpreter = _Shapes(self._module)
+        interpreter = _Shapes(self.module)
         with torch.no_grad():
             try:
                 expected = network(probe)
@@ -198,6 +198,8 @@ class Traced:
         self._shapes = interpreter.shapes
         self._per_image = self._find_values_per_image()
         self.layers = self._find_layers()
+        # How many numbers one image leaves between the layers.
+        self.values = sum(s.numel() for s in self._shapes.values()) // 2
 
     def _find_values_per_image(self) -> set[fx.Node]:
         """Tensors that depend on the images and hold one entry for each of them."""

@@ -23,7 +23,15 @@ NORMALIZATIONS = ("range", "max", "sigmoid")
 
 def upsample(saliency: Tensor, size: Sequence[int]) -> Tensor:
     """Enlarge maps `(N, C, h, w)` to `(N, C, H, W)`: bilinear, `align_corners=False` ("up")."""
-    return F.interpolate(saliency, size=tuple(size), mode="bilinear", align_corners=False)
+    h, w = saliency.shape[-2:]
+    rows, columns = _interpolation(h, size[0], saliency), _interpolation(w, size[1], saliency)
+    return rows @ saliency @ columns.mT
+
+
+def _interpolation(cells: int, pixels: int, like: Tensor) -> Tensor:
+    """The matrix `(pixels, cells)` of linear interpolation: two products go back quicker."""
+    identity = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
+    return F.interpolate(identity, size=pixels, mode="linear", align_corners=False)[0].mT
 
 
 def normalize(saliency: Tensor, normalization: str = "range") -> Tensor:
@@ -42,15 +50,17 @@ def normalize(saliency: Tensor, normalization: str = "range") -> Tensor:
     """
     if normalization == "sigmoid":
         return saliency.sigmoid()
-    high = saliency.amax(dim=(-2, -1), keepdim=True)
+    values = saliency.flatten(-2)
+    # `max` rather than `amax`: its gradient goes to one pixel and needs no search for equals.
+    high = values.max(dim=-1, keepdim=True).values[..., None]
     if normalization == "max":
         positive = high > 0
         return (saliency / high.where(positive, torch.ones_like(high))).clamp(min=0) * positive
     if normalization == "range":
-        low = saliency.amin(dim=(-2, -1), keepdim=True)
+        low = values.min(dim=-1, keepdim=True).values[..., None]
         span = high - low
         varied = span > 1e-6 * torch.maximum(high.abs(), low.abs())
-        return (saliency - low) / span.where(varied, torch.ones_like(span)) * varied
+        return (saliency - low) / span.where(varied, torch.full_like(span, torch.inf))
     raise ValueError(unknown_name("normalization", normalization, NORMALIZATIONS))
 
 

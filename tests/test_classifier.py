@@ -86,7 +86,7 @@ def test_a_network_must_be_a_module() -> None:
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (torch.zeros(3, 32, 32), ValueError, "use image[None]"),
+        (torch.zeros(32, 32), ValueError, "(N, 3, H, W) is needed"),
         (torch.zeros(2, 1, 32, 32), ValueError, "(N, 3, H, W) is needed"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, "use images / 255"),
         (torch.full((1, 3, 32, 32), 2.0), ValueError, "the classifier normalises inside"),

@@ -6,15 +6,19 @@ Every method walks down one staircase: images → feature maps → weights → s
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..classifier import Classifier
+from ..datasets import Dataset, load_dataset
 from .registry import METHODS, Step
 
 __all__ = ["METHODS", "Step", "applicable", "explain", "list_methods"]
@@ -34,62 +38,170 @@ def applicable(classifier: Classifier) -> dict[str, str | None]:
     return {name: METHODS[name].unfit(classifier) for name in METHODS}
 
 
+Methods = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
+
+
+@overload
 def explain(
     method: str,
     classifier: Classifier,
-    images: Tensor,
+    images: Tensor | Dataset | str | Path,
     targets: Tensor | Sequence[int] | int | None = None,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    progress: bool = True,
     **options: Any,
-) -> Tensor:
+) -> Tensor: ...
+@overload
+def explain(
+    method: Sequence[str] | Mapping[str, Mapping[str, Any]],
+    classifier: Classifier,
+    images: Tensor | Dataset | str | Path,
+    targets: Tensor | Sequence[int] | int | None = None,
+    *,
+    batch_size: int | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> dict[str, Tensor]: ...
+def explain(
+    method: Methods,
+    classifier: Classifier,
+    images: Tensor | Dataset | str | Path,
+    targets: Tensor | Sequence[int] | int | None = None,
+    *,
+    batch_size: int | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Tensor | dict[str, Tensor]:
     """Explain what a classifier sees of the target class in each image.
 
     Args:
-        method: A name of `list_methods()`.
+        method: A name of `list_methods()`; or several; or a mapping from names to their options.
         classifier: The network, cut at the layer to explain.
-        images: `(N, 3, H, W)`, RGB in [0, 1], not normalised; on any device.
-        targets: `(N,)` class indices, or one for all. Default: the predicted classes.
-        batch_size: Images computed at a time; bounds the memory. An image's mask does not depend
-            on its batch-mates.
+        images: `(N, 3, H, W)`, RGB in [0, 1], not normalised, on any device; or one image
+            `(3, H, W)`; or a dataset, or the path of an image or of a folder of images, which are
+            read batch by batch.
+        targets: `(N,)` class indices, or one for all. Default: those of the dataset, else the
+            predicted classes.
+        batch_size: Images computed at a time. Default: what the free memory holds, at most 8 on a
+            CPU and 64 on a GPU. An image's mask does not depend on its batch-mates.
+        progress: Show a progress bar if it takes longer than two seconds.
         options: The method's own options, see its docstring
-            (`ol.methods.METHODS["opti-cam"].function`).
+            (`ol.methods.METHODS["opti-cam"].function`). Of several methods, each is given those
+            that it takes.
 
     Returns:
         Masks float32 `(N, 1, H, W)` in [0, 1], on the images' device, so that `images * masks`
-        is the masked image.
+        is the masked image. For several methods a dictionary from their names to their masks.
 
     Raises:
         ValueError: For an unknown method, wrong shapes, values or options, or a method that
             can't explain this network.
         TypeError: For an unknown option or wrong types.
     """
-    entry = METHODS[method]
-    entry.check_options(options)
     if not isinstance(classifier, Classifier):
         raise TypeError(
             f"classifier is a {type(classifier).__name__}; make one with ol.load_model(name) or "
             "ol.Classifier(network)"
         )
-    if batch_size < 1:
+    wanted = _wanted(method, options)
+    for name in wanted:
+        _check_fit(name, classifier)
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    images = classifier.check_images(images)
-    if not len(images):
-        return images.new_zeros(0, 1, *images.shape[2:])
-    with torch.inference_mode(False), torch.no_grad():
+    if isinstance(images, str | Path):
+        images = load_dataset(images, classifier=classifier)
+    if isinstance(images, Tensor) and images.ndim == 3:
+        images = images[None]
+    if not isinstance(images, Dataset):
+        images = classifier.check_images(images)
+        if not len(images):
+            empty = {name: images.new_zeros(0, 1, *images.shape[2:]) for name in wanted}
+            return empty[method] if isinstance(method, str) else empty
+    n = len(images)
+    if targets is not None:
+        targets = classifier.check_targets(targets, n)
+    size = images.shape[2:] if isinstance(images, Tensor) else classifier.size
+    batch_size = batch_size or classifier.images_at_once(size)
+    splits = {name: _per_image(wanted[name], n, batch_size) for name in wanted}
+    masks: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    bar = tqdm(total=n * len(wanted), unit="image", delay=2, leave=False, disable=not progress)
+    with bar, torch.inference_mode(False), torch.no_grad():
+        for i, start in enumerate(range(0, n, batch_size)):
+            indices = range(start, min(start + batch_size, n))
+            x, c = _batch(classifier, images, targets, indices)
+            device = images.device if isinstance(images, Tensor) else x.device
+            x, c = x.to(classifier.device), c.to(classifier.device)
+            for name in wanted:
+                bar.set_description(name, refresh=False)
+                with _telling(bar, name, splits[name][i], len(indices)) as told:
+                    result = METHODS[name].function(classifier, x, c, **told)
+                masks[name].append(result.to(device))
+    whole = {name: torch.cat(parts) for name, parts in masks.items()}
+    return whole[method] if isinstance(method, str) else whole
+
+
+def _wanted(method: Methods, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the options of each method, checked."""
+    if isinstance(method, str):
+        METHODS[method].check_options(options)
+        return {method: options}
+    given = method if isinstance(method, Mapping) else {name: {} for name in method}
+    if not given:
+        raise ValueError("no method was given; name at least one of ol.list_methods()")
+    for option in options:
+        if not any(option in METHODS[name].options for name in given):
+            raise TypeError(f"none of {', '.join(given)} has an option {option!r}")
+    wanted = {}
+    for name, own in given.items():
+        METHODS[name].check_options(own)
+        shared = {k: v for k, v in options.items() if k in METHODS[name].options}
+        wanted[name] = {**shared, **own}
+    return wanted
+
+
+def _check_fit(name: str, classifier: Classifier) -> None:
+    reason = METHODS[name].unfit(classifier)
+    if reason is not None:
+        able = [other for other, why in applicable(classifier).items() if why is None]
+        raise ValueError(
+            f"{name} can't explain {classifier.name}: {reason}. These can: {', '.join(able)}"
+        )
+
+
+def _batch(
+    classifier: Classifier, images: Tensor | Dataset, targets: Tensor | None, indices: range
+) -> tuple[Tensor, Tensor]:
+    """Return images `(n, 3, H, W)` and their targets `(n,)`."""
+    known: Tensor | None = None
+    if isinstance(images, Tensor):
         # A clone of a tensor made in inference mode may enter autograd; the tensor itself may not.
-        x = images.detach().clone().to(classifier.device)
-        if targets is None:
-            targets = classifier.predict(x)
-        c = classifier.check_targets(targets, len(x)).clone().to(classifier.device)
-        splits = _per_image(options, len(x), batch_size)
-        masks = [
-            entry.function(classifier, x_b, c_b, **split)
-            for x_b, c_b, split in zip(
-                x.split(batch_size), c.split(batch_size), splits, strict=True
-            )
-        ]
-    return torch.cat(masks).to(images.device)
+        x = images[indices.start : indices.stop].detach().clone()
+    else:
+        x, known = images.batch(indices)
+        x = classifier.check_images(x)
+    if targets is not None:
+        known = targets[indices.start : indices.stop].clone()
+    if known is None:
+        known = classifier.predict(x)
+    return x, classifier.check_targets(known, len(x))
+
+
+@contextlib.contextmanager
+def _telling(
+    bar: tqdm, name: str, options: dict[str, Any], images: int
+) -> Iterator[dict[str, Any]]:
+    """Let a long method move the bar by parts of its images, and the rest when it is done."""
+    before = bar.n
+    own = options.get("callback")
+
+    def tell(step: Step) -> None:
+        bar.update(before + round(images * step.index / step.total, 2) - bar.n)
+        if own is not None:
+            own(step)
+
+    yield {**options, "callback": tell} if "callback" in METHODS[name].options else options
+    bar.update(before + images - bar.n)
 
 
 def _per_image(options: dict[str, Any], n: int, batch_size: int) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ def opti_cam(
     selector: str = "logit",
     tolerance: float = 1e-10,
     initial_u: Tensor | None = None,
+    precision: str = "auto",
     callback: Callback | None = None,
 ) -> Tensor:
     """Find the convex combination of feature maps that, as a mask, serves the class best.
@@ -54,6 +55,8 @@ def opti_cam(
         tolerance: An image stops by itself, whatever its batch-mates do, when its objective
             changes by less than this from one iteration to the next (Appendix A: 1e-10).
         initial_u: Start, `(K,)` or `(N, K)`. Default: zeros (any constant gives the same map).
+        precision: Of the search's passes: `"auto"` (bfloat16 where the processor has it), else
+            `"float32"` or `"bfloat16"`. Feature maps are float32 always.
         callback: Called after each iteration; an exception that it raises ends the run.
 
     Returns:
@@ -66,9 +69,10 @@ def opti_cam(
     size = images.shape[2:]
     A = classifier.features(images).detach()  # (N, K, h, w)
     u = _start(initial_u, A)
+    quick = classifier.at_precision(precision)
     # diff and io-diff compare with the unmasked image, whose g_c is the same in every iteration.
     whole = objective.endswith("diff")
-    g_x = select(classifier.logits(images), targets, selector) if whole else A.new_zeros(len(A))
+    g_x = select(quick.logits(images), targets, selector) if whole else A.new_zeros(len(A))
 
     def masks_of(S: Tensor) -> Tensor:
         return to_masks(S, size, normalization)
@@ -77,11 +81,11 @@ def opti_cam(
         """S `(n, 1, h, w)` and F `(n,)` of the images that have not stopped."""
         S = torch.einsum("nk,nkhw->nhw", u.softmax(1), A)[:, None]
         s = masks_of(S)
-        F = select(classifier.logits(x * s), c, selector)
+        F = select(quick.logits(x, s), c, selector)
         if whole:
             F = -(g_x - F).abs()
         if objective.startswith("io"):
-            out = select(classifier.logits(x * (1 - s)), c, selector)
+            out = select(quick.logits(x, 1 - s), c, selector)
             F = F + (g_x - out).abs() if whole else F - out
         return S.detach(), F
 
@@ -89,15 +93,19 @@ def opti_cam(
     saliency = A.mean(1, keepdim=True)  # the present map of every image
     present, best = A.new_full((n,), -math.inf), A.new_full((n,), -math.inf)
     best_saliency = saliency.clone()
-    # From here on A, g_x, u, x, c, m and v hold the images of `rows`, which have not stopped.
+    # From here on A, g_x, u, x, c, m, v and running belong to the images `rows` of the batch.
     rows = torch.arange(n, device=A.device)
-    x, c = images.contiguous(memory_format=torch.channels_last), targets
+    x, c = images, targets
     m, v = torch.zeros_like(u), torch.zeros_like(u)  # Adam's moments
+    running = torch.ones_like(rows, dtype=torch.bool)
+    # Asking a GPU which images have finished makes it wait; a CPU loses nothing.
+    ask_every = 10 if A.is_cuda else 1
 
     def keep(S: Tensor, F: Tensor) -> None:
         saliency[rows], present[rows] = S, F
-        better = rows[best[rows] < F]
-        best[better], best_saliency[better] = present[better], saliency[better]
+        better = best[rows] < F
+        best[rows] = F.where(better, best[rows])
+        best_saliency[rows] = S.where(better[:, None, None, None], best_saliency[rows])
 
     for t in range(1, iterations + 1):
         with torch.enable_grad():
@@ -105,19 +113,20 @@ def opti_cam(
             S, F = evaluate(u)
             (g,) = torch.autograd.grad(F.sum(), u)
         F, u = F.detach(), u.detach()
-        changing = (F - present[rows]).abs() >= tolerance
+        running &= (F - present[rows]).abs() >= tolerance
         keep(S, F)
         if callback is not None:
             callback(Step(t, iterations, present.clone(), saliency.clone(), masks_of))
-        if not changing.all():
-            rows, A, g_x, u, g, x, c, m, v = (
-                value[changing] for value in (rows, A, g_x, u, g, x, c, m, v)
+        if t % ask_every == 0 and not running.all():
+            rows, A, g_x, u, g, x, c, m, v, running = (
+                value[running] for value in (rows, A, g_x, u, g, x, c, m, v, running)
             )
         if not len(rows):
             break
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
-        u = u + learning_rate * m_hat / (v_hat.sqrt() + 1e-8)
+        step = learning_rate * m_hat / (v_hat.sqrt() + 1e-8)
+        u = u + step * running[:, None]  # an image that has finished stays where it is
     if iterations and len(rows):
         keep(*evaluate(u))  # the last step deserves to be judged, too
     return masks_of(best_saliency)

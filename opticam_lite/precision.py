@@ -1,0 +1,134 @@
+"""The same network, faster: rearranged, and in bfloat16 where there is hardware for it.
+
+Optimising a mask runs the network a hundred times on images that are masked by guesses. There a
+logit may be a little rough, and time counts. What is *measured* is always measured by the untouched
+network, in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .registry import unknown_name
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """Return the number format that a precision means on a device.
+
+    Args:
+        precision: `"float32"`, `"bfloat16"`, or `"auto"`: bfloat16 where the processor multiplies
+            such numbers itself, else float32. Where it does not, they would be slower.
+        device: Where the network is.
+
+    Raises:
+        ValueError: If the precision is not one of these.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(unknown_name("precision", precision, PRECISIONS))
+    if precision == "auto":
+        return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # PyTorch before 2.10 does not tell.
+        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+class Accelerated(nn.Module):
+    """A copy of a traced network for the many passes of a search.
+
+    Takes normalised images `(N, 3, H, W)` and returns logits `(N, classes)`, both float32. It is
+    the same function, rearranged: batch norms are folded into convolutions, and a maximum is taken
+    before a relu rather than after it, on a quarter of the values.
+
+    Args:
+        module: The traced network, in evaluation mode.
+        dtype: What weights are kept in and layers compute in.
+    """
+
+    def __init__(self, module: fx.GraphModule, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.module = copy.deepcopy(module)
+        _rearrange(self.module)
+        if dtype != torch.float32:
+            last = _last_layer(self.module)
+            kept = copy.deepcopy(self.module.get_submodule(last)) if last else None
+            self.module.to(dtype)
+            if last and kept is not None:
+                self.module.set_submodule(last, _Float32(kept))
+        self.module.requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of normalised images."""
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        # Autocast serves what the weights' format does not reach: constants made on the way, sums.
+        rough = self.dtype != torch.float32
+        with torch.autocast(x.device.type, self.dtype if rough else None, enabled=rough):
+            return self.module(x).float()
+
+
+class _Float32(nn.Module):
+    """The last layer of a network in bfloat16.
+
+    Logits of eight binary digits would change by leaps or not at all, and an image whose objective
+    does not change is taken for finished.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.layer(x.float())
+
+
+def _last_layer(module: fx.GraphModule) -> str | None:
+    """Return the name of the last linear or convolutional layer, or None if it is not traced."""
+    for node in reversed(module.graph.nodes):
+        if node.op == "call_module":
+            layer = module.get_submodule(str(node.target))
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                return str(node.target)
+    return None
+
+
+def _rearrange(module: fx.GraphModule) -> None:
+    """Fold batch norms and swap relu and max pooling, in place; the function stays the same."""
+    modules = dict(module.named_modules())
+    targets = [node.target for node in module.graph.nodes if node.op == "call_module"]
+    for node in module.graph.nodes:
+        before = node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else None
+        if node.op != "call_module" or before is None or before.op != "call_module":
+            continue
+        # Neither module may serve elsewhere, and nobody else may read what lies between them.
+        if len(before.users) > 1 or targets.count(node.target) + targets.count(before.target) > 2:
+            continue
+        first, second = modules[before.target], modules[node.target]
+        replaced: tuple[nn.Module, nn.Module]
+        if type(first) is nn.Conv2d and type(second) in (nn.BatchNorm2d, BatchNormAct2d):
+            if second.running_mean is None:
+                continue
+            replaced = fuse_conv_bn_eval(first, second), getattr(second, "act", nn.Identity())
+        elif type(first) is nn.ReLU and type(second) is nn.MaxPool2d:
+            replaced = second, first
+        else:
+            continue
+        for target, new in zip((before.target, node.target), replaced, strict=True):
+            module.set_submodule(target, new)
+            modules[target] = new
