@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import make_classifier, make_images
 from filelock import FileLock
+from PIL import Image
 
 import opticam_lite as ol
 from opticam_lite.evaluation import StoreError, read, store
@@ -257,6 +258,32 @@ def test_a_broken_image_is_an_error_row(tmp_path: Path) -> None:
     same = whole[whole["image"].isin(rows["image"])].reset_index(drop=True)
     for column in ("value", "p", "o"):
         assert rows[column].tolist() == pytest.approx(same[column].tolist(), abs=1e-4)
+
+
+def test_a_broken_file_is_told_by_its_name(tmp_path: Path) -> None:
+    for i in range(3):
+        image = (255 * make_images(1, 40, 40, seed=i)[0]).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
+    photos = ol.load_dataset(tmp_path, classifier=make_classifier("cnn"))
+    frame = measure(dataset=photos)
+    broken = frame[frame["error"].notna()]
+    assert broken["image"].tolist() == ["1.png"]
+    assert "1.png is damaged or incomplete" in broken["error"].item()
+
+
+def test_other_files_of_the_same_number_are_refused(tmp_path: Path) -> None:
+    class Named(Lazy):
+        def __init__(self, letter: str) -> None:
+            super().__init__(4)
+            self._letter = letter
+
+        def id(self, index: int) -> str:
+            return f"{self._letter}{index}"
+
+    measure(tmp_path, dataset=Named("a"))
+    with pytest.raises(StoreError, match="ids is"):
+        measure(tmp_path, dataset=Named("b"))
 
 
 def test_a_run_of_broken_images_only_is_an_error() -> None:

@@ -78,9 +78,7 @@ def measure(dataset: ol.Dataset, **settings: Any) -> pd.DataFrame:
         dataset,
         ["grad-cam", "opti-cam"],
         batch_size=3,
-        options={"opti-cam": {"iterations": 3}},
-        progress=None,
-        **settings,
+        **{"options": {"opti-cam": {"iterations": 3}}, "progress": None, **settings},
     )
 
 
@@ -102,35 +100,22 @@ def test_the_rows_are_those_of_the_local_engine(tmp_path: Path) -> None:
     assert_same(read(tmp_path / "run"), local)
 
 
-def test_a_lost_worker_costs_no_rows(tmp_path: Path) -> None:
-    dataset = Noted(tmp_path, 40, deadly=17)
-    frame = measure(dataset, engine="ray", out=tmp_path / "run")
-    assert (tmp_path / "killed").exists()
-    assert os.getpid() not in dataset.processes()
-    assert not frame.duplicated(["image", "method", "metric"]).any()
-    assert_same(frame, measure(dataset))
-
-
-def test_a_run_goes_on_with_the_other_engine(tmp_path: Path) -> None:
-    dataset = Noted(tmp_path, 40)
-    local = measure(dataset)
+def test_a_lost_worker_costs_no_rows_of_a_run_that_another_engine_began(tmp_path: Path) -> None:
+    dataset = Noted(tmp_path, 40, deadly=29)
 
     def stop(method: str, done: int, total: int) -> None:
-        if done >= 20:
+        if done >= 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ol.evaluate(
-            make_classifier("cnn"),
-            dataset,
-            ["grad-cam", "opti-cam"],
-            batch_size=3,
-            options={"opti-cam": {"iterations": 3}},
-            progress=stop,
-            out=tmp_path / "run",
-        )
-    assert 0 < len(read(tmp_path / "run")) < len(local)
-    assert_same(measure(dataset, engine="ray", out=tmp_path / "run"), local)
+        measure(dataset, out=tmp_path / "run", progress=stop, workers=0)
+    assert not (tmp_path / "killed").exists()
+    begun = read(tmp_path / "run")
+    frame = measure(dataset, engine="ray", out=tmp_path / "run")
+    assert (tmp_path / "killed").exists()
+    assert 0 < len(begun) < len(frame) == 39 * 2 * 3 + 1
+    assert not frame.duplicated(["image", "method", "metric"]).any()
+    assert_same(frame, measure(dataset))
 
 
 def test_what_can_not_work_is_said(tmp_path: Path) -> None:
@@ -151,14 +136,7 @@ def test_what_can_not_work_is_said(tmp_path: Path) -> None:
 
 def test_an_error_of_a_method_is_told_as_it_is() -> None:
     with pytest.raises(ValueError, match="iterations"):
-        ol.evaluate(
-            make_classifier("cnn"),
-            ol.Images(make_images(3)),
-            ["opti-cam"],
-            options={"opti-cam": {"iterations": -1}},
-            engine="ray",
-            progress=None,
-        )
+        measure(ol.Images(make_images(3)), options={"opti-cam": {"iterations": -1}}, engine="ray")
 
 
 def test_a_classifier_can_be_pickled(images: torch.Tensor) -> None:

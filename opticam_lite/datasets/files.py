@@ -49,6 +49,10 @@ class Files(Dataset):
         file, target = self.files[index]
         return Sample(file, crop_image(read_rgb(self.root / file), self.settings), target)
 
+    def id(self, index: int) -> str:
+        """Return the path below the folder."""
+        return self.files[index][0]
+
 
 class Photos(Files):
     """Image files of a folder, or one file, with or without labels.

@@ -58,6 +58,10 @@ class Dataset(ABC):
             ImageError: If a file of this sample is broken; the other samples are not touched.
         """
 
+    def id(self, index: int) -> str:
+        """Return the id of a sample without reading it; `#index` where that can't be told."""
+        return f"#{index}"
+
     def __getitem__(self, index: int) -> Sample:
         n = len(self)
         if not -n <= index < n:
@@ -92,7 +96,11 @@ class Images(Dataset):
     def sample(self, index: int) -> Sample:
         """Return the image of an index."""
         target = None if self._targets is None else int(self._targets[index])
-        return Sample(str(index), self._images[index], target)
+        return Sample(self.id(index), self._images[index], target)
+
+    def id(self, index: int) -> str:
+        """Return the index."""
+        return str(index)
 
 
 class Unlabelled(Dataset):
@@ -107,3 +115,7 @@ class Unlabelled(Dataset):
     def sample(self, index: int) -> Sample:
         """Return the sample with target None."""
         return replace(self._dataset[index], target=None)
+
+    def id(self, index: int) -> str:
+        """Return the id in the other dataset."""
+        return self._dataset.id(index)

@@ -136,8 +136,8 @@ def _about(job: Job, position: int) -> dict[str, Any]:
 
 
 def _error_row(job: Job, position: int, text: str) -> dict[str, Any]:
-    index = job.chosen[position]
-    return {**_about(job, position), "image": f"#{index}", "error": text}
+    image = job.dataset.id(job.chosen[position])
+    return {**_about(job, position), "image": image, "error": text}
 
 
 def _now(classifier: Classifier) -> float:

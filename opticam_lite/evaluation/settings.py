@@ -30,7 +30,7 @@ def describe(job: Job, limit: int | None, seed: int, device: str) -> dict[str, A
         "layer": classifier.layer,
         "dataset": job.dataset.name,
         "images": len(job.chosen),
-        "chosen": digest(json.dumps(job.chosen).encode()),
+        "ids": digest(json.dumps([(i, job.dataset.id(i)) for i in job.chosen]).encode()),
         "limit": limit,
         "seed": seed,
         "batch_size": job.batch_size,
