@@ -112,7 +112,7 @@ def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
     last.join()
     assert last.exitcode == 0
     assert_same(read(out), expected)
-    assert with_rows >= 5  # it was not always before the first row or after the last
+    assert with_rows >= 3  # it was not always before the first row or after the last
 
 
 def test_a_run_that_is_over_is_not_computed_again(
