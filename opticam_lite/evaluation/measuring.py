@@ -45,8 +45,9 @@ class _Group:
         options, classifier = self.job.methods[method], self.classifier
 
         def explained(images: Tensor, targets: Tensor) -> Tensor:
+            size = self.job.batch_size
             return explain(
-                method, classifier, images, targets, batch_size=self.job.batch_size, **options
+                method, classifier, images, targets, batch_size=size, progress=False, **options
             )
 
         recalls, started = classifier.recalls, _now(classifier)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..classifier import Classifier
+from ..precision import dtype_of
 from .job import Job
 
 
@@ -35,6 +36,7 @@ def describe(job: Job, limit: int | None, seed: int, device: str) -> dict[str, A
         "seed": seed,
         "batch_size": job.batch_size,
         "device": device,
+        "precision": str(dtype_of("auto", classifier.device)).removeprefix("torch."),
         "version": _version(),
         "torch": torch.__version__.partition("+")[0],
         "methods": {name: plain(options) for name, options in job.methods.items()},
