@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import pickle
@@ -37,15 +38,28 @@ def cluster() -> Iterator[None]:
         path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
         environment.setenv("PYTHONPATH", os.pathsep.join(path))
         environment.delenv("RAY_ADDRESS", raising=False)
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=80_000_000,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        _start()
         yield
         ray.shutdown()
+
+
+def _start(attempts: int = 3) -> None:
+    """Start Ray; on a busy machine its own processes may wait for each other in vain."""
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=80_000_000,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == attempts or "timed out during startup" not in str(error):
+                raise
+        gc.collect()  # what is left of it complains here, and not at the end of all tests
 
 
 class Noted(ol.Dataset):
