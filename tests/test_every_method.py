@@ -13,12 +13,14 @@ from torch import Tensor, nn
 import opticam_lite as ol
 
 OPTIONS = {
+    "extremal-perturbation": {"iterations": 3, "step": 8, "sigma": 8.0, "levels": 3},
     "gradient-shap": {"samples": 4, "chunk": 2},
     "lime": {"samples": 20, "chunk": 8},
     "opti-cam": {"iterations": 5},
 }
 # Methods that owe no zeros to an image of one colour, and why.
 NOT_ZERO_ON_FLAT = {
+    "extremal-perturbation": "its mask has the area that it is given, whatever the image",
     "fake-cam": "it does not look at the image",
     "gradient-shap": "it explains pixels, and the noise on them is not flat",
 }

@@ -146,6 +146,7 @@ SHORT = {"opti-cam": {"iterations": 8}}
 # Methods whose reference needs more room: the file that holds it.
 ELSEWHERE = {
     "ablation-cam": "test_cam_family.py",
+    "extremal-perturbation": "test_extremal_perturbation.py",
     "grad-cam++": "test_cam_family.py",
     "gradient-shap": "test_perturbation.py",
     "hires-cam": "test_cam_family.py",
