@@ -13,7 +13,13 @@ from torch import Tensor, nn
 import opticam_lite as ol
 
 OPTIONS = {
-    "extremal-perturbation": {"iterations": 3, "step": 8, "sigma": 8.0, "levels": 3},
+    "extremal-perturbation": {
+        "iterations": 3,
+        "step": 8,
+        "sigma": 8.0,
+        "levels": 3,
+        "learning_rate": 1e-3,
+    },
     "gradient-shap": {"samples": 4, "chunk": 2},
     "lime": {"samples": 20, "chunk": 8},
     "opti-cam": {"iterations": 5},

@@ -64,17 +64,18 @@ def reference_perturbation(x: Tensor, m: Tensor, levels: int, blur: float) -> Te
 
 def reference_area_loss(m: Tensor, a: float) -> Tensor:
     """The mean of (vecsort(m) − r_a)²; equal values share their part of the template."""
-    ordered = list(m.flatten()[m.detach().flatten().argsort()])
-    values = m.detach().flatten().sort().values
-    ones = round(a * len(ordered))
-    r_a = torch.tensor([0.0] * (len(ordered) - ones) + [1.0] * ones)
-    r_a = [r_a[(values - value).abs() < 1e-5].mean() for value in values]
-    return sum((m_i - r_i) ** 2 for m_i, r_i in zip(ordered, r_a, strict=True)) / len(ordered)
+    m = m.flatten()[m.detach().flatten().argsort()]
+    r_a = (torch.arange(len(m)) >= len(m) - round(a * len(m))).double()
+    losses = []
+    for m_i in m:
+        shared = r_a[(m.detach() - m_i.detach()).abs() < 1e-5].mean()
+        losses.append(shared * (m_i - 1) ** 2 + (1 - shared) * m_i**2)
+    return torch.stack(losses).mean()
 
 
 def reference_extremal_perturbation(
     classifier: ol.Classifier, x: Tensor, c: int, *, area: float, iterations: int, step: int,
-    sigma: float, levels: int, blur: float,
+    sigma: float, levels: int, blur: float, learning_rate: float,
 ) -> Tensor:  # fmt: skip
     """The masks of one image by PyTorch's own SGD, in float64."""
     network = classifier.network.double()
@@ -82,7 +83,7 @@ def reference_extremal_perturbation(
     m_bar = torch.ones(
         -(-x.shape[1] // step), -(-x.shape[2] // step), dtype=torch.float64, requires_grad=True
     )
-    sgd = torch.optim.SGD([m_bar], lr=0.01, momentum=0.9, dampening=0.9, maximize=True)
+    sgd = torch.optim.SGD([m_bar], lr=learning_rate, momentum=0.9, dampening=0.9, maximize=True)
     for t in range(iterations):
         m = reference_mask(m_bar, x.shape[1:], step, sigma)
         z = reference_perturbation(x, m, levels, blur)
@@ -180,15 +181,19 @@ def test_a_flat_image_stays_flat_when_it_is_blurred() -> None:
 
 # --------------------------------------------------------------------------------------- the whole
 
-SMALL = {"iterations": 4, "step": 8, "sigma": 8.0, "levels": 3, "blur": 4.0}
+# So few cells have large gradients: the usual learning rate would empty the masks at once.
+SMALL = {
+    "iterations": 4, "step": 8, "sigma": 8.0, "levels": 3, "blur": 4.0, "learning_rate": 1e-3
+}  # fmt: skip
 
 
 def test_extremal_perturbation_equals_its_slow_reference(targets: Tensor) -> None:
     classifier, images = make_classifier("dense"), make_images(3, 24, 32)
     masks = ol.explain("extremal-perturbation", classifier, images, targets, areas=0.2, **SMALL)
+    assert masks.flatten(1).std(1).min() > 0.1  # else the test would show little
     for x, c, mask in zip(images, targets.tolist(), masks, strict=True):
         expected = reference_extremal_perturbation(classifier, x, c, area=0.2, **SMALL)
-        torch.testing.assert_close(mask[0], expected.float(), rtol=0, atol=1e-3)
+        torch.testing.assert_close(mask[0], expected.float(), rtol=0, atol=3e-3)
 
 
 def test_it_finds_the_region_that_counts() -> None:
