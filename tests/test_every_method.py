@@ -128,6 +128,9 @@ class Bomb(nn.Module):
         super().__init__()
         self.fuse = 1000
 
+    def __deepcopy__(self, memo: dict) -> Bomb:
+        return self  # the quick copy of a network burns the same fuse
+
     def forward(self, x: Tensor) -> Tensor:
         self.fuse -= 1
         if self.fuse < 0 * x.numel():  # depends on a value, so it is not traced but run

@@ -35,7 +35,8 @@ def extremal_perturbation(
     growth: float = 1.0035,
     jitter: bool = True,
     selector: str = "logit",
-    chunk: int = 32,
+    precision: str = "auto",
+    chunk: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Find the smooth mask of a given area that keeps the class when all else is blurred.
@@ -66,7 +67,10 @@ def extremal_perturbation(
         jitter: Mirror the image in every other iteration.
         selector: Φ, `"logit"` y_c (default), `"margin"` (TorchRay's contrastive reward),
             `"probability"` or `"log-probability"`.
-        chunk: How many masks are computed at a time; bounds the memory.
+        precision: Of the network's passes: `"auto"` (bfloat16 where the processor has it), else
+            `"float32"` or `"bfloat16"`. Masks and blurred images are float32 always.
+        chunk: How many masks are computed at a time. Default: what the free memory holds, at most
+            8 on a CPU and 64 on a GPU.
         callback: Called after each iteration with Φ, the mean over the areas; an exception that it
             raises ends the run.
 
@@ -80,6 +84,8 @@ def extremal_perturbation(
     positive = {"learning_rate": learning_rate, "sigma": sigma, "blur": blur, "growth": growth}
     _check(iterations, momentum, step, levels, weight, selector, chunk, positive)
     n, size = len(images), images.shape[2:]
+    chunk = classifier.images_at_once(size) if chunk is None else chunk
+    quick = classifier.at_precision(precision)
     y = pyramid(images, levels, blur)  # (N, L, 3, H, W)
     generator = MaskGenerator(size, step, sigma, images.device)
     # Row i of m̄ and its velocity v is the mask of image i // A and area i % A.
@@ -97,7 +103,7 @@ def extremal_perturbation(
                 m_part = generator(leaf)
                 z = perturb(y, i, m_part)
                 z = z.flip(3) if jitter and t % 2 == 0 else z
-                phi_part = select(classifier.logits(z), targets[i], selector)
+                phi_part = select(quick.logits(z), targets[i], selector)
                 energy = phi_part - weight * growth**t * area_loss(m_part, a[part])
                 (g[part],) = torch.autograd.grad(energy.sum(), leaf)
             m[part], phi[part] = m_part.detach(), phi_part.detach()
@@ -248,7 +254,7 @@ def _check(
     levels: int,
     weight: float,
     selector: str,
-    chunk: int,
+    chunk: int | None,
     positive: dict[str, float],
 ) -> None:
     if iterations != int(iterations) or iterations < 0:
@@ -266,5 +272,5 @@ def _check(
         raise ValueError(f"weight is {weight}; a number ≥ 0 is needed")
     if selector not in SELECTORS:
         raise ValueError(unknown_name("selector", selector, SELECTORS))
-    if chunk < 1:
+    if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")

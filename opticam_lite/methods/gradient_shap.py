@@ -23,7 +23,7 @@ def gradient_shap(
     samples: int = 50,
     stdev: float = 1e-4,
     seed: int = 0,
-    chunk: int = 16,
+    chunk: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Average the gradient on the way from a baseline to the image, times the way.
@@ -41,8 +41,8 @@ def gradient_shap(
         samples: How many (ε, b, α) of an image.
         stdev: Of the noise, in units of pixel values.
         seed: Of the random numbers.
-        chunk: How many samples pass through the network at a time; bounds the memory. It does not
-            change the mask.
+        chunk: How many samples pass through the network at a time; it does not change the mask.
+            Default: what the free memory holds, at most 8 on a CPU and 64 on a GPU.
         callback: Called after each chunk.
 
     Returns:
@@ -55,6 +55,7 @@ def gradient_shap(
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}; it must be at least 1")
+    chunk = classifier.images_at_once(images.shape[2:]) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
     if not 0 <= stdev < np.inf:

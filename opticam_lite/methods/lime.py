@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import normalize
+from .chunks import images_at_once
 from .registry import METHODS, Callback, Step
 
 
@@ -22,7 +23,7 @@ def lime(
     *,
     samples: int = 1000,
     seed: int = 0,
-    chunk: int = 32,
+    chunk: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Weigh each superpixel by how much of the class's probability it carries.
@@ -40,7 +41,8 @@ def lime(
         targets: `(N,)` class indices.
         samples: How many z, the first of them all ones (the package: 1000).
         seed: Of z and of the ties of quickshift.
-        chunk: How many images x_z pass through the network at a time; bounds the memory.
+        chunk: How many images x_z pass through the network at a time. Default: what keeps the
+            memory small (`chunks.py`).
         callback: Called after each chunk.
 
     Returns:
@@ -53,6 +55,7 @@ def lime(
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}; it must be at least 1")
+    chunk = images_at_once(classifier, images, classifier.layers) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
     if not 0 <= seed < 2**32:
