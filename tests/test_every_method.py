@@ -23,6 +23,7 @@ OPTIONS = {
     "gradient-shap": {"samples": 4, "chunk": 2},
     "lime": {"samples": 20, "chunk": 8},
     "opti-cam": {"iterations": 5},
+    "opti-cam-fast": {"passes": 5},
 }
 # Methods that owe no zeros to an image of one colour, and why.
 NOT_ZERO_ON_FLAT = {

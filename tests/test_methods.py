@@ -152,6 +152,7 @@ ELSEWHERE = {
     "hires-cam": "test_cam_family.py",
     "layer-cam": "test_cam_family.py",
     "lime": "test_perturbation.py",
+    "opti-cam-fast": "test_opti_cam_fast.py",
     "raw-attention": "test_attention.py",
     "rollout": "test_attention.py",
     "tibav": "test_attention.py",

@@ -1,0 +1,104 @@
+"""Opti-CAM in few passes: against its definition in plain loops, and the promise in its name."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import NETWORKS, make_classifier, make_images
+from torch import Tensor
+from torch.nn import functional as F
+
+import opticam_lite as ol
+
+
+def reference_opti_cam_fast(classifier: ol.Classifier, x: Tensor, c: int, passes: int) -> Tensor:
+    """The docstring's formulas for one image, in float64, channel by channel."""
+    A = classifier.features(x[None])[0].double()
+    sigmas = [math.sqrt(((a - a.mean()) ** 2).mean().item()) for a in A]
+    maps = [a / s if s > 1e-6 * max(sigmas) else 0 * a for a, s in zip(A, sigmas, strict=True)]
+    u, m = [0.0] * len(A), [0.0] * len(A)
+    best, best_mask = -math.inf, None
+    T = passes - 1
+    for t in range(T):
+        total = sum(math.exp(u_k) for u_k in u)
+        w = torch.tensor([math.exp(u_k) / total for u_k in u], requires_grad=True)
+        S = sum(w_k * a for w_k, a in zip(w.double(), maps, strict=True))
+        s = F.interpolate(S[None, None], x.shape[1:], mode="bilinear", align_corners=False)
+        s = (s - s.min()) / (s.max() - s.min())
+        p = classifier.logits(x[None] * s.float())[0].double().softmax(0)[c]
+        objective = p.log() - (1 - p).log()
+        if objective.item() > best:
+            best, best_mask = objective.item(), s.detach()[0].float()
+        (g,) = torch.autograd.grad(objective, w)
+        mean = sum(g_k * w_k for g_k, w_k in zip(g.tolist(), w.tolist(), strict=True))
+        along = [g_k - mean for g_k in g.tolist()]
+        largest = max(abs(g_k) for g_k in along)
+        for k, g_k in enumerate(along):
+            m[k] = 0.5 * m[k] + math.copysign(math.sqrt(abs(g_k) / largest), g_k)
+            u[k] += (1 - t / T) * m[k]
+    return best_mask
+
+
+@pytest.mark.parametrize("passes", [2, 3, 6])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_equals_its_definition(kind: str, passes: int, images: Tensor, targets: Tensor) -> None:
+    classifier = make_classifier(kind)
+    masks = ol.explain("opti-cam-fast", classifier, images, targets, passes=passes)
+    for x, c, mask in zip(images, targets.tolist(), masks, strict=True):
+        expected = reference_opti_cam_fast(classifier, x, c, passes)
+        torch.testing.assert_close(mask, expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("passes", [2, 7])
+def test_the_network_runs_no_more_often_than_said(
+    passes: int, images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = make_classifier("cnn")
+    classifier.at_precision("auto")  # its trial run is made once a network
+    runs = []
+    for name in ("split", "logits"):
+        original = getattr(ol.Classifier, name)
+
+        def counted(
+            self: ol.Classifier, *args: object, original=original, name: str = name
+        ) -> object:
+            runs.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(ol.Classifier, name, counted)
+    ol.explain("opti-cam-fast", classifier, images, targets, passes=passes)
+    assert runs == ["split", *["logits"] * (passes - 1)]
+
+
+def test_the_best_mask_seen_is_returned(images: Tensor, targets: Tensor) -> None:
+    classifier = make_classifier("dense")
+    steps: list[ol.methods.Step] = []
+    masks = ol.explain(
+        "opti-cam-fast", classifier, images, targets, passes=9, callback=steps.append
+    )
+    assert [step.index for step in steps] == list(range(1, 9))
+    objectives = torch.stack([step.objective for step in steps])
+    for i, t in enumerate(objectives.argmax(0).tolist()):
+        torch.testing.assert_close(masks[i], steps[t].masks()[i])
+    _, o = ol.masked_probabilities(classifier, images, masks, targets)
+    best = objectives.max(0).values
+    torch.testing.assert_close((o / (1 - o)).log(), best, rtol=1e-3, atol=1e-3)
+
+
+def test_more_passes_win_more(targets: Tensor) -> None:
+    classifier, images = make_classifier("dense"), make_images(8)
+    gains = []
+    for passes in (2, 5, 20):
+        masks = ol.explain("opti-cam-fast", classifier, images, 3, passes=passes)
+        p, o = ol.masked_probabilities(classifier, images, masks, torch.full((8,), 3))
+        gains.append(ol.metrics.average_gain(p, o))
+    assert gains == sorted(gains)
+    assert gains[0] < gains[-1]
+
+
+@pytest.mark.parametrize("passes", [0, 1, 2.5])
+def test_bad_passes(passes: float, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=rf"passes is {passes}; a whole number ≥ 2 is needed"):
+        ol.explain("opti-cam-fast", make_classifier("cnn"), images, 0, passes=passes)
