@@ -287,8 +287,8 @@ def linear_network(to_maps: list[list[float]], to_logits: Tensor, grid: int) -> 
 
 def test_xgrad_cam_gives_a_map_whose_sum_is_zero_no_weight() -> None:
     image, left = two_halves()
-    # maps: red − green, whose sum is 0, and blue + red / 10
-    to_logits = torch.tensor([[1.0, -1, 1, -1, 1, 1, 1, 1], [0] * 8])
+    # maps: red − green, whose sum is 0 and whose Σ gA is not, and blue + red / 10
+    to_logits = torch.tensor([[-1.0, 1, -1, 1, 1, 1, 1, 1], [0] * 8])
     classifier = linear_network([[1, -1, 0], [0.1, 0, 1]], to_logits, grid=2)
     masks = ol.explain("xgrad-cam", classifier, image, 0)
     torch.testing.assert_close(masks[0, 0], left)
@@ -306,6 +306,18 @@ def test_ablation_cam_of_a_negative_and_of_no_logit() -> None:
     # A quotient of negative numbers is positive: what makes a logit more negative counts.
     torch.testing.assert_close(negative[0], 1 - left)
     torch.testing.assert_close(positive[0], 1 - left)
+
+
+def test_score_cam_gives_a_flat_map_the_score_of_a_black_image() -> None:
+    """Its u is 0 whatever the logit of black is; here that map lowers what the relu cuts off."""
+    image = torch.stack([torch.linspace(0, 1, 8).expand(8, 8), *torch.full((2, 8, 8), 0.5)])
+    classifier = linear_network([[1, 0, 0], [0, -1, 0]], torch.eye(2), grid=1)
+    linear = classifier.network[-1]
+    linear.bias = nn.Parameter(torch.tensor([3.0, 0.0]), requires_grad=False)
+    expected = mask(reference_score_cam(classifier, image, 0), image.shape)
+    masks = ol.explain("score-cam", classifier, image[None], 0)
+    torch.testing.assert_close(masks[0, 0], expected)
+    assert (expected == 0).float().mean() > 0.2
 
 
 # --------------------------------------------------------------------------- the `grad-cam` package
