@@ -320,6 +320,16 @@ def test_score_cam_gives_a_flat_map_the_score_of_a_black_image() -> None:
     assert (expected == 0).float().mean() > 0.2
 
 
+def test_score_cam_in_another_precision(images: Tensor, targets: Tensor) -> None:
+    classifier = make_classifier("cnn")
+    exact = ol.explain("score-cam", classifier, images, targets)
+    quick = ol.explain("score-cam", classifier, images, targets, precision="bfloat16")
+    assert not torch.equal(quick, exact)
+    torch.testing.assert_close(quick, exact, rtol=0, atol=0.02)
+    with pytest.raises(ValueError, match="float16"):
+        ol.explain("score-cam", classifier, images, targets, precision="float16")
+
+
 # --------------------------------------------------------------------------- the `grad-cam` package
 
 
