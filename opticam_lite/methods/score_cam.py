@@ -17,7 +17,7 @@ def score_cam(
     images: Tensor,
     targets: Tensor,
     *,
-    precision: str = "float32",
+    precision: str = "auto",
     chunk: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -31,9 +31,9 @@ def score_cam(
         classifier: Any, cut at any layer.
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)` class indices.
-        precision: Of the masked images' passes: `"float32"`, or the quicker `"bfloat16"` and
-            `"auto"` of `Classifier.at_precision`. The softmax over raw logits magnifies their
-            error, so that single maps change visibly: hence the default.
+        precision: Of the masked images' passes: `"auto"` (bfloat16 where the processor has it),
+            else `"float32"` or `"bfloat16"`. The softmax over raw logits magnifies the error of
+            bfloat16: AD and AG hardly change, but single maps may, visibly.
         chunk: How many masked images pass through the network at a time; bounds the memory.
             Default: chosen by the size of the network's feature maps.
         callback: Called after each chunk of (image, channel) pairs.
@@ -47,7 +47,7 @@ def score_cam(
     chunk = images_at_once(classifier, images, classifier.layers) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
-    quick = classifier if precision == "float32" else classifier.at_precision(precision)
+    quick = classifier.at_precision(precision)
     A = torch.cat([classifier.features(x) for x in images.split(chunk)])  # (N, K, h, w)
     f_0 = quick.logits(torch.zeros_like(images[:1]))[0, targets]  # (N,)
     u = A.new_zeros(A.shape[:2])
@@ -56,7 +56,7 @@ def score_cam(
     for index, start in enumerate(starts, start=1):
         image, channel = pairs[start : start + chunk].T
         masks = to_masks(A[image, channel][:, None], images.shape[2:])  # (chunk, 1, H, W)
-        y = quick.logits(images[image] * masks)
+        y = quick.logits(images[image], masks)
         u[image, channel] = y.gather(1, targets[image][:, None])[:, 0] - f_0[image]
         if callback is not None:
             callback(Step(index, len(starts)))

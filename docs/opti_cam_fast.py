@@ -1,0 +1,134 @@
+"""Measure AG against network passes of opti-cam-fast and opti-cam; writes opti_cam_fast.{json,png}.
+
+    python docs/opti_cam_fast.py scenes_resnet:64 scenes_vgg:64 scenes_vit:64
+    python docs/opti_cam_fast.py squeezenet1_0:48:CHECKPOINT:LAYER:IMAGES:LABELS   # adds to the file
+
+Arguments: a network and the number of images, drawn at random with seed 0 (0 for all).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+import opticam_lite as ol
+from opticam_lite.evaluation import choose
+
+HERE = Path(__file__).parent
+PASSES = (3, 5, 8, 10, 12, 15, 20, 30)
+ITERATIONS = (5, 10, 20, 30, 50, 75, 100)
+
+
+def measure(name: str, count: int, *where: str) -> dict[str, Any]:
+    """AD, AG, AI of both methods at each number of passes; always in float32."""
+    classifier, dataset = load(name, *where)
+    indices = choose(len(dataset), count or None, seed=0)
+    found: dict[tuple[str, int], list[torch.Tensor]] = {}
+    before = []
+    for start in range(0, len(indices), 8):
+        images, targets = dataset.batch(indices[start : start + 8])
+        candidates = {}
+        for passes in PASSES:
+            candidates["opti-cam-fast", passes] = ol.explain(
+                "opti-cam-fast", classifier, images, targets, passes=passes, progress=False
+            )
+        for iterations, masks in opti_cam(classifier, images, targets).items():
+            candidates["opti-cam", iterations] = masks
+        for key, masks in candidates.items():
+            p, o = ol.masked_probabilities(classifier, images, masks, targets)
+            found.setdefault(key, []).append(o)
+        before.append(p)
+    p = torch.cat(before)
+    rows = []
+    for (method, passes), parts in found.items():
+        o = torch.cat(parts)
+        rows.append(
+            {
+                "method": method,
+                "passes": passes,
+                "AD": ol.metrics.average_drop(p, o),
+                "AG": ol.metrics.average_gain(p, o),
+                "AI": ol.metrics.average_increase(p, o),
+            }
+        )
+    return {"network": name, "layer": classifier.layer, "images": len(p), "rows": rows}
+
+
+def load(name: str, *where: str) -> tuple[ol.Classifier, ol.Dataset]:
+    """The network and its images."""
+    if not where:
+        return ol.load_model(name), ol.load_dataset("scenes")
+    checkpoint, layer, images, labels = where
+    classifier = ol.load_model(name, checkpoint=checkpoint, layer=layer)
+    return classifier, ol.load_dataset(images, labels=labels, classifier=classifier)
+
+
+def opti_cam(
+    classifier: ol.Classifier, images: torch.Tensor, targets: torch.Tensor
+) -> dict[int, torch.Tensor]:
+    """The masks of one run of 100 iterations as they stood at some of them."""
+    kept: dict[int, torch.Tensor] = {}
+    best: dict[str, torch.Tensor] = {}
+
+    def keep(step: ol.methods.Step) -> None:
+        F, S = step.objective, step.saliency
+        better = F > best.get("F", torch.full_like(F, -torch.inf))
+        best["F"] = F.where(better, best.get("F", F))
+        best["S"] = S.where(better[:, None, None, None], best.get("S", S))
+        if step.index in ITERATIONS:
+            kept[step.index] = step.to_masks(best["S"])
+
+    kept[100] = ol.explain(
+        "opti-cam", classifier, images, targets, callback=keep, tolerance=0, progress=False
+    )
+    return dict(sorted(kept.items()))
+
+
+def draw(results: list[dict[str, Any]]) -> Figure:
+    """AG against passes, a panel a network."""
+    figure = Figure(figsize=(3.2 * len(results), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(results), squeeze=False)[0]
+    for ax, result in zip(axes, results, strict=True):
+        for method, marker, colour in (
+            ("opti-cam-fast", "o", "#0072b2"),
+            ("opti-cam", "s", "#d55e00"),
+        ):
+            rows = sorted(
+                (r for r in result["rows"] if r["method"] == method), key=lambda r: r["passes"]
+            )
+            ax.plot(
+                [r["passes"] for r in rows], [r["AG"] for r in rows],
+                marker=marker, color=colour, label=method, markersize=4,
+            )  # fmt: skip
+        ax.axhline(rows[-1]["AG"], color=colour, linestyle=":", linewidth=1)
+        ax.axvline(20, color="0.7", linestyle=":", linewidth=1)
+        ax.set_xscale("log")
+        ax.set_xticks([3, 5, 10, 20, 50, 100], ["3", "5", "10", "20", "50", "100"])
+        ax.minorticks_off()
+        ax.set_title(f"{result['network']}, {result['images']} images", fontsize=9)
+        ax.set_xlabel("network passes")
+        ax.set_ylim(bottom=0)
+    axes[0].set_ylabel("average gain AG, % ↑")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def main(networks: list[str]) -> None:
+    """Measure the networks given, keep the results of others, draw all."""
+    file = HERE / "opti_cam_fast.json"
+    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    for text in networks:
+        name, count, *where = text.split(":")
+        result = measure(name, int(count), *where)
+        results = [r for r in results if r["network"] != name] + [result]
+        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    draw(results).savefig(HERE / "opti_cam_fast.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
