@@ -1,7 +1,7 @@
 """Measure AG against network passes of opti-cam-fast and opti-cam; writes opti_cam_fast.{json,png}.
 
     python docs/opti_cam_fast.py scenes_resnet:64 scenes_vgg:64 scenes_vit:64
-    python docs/opti_cam_fast.py squeezenet1_0:48:CHECKPOINT:LAYER:IMAGES:LABELS   # adds to the file
+    python docs/opti_cam_fast.py squeezenet1_0:48:CHECKPOINT:LAYER:IMAGES:LABELS  # adds to it
 
 Arguments: a network and the number of images, drawn at random with seed 0 (0 for all).
 """
@@ -77,7 +77,7 @@ def opti_cam(
 
     def keep(step: ol.methods.Step) -> None:
         F, S = step.objective, step.saliency
-        better = F > best.get("F", torch.full_like(F, -torch.inf))
+        better = best.get("F", torch.full_like(F, -torch.inf)) < F
         best["F"] = F.where(better, best.get("F", F))
         best["S"] = S.where(better[:, None, None, None], best.get("S", S))
         if step.index in ITERATIONS:
