@@ -22,7 +22,7 @@ from .datasets import Dataset, ImageError, Images, Sample, load_dataset, load_im
 from .evaluation import evaluate, summarize
 from .explorer import explore
 from .masking import masked_probabilities, normalize, to_masks, upsample
-from .methods import explain, list_methods
+from .methods import Trace, explain, list_methods
 from .metrics import list_metrics
 from .models import HubError, list_models, load_model
 
@@ -39,6 +39,7 @@ __all__ = [
     "Images",
     "Preprocessing",
     "Sample",
+    "Trace",
     "cut",
     "evaluate",
     "explain",

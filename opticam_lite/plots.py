@@ -98,20 +98,29 @@ def grid(
     masks: Mapping[str, Tensor],
     *,
     row_titles: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    probabilities: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     captions: Mapping[str, Sequence[str]] | None = None,
     style: str = "overlay",
     title: str = "",
     alt: str | None = None,
     width: float = 1.6,
 ) -> Picture:
-    """Draw images × methods, as in the paper's Figure 2.
+    """Draw images × methods, as in the paper's Figure 2, all maps on one scale.
+
+        p_and_o = {m: ol.masked_probabilities(classifier, images, masks[m], targets) for m in masks}
+        ol.plots.grid(images, masks, classes=names, probabilities=p_and_o)
 
     Args:
         images: `(N, 3, H, W)` in [0, 1]; the first column.
         masks: Column title → `(N, 1, H, W)` in [0, 1].
         row_titles: One a row, such as the class; written at the left.
-        captions: Column title → one line a row, written under the panel, such as "0.71 → 0.95".
-            The title `"input"` captions the first column.
+        classes: The class explained in each row; written before the probabilities, cut where it
+            is too long for a panel.
+        probabilities: Column title → p, o of `masked_probabilities`, each `(N,)`; written under the
+            panel as "p → o".
+        captions: Column title → one line a row, written under the panel in place of the
+            probabilities. The title `"input"` captions the first column.
         style: `"overlay"`, `"mask"` (the mask alone) or `"masked"` (image × mask, as the network
             sees it).
         title: Above the figure.
@@ -119,7 +128,8 @@ def grid(
         width: Of a panel, inches.
 
     Raises:
-        ValueError: If a column has not one mask an image, or the style is unknown.
+        ValueError: If a column has not one mask, class, pair of probabilities or caption an image,
+            probabilities or captions have a column that masks have not, or the style is unknown.
     """
     if style not in STYLES:
         raise ValueError(unknown_name("style", style, STYLES))
@@ -130,7 +140,15 @@ def grid(
                 f"masks of {name!r} have shape {tuple(column.shape)}; {rows} images of "
                 f"{images.shape[2]}×{images.shape[3]} need {(rows, 1, *images.shape[2:])}"
             )
-    captions = captions or {}
+    room = int(16 * width) - len(" 0.12 → 0.34")  # letters of a class that fit beside them
+    short = classes and [c if len(c) <= room else f"{c[: room - 1].rstrip()}…" for c in classes]
+    told = {**_before_after(probabilities, classes), **(captions or {})}
+    captions = {**_before_after(probabilities, short), **(captions or {})}
+    for name, lines in captions.items():
+        if name not in columns:
+            raise ValueError(unknown_name("column", name, columns))
+        if len(lines) != rows:
+            raise ValueError(f"{name!r} has {len(lines)} captions for {rows} images")
     panel = width * images.shape[2] / images.shape[3] + (0.25 if captions else 0.06)
     bar = style != "masked" and bool(masks)
     figure = Figure(
@@ -155,12 +173,29 @@ def grid(
     if title:
         figure.suptitle(title, fontsize=11)
     if bar:
-        scale = ScalarMappable(cmap=COLORMAP)
-        scale.set_clim(0, 1)
-        colorbar = figure.colorbar(scale, ax=axes, fraction=0.03, aspect=18 * rows, pad=0.01)
-        colorbar.set_label("saliency", fontsize=8)
-        colorbar.ax.tick_params(labelsize=7)
-    return Picture(figure, alt or _describe(title, rows, list(masks), row_titles, captions, style))
+        _colorbar(figure, axes, rows)
+    return Picture(figure, alt or _describe(title, rows, list(masks), row_titles, told, style))
+
+
+def _before_after(
+    probabilities: Mapping[str, tuple[Tensor, Tensor]] | None, classes: Sequence[str] | None
+) -> dict[str, list[str]]:
+    captions = {}
+    for name, (p, o) in (probabilities or {}).items():
+        pairs = zip(p.tolist(), o.tolist(), strict=True)
+        captions[name] = [f"{before:.2f} → {after:.2f}" for before, after in pairs]
+        if classes is not None:
+            lines = zip(classes, captions[name], strict=True)
+            captions[name] = [f"{c} {line}" for c, line in lines]
+    return captions
+
+
+def _colorbar(figure: Figure, axes: np.ndarray, rows: int) -> None:
+    scale = ScalarMappable(cmap=COLORMAP)
+    scale.set_clim(0, 1)
+    colorbar = figure.colorbar(scale, ax=axes, fraction=0.03, aspect=18 * rows, pad=0.01)
+    colorbar.set_label("saliency", fontsize=8)
+    colorbar.ax.tick_params(labelsize=7)
 
 
 def _panel(image: Tensor, mask: Tensor | None, style: str) -> np.ndarray:
@@ -276,6 +311,82 @@ def curves(
         ax.legend(frameon=False, fontsize=8)
     what = f"{title or ylabel or 'Line plot'} against {xlabel or 'the index'}"
     return Picture(figure, alt or f"{what}: {'; '.join(told)}.")
+
+
+def trace(
+    image: Tensor,
+    objective: Sequence[float] | Tensor,
+    probabilities: Mapping[int, float],
+    masks: Mapping[int, Tensor],
+    *,
+    whole: float | None = None,
+    title: str = "",
+    alt: str | None = None,
+    width: float = 1.6,
+) -> Picture:
+    """Draw how an optimisation went for one image: two curves, and masks on the way.
+
+    `ol.Trace` collects what is drawn here, and calls this.
+
+    Args:
+        image: `(3, H, W)` in [0, 1].
+        objective: Its value in iterations 1, 2, …
+        probabilities: Iteration → probability of the class in the masked image.
+        masks: Iteration → mask `(1, H, W)` in [0, 1], in the order in which to draw them; their
+            iterations are marked on the curves.
+        whole: Probability of the class in the whole image, drawn as a level.
+        title: Above the figure.
+        alt: Alt text. Default: composed of the values.
+        width: Of a mask, inches.
+
+    Raises:
+        ValueError: If there is no objective or no mask, or an iteration of a mask has no value.
+    """
+    y = torch.as_tensor(objective).detach().cpu().tolist()
+    shown = list(masks)
+    if not y or not masks:
+        raise ValueError("there is nothing to draw: pass the objective and at least one mask")
+    if missing := [t for t in shown if not 1 <= t <= len(y) or t not in probabilities]:
+        raise ValueError(
+            f"iteration {missing[0]} has a mask, but no objective or no probability; the objective "
+            f"has iterations 1 to {len(y)}"
+        )
+    p = dict(sorted(probabilities.items()))
+    height = width * image.shape[1] / image.shape[2] + 0.45
+    size = (max(6.4, width * len(shown) + 0.7), 2.3 + height + 0.3 * bool(title))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    (above,), (below,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.3, height])
+    left, right = above.subplots(1, 2)
+    left.plot(range(1, len(y) + 1), y, color=COLORS[0])
+    left.plot(shown, [y[t - 1] for t in shown], "o", color=COLORS[0], markersize=4)
+    left.set(xlabel="iteration", ylabel="objective")
+    right.plot(list(p), list(p.values()), color=COLORS[1], linestyle="--", label="masked image")
+    right.plot(shown, [p[t] for t in shown], "s", color=COLORS[1], markersize=4)
+    right.set(xlabel="iteration", ylabel="probability", ylim=(-0.03, 1.03))
+    if whole is not None:
+        right.axhline(whole, color="0.4", linewidth=1, linestyle=":", label="whole image")
+        right.legend(frameon=False, fontsize=8)
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    axes = below.subplots(1, len(shown), squeeze=False)
+    for ax, t in zip(axes[0], shown, strict=True):
+        ax.imshow(overlay(image, masks[t]))
+        ax.set_title(f"iteration {t}", fontsize=9)
+        ax.set_xlabel(f"p = {p[t]:.2f}", fontsize=8, labelpad=2)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    _colorbar(below, axes, 1)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    told = f"{title + ': ' if title else ''}the objective goes from {y[0]:.3g} to {y[-1]:.3g} in "
+    told += f"{len(y)} iterations"
+    if whole is not None:
+        told += f". The probability of the class is {whole:.2f} in the whole image"
+    listed = "; ".join(f"iteration {t} {p[t]:.2f}" for t in shown)
+    return Picture(
+        figure, alt or f"{told}. Masks on the way and the probability with each: {listed}."
+    )
 
 
 def bars(

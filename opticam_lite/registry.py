@@ -38,10 +38,15 @@ class Entry:
     source: str
 
     @property
-    def options(self) -> list[str]:
-        """The keyword-only arguments that the function takes."""
+    def defaults(self) -> dict[str, Any]:
+        """The keyword-only arguments that the function takes, with their default values."""
         parameters = inspect.signature(self.function).parameters.values()
-        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def options(self) -> list[str]:
+        """The names of these arguments."""
+        return list(self.defaults)
 
     def check_options(self, options: Iterable[str]) -> None:
         """Raise TypeError for an option that the function does not take."""

@@ -242,3 +242,20 @@ def test_inside_no_grad_and_inference_mode(
         with mode():
             masks = run(method, kind, images.clone(), targets.clone())
         torch.testing.assert_close(masks, expected, rtol=0, atol=1e-4)
+
+
+OTHER_LAYERS = {"cnn": "1", "dense": "1", "vit": "blocks.0"}
+
+
+@every
+def test_the_layer_matters_only_to_methods_that_use_it(
+    method: str, kind: str, images: Tensor, targets: Tensor
+) -> None:
+    elsewhere = CLASSIFIERS[kind].at(OTHER_LAYERS[kind])
+    if ol.methods.applicable(elsewhere)[method] is not None:
+        assert ol.methods.METHODS[method].uses_layer
+        return
+    here = run(method, kind, images, targets)
+    there = ol.explain(method, elsewhere, images, targets, **OPTIONS.get(method, {}))
+    same = torch.allclose(here, there, rtol=0, atol=1e-5)
+    assert same != ol.methods.METHODS[method].uses_layer

@@ -147,7 +147,12 @@ def test_a_method_in_chunks_tells_its_progress(classifier, images, monkeypatch) 
     control, listener = make(classifier, images)
     control.start(Settings(0, "tiny", method="score-cam"))
     control.join(30)
-    assert [(p.index, p.total) for p in listener.of(Progress)] == [(i, 4) for i in range(1, 5)]
+    A = classifier.features(images[:1])[0]
+    total = -(-int((A.amax((1, 2)) > A.amin((1, 2))).sum()) // 2)  # flat channels are left out
+    assert total > 1
+    assert [(p.index, p.total) for p in listener.of(Progress)] == [
+        (i, total) for i in range(1, total + 1)
+    ]
     assert listener.of(Done)
 
 
@@ -187,6 +192,34 @@ def test_a_run_cancelled_midway_leaves_the_network_as_it_was(classifier, images)
     )
     control.start(Settings(0, "tiny", iterations=2))
     control.join(30)
+    assert listener.of(Done)
+
+
+TELLING = [name for name in ol.list_methods() if "callback" in ol.methods.METHODS[name].options]
+
+
+@pytest.mark.parametrize("method", TELLING)
+def test_every_method_that_tells_its_steps_can_be_cancelled(classifier, images, method) -> None:
+    listener = Listener()
+
+    def cancel(event: Event) -> None:
+        listener(event)
+        if isinstance(event, Progress):
+            control.cancel()
+
+    control = Controller({"tiny": classifier}, images, cancel, pace=0, preview=3600)
+    random = torch.get_rng_state()
+    control.start(Settings(0, "tiny", method=method))
+    assert control.join(60)
+    assert [p.index for p in listener.of(Progress)] == [1]
+    assert listener.events[-1] == listener.of(Cancelled)[0]
+    assert control.error is None
+    assert not classifier.network.training
+    assert not any(m._forward_hooks or m._backward_hooks for m in classifier.network.modules())
+    assert all(p.grad is None and not p.requires_grad for p in classifier.network.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+    control.start(Settings(0, "tiny", method="fake-cam"))
+    assert control.join(30)
     assert listener.of(Done)
 
 
@@ -566,12 +599,89 @@ def test_what_was_found_fades_until_the_next_run_replaces_it(explorer, monkeypat
     assert "olx-old" not in explorer.scores_view._dom_classes
 
 
-def test_sliders_of_opti_cam_are_on_only_for_opti_cam(explorer) -> None:
+def test_sliders_are_shown_only_for_methods_that_take_them(explorer) -> None:
+    takes = {}
     for method in explorer.method.options:
         explorer.method.value = method
-        assert explorer.iterations.disabled == (method != "opti-cam")
-        assert explorer.learning_rate.disabled == (method != "opti-cam")
-        assert not explorer.layer.disabled
+        sliders = (explorer.learning_rate, explorer.iterations, explorer.passes)
+        takes[method] = [slider.layout.display != "none" for slider in sliders]
+        options = ol.methods.METHODS[method].options
+        names = ("learning_rate", "iterations", "passes")
+        assert takes[method] == [name in options for name in names]
+        assert explorer.method.layout.display is None  # a layout is easily shared by accident
+    assert takes["opti-cam"] == [True, True, False]
+    assert takes["opti-cam-fast"] == [False, False, True]
+    assert takes["grad-cam"] == [False, False, False]
+
+
+def test_passes_are_handed_on(explorer, classifier, images, capfd) -> None:
+    explorer.method.value = "opti-cam-fast"
+    explorer.passes.value = 6
+    finish(explorer)
+    expected = ol.explain("opti-cam-fast", classifier, images[:1], [0], passes=6)
+    torch.testing.assert_close(explorer.result.mask, expected[0])
+    assert len(explorer.result.objective) == explorer.result.steps == 5
+    assert "<td class=n>6</td>" in explorer.history_view.value
+    assert "what opti-cam-fast maximises" in explorer.curve_view.value
+    assert "image/s" not in capfd.readouterr().err  # no bar of tqdm's
+
+
+def test_the_layer_can_be_chosen_only_where_it_matters(explorer) -> None:
+    for method in explorer.method.options:
+        explorer.method.value = method
+        assert explorer.layer.disabled != ol.methods.METHODS[method].uses_layer
+        hint = f"{method} uses no layer" in explorer.layer_note.value
+        assert hint == explorer.layer.disabled
+        assert ("8 feature maps of 16 × 16" in explorer.layer_note.value) != hint
+    explorer.method.value = "fake-cam"
+    assert explorer.layer.disabled
+    finish(explorer)
+    assert "of tiny" in explorer.overlay_view.value
+    assert "at 3 of tiny" not in explorer.overlay_view.value
+    assert "the map of fake-cam of tiny for" in explorer.snapshot().alt
+
+
+def test_each_method_keeps_its_own_settings(explorer, monkeypatch) -> None:
+    def slow(classifier, images, targets, *, iterations=800, learning_rate=0.01): ...
+
+    entry = ol.methods.METHODS["grad-cam"]
+    monkeypatch.setitem(ol.methods.METHODS._entries, "grad-cam", replace(entry, function=slow))
+    explorer.iterations.value, explorer.learning_rate.value = 20, 0.5
+    explorer.method.value = "grad-cam"
+    assert explorer.iterations.value == 800
+    assert explorer.learning_rate.value == pytest.approx(0.01)
+    explorer.iterations.value = 700
+    explorer.method.value = "opti-cam"
+    assert (explorer.iterations.value, explorer.iterations.max) == (20, 300)
+    assert explorer.learning_rate.value == pytest.approx(0.5)
+    explorer.method.value = "grad-cam"
+    assert explorer.iterations.value == 700
+
+
+def test_a_method_that_tells_no_steps_still_shows_that_it_runs(explorer, monkeypatch) -> None:
+    gate = Gate(monkeypatch)
+    explorer.method.value = "grad-cam"
+    assert "olx-busy" not in explorer.progress._dom_classes
+    explorer.run_button.click()
+    assert gate.entered.wait(30)
+    assert shown(explorer) == "Running grad-cam …"
+    assert "olx-busy" in explorer.progress._dom_classes
+    assert not explorer.cancel_button.disabled
+    gate.open.set()
+    assert explorer.join(30)
+    assert "olx-busy" not in explorer.progress._dom_classes
+    assert shown(explorer).startswith("Done")
+
+
+def test_the_bar_no_longer_moves_to_and_fro_when_steps_are_told(explorer) -> None:
+    explorer.controller._pace = 0
+    busy = []
+    explorer.progress.observe(
+        lambda change: busy.append("olx-busy" in explorer.progress._dom_classes), "value"
+    )
+    explorer.iterations.value = 4
+    finish(explorer)
+    assert busy == [True, False, False, False]  # the first step ends it, after its value is set
 
 
 def test_a_method_without_iterations_has_no_curve(explorer) -> None:

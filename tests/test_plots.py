@@ -110,3 +110,72 @@ def test_pictures_are_drawn_in_any_thread(images: Tensor) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert min(pool.map(draw, range(8))) > 1000
+
+
+def test_the_grid_writes_class_and_probabilities_under_each_map(
+    images: Tensor, masks: Tensor
+) -> None:
+    p, o = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.904, 0.5, 0.296])
+    picture = plots.grid(
+        images,
+        {"one": masks, "two": masks},
+        classes=["cat", "black-and-gold garden spider", "dog"],
+        probabilities={"one": (p, o)},
+        captions={"two": ["a", "b", "c"]},
+    )
+    panels = [a for a in picture.figure.axes if a.images]
+    shown = [panels[i].get_xlabel() for i in (1, 4, 7)]
+    assert shown == ["cat 0.10 → 0.90", "black-and-go… 0.20 → 0.50", "dog 0.30 → 0.30"]
+    assert [panels[i].get_xlabel() for i in (0, 2, 5)] == ["", "a", "b"]
+    assert "one black-and-gold garden spider 0.20 → 0.50; two b." in picture.alt
+    bare = plots.grid(images, {"one": masks}, probabilities={"one": (p, o)})
+    assert "Row 1: one 0.10 → 0.90." in bare.alt
+
+
+def test_what_stands_under_a_map_must_belong_to_one(images: Tensor, masks: Tensor) -> None:
+    with pytest.raises(ValueError, match="unknown column 'won'; did you mean 'one'"):
+        plots.grid(images, {"one": masks}, captions={"won": ["a"] * 3})
+    with pytest.raises(ValueError, match="unknown column 'two'"):
+        plots.grid(images, {"one": masks}, probabilities={"two": (masks[:, 0, 0, 0],) * 2})
+    with pytest.raises(ValueError, match="'one' has 2 captions for 3 images"):
+        plots.grid(images, {"one": masks}, captions={"one": ["a", "b"]})
+
+
+def test_the_trace_draws_two_curves_and_the_chosen_masks(images: Tensor, masks: Tensor) -> None:
+    picture = plots.trace(
+        images[0],
+        torch.tensor([1.0, 2.0, 2.5, 2.25]),
+        {1: 0.25, 2: 0.5, 4: 0.75},
+        {1: masks[0], 4: 1 - masks[0]},
+        whole=0.5,
+        title="A title",
+    )
+    objective, probability, first, last = picture.figure.axes[:4]
+    line, dots = objective.lines
+    assert line.get_xydata().tolist() == [[1, 1], [2, 2], [3, 2.5], [4, 2.25]]
+    assert dots.get_xydata().tolist() == [[1, 1], [4, 2.25]]
+    line, dots, level = probability.lines
+    assert line.get_xydata().tolist() == [[1, 0.25], [2, 0.5], [4, 0.75]]
+    assert dots.get_xydata().tolist() == [[1, 0.25], [4, 0.75]]
+    assert set(level.get_ydata()) == {0.5}
+    assert [ax.get_title() for ax in (first, last)] == ["iteration 1", "iteration 4"]
+    assert [ax.get_xlabel() for ax in (first, last)] == ["p = 0.25", "p = 0.75"]
+    expected = plots.overlay(images[0], 1 - masks[0])
+    np.testing.assert_allclose(np.asarray(last.images[0].get_array()), expected, atol=1e-6)
+    assert picture.figure.axes[4].get_ylabel() == "saliency"
+    assert picture.alt == (
+        "A title: the objective goes from 1 to 2.25 in 4 iterations. The probability of the class "
+        "is 0.50 in the whole image. Masks on the way and the probability with each: "
+        "iteration 1 0.25; iteration 4 0.75."
+    )
+    assert picture.png.startswith(b"\x89PNG")
+
+
+def test_a_trace_without_values_is_refused(images: Tensor, masks: Tensor) -> None:
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.trace(images[0], [], {}, {1: masks[0]})
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.trace(images[0], [1.0], {1: 0.5}, {})
+    for t, known in ((3, {3: 0.5}), (0, {0: 0.5}), (2, {1: 0.5})):
+        with pytest.raises(ValueError, match=f"iteration {t} has a mask, but no objective or no"):
+            plots.trace(images[0], [1.0, 2.0], known, {t: masks[0]})

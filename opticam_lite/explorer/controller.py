@@ -253,15 +253,17 @@ class Controller:
         label = classifier.labels[int(classifier.check_targets([target], 1))]
 
         objective: list[float] = []
+        total = 0
         began = time.monotonic()
         posted, drawn, cost = began - self._pace, began, 0.0
 
         def callback(step: Step) -> None:
-            nonlocal posted, drawn, cost
+            nonlocal posted, drawn, cost, total
             if stop.is_set():
                 raise _Stop
             if step.objective is not None:
                 objective.append(float(step.objective[0]))
+            total = step.total
             now = time.monotonic()
             if now - posted >= self._pace or step.index == step.total:
                 posted = now
@@ -271,14 +273,17 @@ class Controller:
                 if masks is not None:
                     mask = masks[0].detach().cpu()
                     overlay, masked = draw_maps(image[0], mask, settings, label)
-                    curve = draw_curve(objective, settings.iterations)
+                    curve = draw_curve(objective, total)
                     self._post(Preview(run, settings, overlay, masked, curve))
                 drawn = time.monotonic()
                 cost = drawn - now
 
         takes = METHODS[settings.method].options
-        options: dict[str, Any] = {"callback": callback} if "callback" in takes else {}
-        for option in ("iterations", "learning_rate"):
+        # A bar of tqdm's would be written by this thread, wherever the notebook prints just then.
+        options: dict[str, Any] = {"progress": False}
+        if "callback" in takes:
+            options["callback"] = callback
+        for option in ("iterations", "learning_rate", "passes"):
             if option in takes:
                 options[option] = getattr(settings, option)
         mask = explain(settings.method, classifier, image, torch.tensor([target]), **options)[0]
@@ -300,10 +305,11 @@ class Controller:
             top_before=_top(probabilities, classifier.labels),
             top_after=_top(masked_probabilities, classifier.labels),
             objective=tuple(objective),
+            steps=total,
             seconds=seconds,
         )
         overlay, masked = draw_maps(image[0], mask, settings, label)
-        curve = draw_curve(objective, settings.iterations) if objective else None
+        curve = draw_curve(objective, total) if objective else None
         return Done(run, result, overlay, masked, curve)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..methods import METHODS
 from ..plots import Picture, overlay, to_array
 from ..plots import drawing_lock as drawing  # one lock for all that draws
 from .events import Drawn, Result, Settings
@@ -71,6 +72,13 @@ def where_in_words(mask: Tensor) -> str:
     return f"{share:.0%} of it is above one half, its weight lies in the {place}"
 
 
+def subject(settings: Settings) -> str:
+    """Say what a map belongs to: a network, and the layer if the method depends on it."""
+    if METHODS[settings.method].uses_layer:
+        return f"at {settings.layer} of {settings.network}"
+    return f"of {settings.network}"
+
+
 def draw_curve(objective: Sequence[float], iterations: int) -> Drawn:
     """Draw the objective against the iteration as a PNG of twice the size on the screen."""
     with drawing:
@@ -94,7 +102,7 @@ def _curve(axes: Any, objective: Sequence[float], iterations: int) -> None:
     axes.set_xlim(0, max(iterations, 1) * 1.03)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("iteration")
-    axes.set_ylabel("logit of the class\nin image × mask")
+    axes.set_ylabel("objective")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -114,7 +122,7 @@ def draw_snapshot(result: Result) -> Picture:
         )
         titles = (
             f"image {settings.image}\np({result.target_label}) = {result.before:.3f}",
-            f"{settings.method}, {settings.layer}\n{settings.network}",
+            f"{settings.method}\n{subject(settings)}",
             f"image × map\np({result.target_label}) = {result.after:.3f}",
         )
         for ax, picture, title in zip(axes, pictures, titles, strict=False):
@@ -124,12 +132,12 @@ def draw_snapshot(result: Result) -> Picture:
         bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=axes[1], fraction=0.05, pad=0.02)
         bar.set_ticks([0, 0.5, 1])
         if result.objective:
-            _curve(axes[3], result.objective, settings.iterations)
+            _curve(axes[3], result.objective, result.steps)
             axes[3].set_title("objective", fontsize=10)
     return Picture(
         figure,
-        f"Image {settings.image}, the map of {settings.method} at {settings.layer} of "
-        f"{settings.network} for the class {result.target_label} "
+        f"Image {settings.image}, the map of {settings.method} {subject(settings)} for the class "
+        f"{result.target_label} "
         f"({where_in_words(result.mask)}), and the image multiplied by it. The probability of the "
         f"class goes from {result.before:.3f} to {result.after:.3f}.",
     )

@@ -18,8 +18,8 @@ class Settings:
         method: Name of the method.
         target: Index of the class, or None for the class that the network predicts.
         layer: Name of the layer, or None for the network's own.
-        learning_rate: Of Opti-CAM's optimiser, > 0.
-        iterations: Of Opti-CAM, ≥ 0.
+        learning_rate, iterations, passes: Of a method that takes them, such as Opti-CAM; > 0, ≥ 0
+            and ≥ 2.
     """
 
     image: int
@@ -29,6 +29,7 @@ class Settings:
     layer: str | None = None
     learning_rate: float = 0.1
     iterations: int = 100
+    passes: int = 20
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Result:
         drop, gain: Relative drop and gain of this image (inside eqs. 13 and 15), in [0, 1].
         top_before, top_after: The three most probable classes of either, with probabilities.
         objective: The objective after each iteration; empty if the method optimises nothing.
+        steps: How many iterations there would have been at most.
         seconds: Time of the method alone.
     """
 
@@ -67,6 +69,7 @@ class Result:
     top_before: tuple[tuple[str, float], ...]
     top_after: tuple[tuple[str, float], ...]
     objective: tuple[float, ...]
+    steps: int
     seconds: float
 
 

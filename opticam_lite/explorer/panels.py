@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from matplotlib import colormaps
@@ -55,6 +55,13 @@ HEADER = f"""<style>
 .olx .olx-under {{ display: block; padding: 0 0 4px 112px; }}
 .olx td.n, .olx th.n {{ text-align: right; }}
 .olx .olx-error {{ border-left: 4px solid #d55e00; padding: 4px 10px; }}
+.olx .olx-busy .progress {{ overflow: hidden; }}
+.olx .olx-busy .progress-bar {{ width: 30% !important;
+  animation: olx-busy 1.2s ease-in-out infinite alternate; }}
+@keyframes olx-busy {{ to {{ transform: translateX(233%); }} }}
+@media (prefers-reduced-motion: reduce) {{
+  .olx .olx-busy .progress-bar {{ width: 100% !important; animation: none; opacity: 0.4; }}
+}}
 .olx pre {{ white-space: pre-wrap; font-size: 11px; max-height: 240px; overflow: auto; }}
 </style>
 <h3>What does the network look at?</h3>
@@ -107,10 +114,12 @@ def problem(message: str, details: str) -> str:
     )
 
 
-def layer_note(shape: tuple[int, int, int], refused: dict[str, str]) -> str:
-    """Return what is to know of a layer: its maps, and which methods can't use it."""
+def layer_note(shape: tuple[int, int, int], refused: Mapping[str, str], method: str) -> str:
+    """Return what is to know of a layer: its maps, if the method uses them, and who can't."""
     maps, height, width = shape
     note = f"This layer has {maps} feature maps of {height} × {width}."
+    if not METHODS[method].uses_layer:
+        note = f"{escape(method)} uses no layer's feature maps: its map is the same for any layer."
     if refused:
         reasons = "".join(f"<p><b>{escape(m)}</b>: {escape(r)}</p>" for m, r in refused.items())
         verb = "does" if len(refused) == 1 else "do"
@@ -159,12 +168,13 @@ def _bar(name: str, value: float, colour: str) -> str:
 
 def history(results: Sequence[Result]) -> str:
     """Return a table of the last runs, so that settings can be compared."""
-    columns = ["run", "image", "class", "method", "network", "layer", "rate", "iterations"]
+    columns = ["run", "image", "class", "method", "network", "layer", "rate", "steps"]
     columns += ["p before", "p after", "drop ↓", "gain ↑", "seconds"]
-    numbers = {"run", "rate", "iterations", *columns[-5:]}
+    numbers = {"run", "rate", "steps", *columns[-5:]}
     rows = []
     for number, result in list(enumerate(results, start=1))[-LAST:]:
-        s, takes = result.settings, METHODS[result.settings.method].options
+        s, method = result.settings, METHODS[result.settings.method]
+        steps = next((n for n in ("iterations", "passes") if n in method.options), None)
         rows.append(
             (
                 str(number),
@@ -172,9 +182,9 @@ def history(results: Sequence[Result]) -> str:
                 result.target_label,
                 s.method,
                 s.network,
-                str(s.layer),
-                f"{s.learning_rate:.2g}" if "learning_rate" in takes else "–",
-                str(s.iterations) if "iterations" in takes else "–",
+                str(s.layer) if method.uses_layer else "–",
+                f"{s.learning_rate:.2g}" if "learning_rate" in method.options else "–",
+                str(getattr(s, steps)) if steps else "–",
                 probability(result.before),
                 probability(result.after),
                 f"{result.drop:.1%}",

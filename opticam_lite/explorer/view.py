@@ -14,7 +14,7 @@ from ..methods import METHODS, list_methods
 from ..plots import Picture
 from . import panels
 from .controller import Controller, block_layers
-from .drawing import draw_image, draw_snapshot
+from .drawing import draw_image, draw_snapshot, subject
 from .events import (
     Cancelled,
     Done,
@@ -49,6 +49,9 @@ class Explorer(widgets.VBox):
         self._previewed = False
         self._result: Result | None = None
         self._asked: Settings | None = None  # the settings of the run that found it
+        self._prepared: Prepared | None = None  # the network and layer that the controls offer
+        # What the sliders were set to for each method: (method, option) → value.
+        self._tuned: dict[tuple[str, str], float] = {}
         self.controller = Controller(networks, images, self._show)
         first = self.controller.loaded(next(iter(networks)))
         if first is None:
@@ -70,6 +73,7 @@ class Explorer(widgets.VBox):
                         self.layer_note,
                         self.learning_rate,
                         self.iterations,
+                        self.passes,
                     ),
                 ),
                 self._row(self.run_button, self.cancel_button, self.progress, self.status),
@@ -98,6 +102,7 @@ class Explorer(widgets.VBox):
             layer=self.layer.value or None,
             learning_rate=float(self.learning_rate.value),
             iterations=int(self.iterations.value),
+            passes=int(self.passes.value),
         )
 
     @property
@@ -149,7 +154,7 @@ class Explorer(widgets.VBox):
     # ------------------------------------ building
 
     def _build(self, classifier: Classifier) -> None:
-        wide = {"layout": widgets.Layout(width="414px"), "style": {"description_width": "104px"}}
+        wide = {"style": {"description_width": "104px"}}
         names = self.controller.networks
         images = [(f"{i}: {t}" if t else str(i), i) for i, t in enumerate(self._truths)]
         self.image = widgets.Dropdown(options=images, description="Image", **wide)
@@ -172,6 +177,20 @@ class Explorer(widgets.VBox):
         self.iterations = widgets.IntSlider(
             value=100, min=1, max=300, description="Iterations", continuous_update=False, **wide
         )
+        self.passes = widgets.IntSlider(
+            value=20, min=2, max=100, description="Passes", continuous_update=False, **wide
+        )
+        self._sliders = {
+            "learning_rate": self.learning_rate,
+            "iterations": self.iterations,
+            "passes": self.passes,
+        }
+        for control in (
+            *(self.image, self.target, self.network, self.method, self.layer),
+            *self._sliders.values(),
+        ):
+            control.layout.width = "414px"
+        self._tune()
         self.layer_note = widgets.HTML()
         self.run_button = widgets.Button(description="Run", icon="play", button_style="primary")
         self.cancel_button = widgets.Button(description="Cancel", icon="stop", disabled=True)
@@ -206,8 +225,7 @@ class Explorer(widgets.VBox):
             (self.layer, self._on_layer),
             (self.method, self._on_method),
             (self.target, self._on_setting),
-            (self.learning_rate, self._on_setting),
-            (self.iterations, self._on_setting),
+            *((slider, self._on_slider) for slider in self._sliders.values()),
         ):
             control.observe(self._reaction(react), names="value")
 
@@ -241,7 +259,7 @@ class Explorer(widgets.VBox):
         with self._quietly():
             # Another network has other layers: its own is chosen when it is there.
             self.layer.options = [("its own", "")]
-        self.layer_note.value = ""
+        self._prepared = None
         self._clear("Press Run")
         self.prepare()
 
@@ -249,7 +267,14 @@ class Explorer(widgets.VBox):
         self.prepare()
 
     def _on_method(self) -> None:
+        with self._quietly():
+            self._tune()
         self._enable()
+        self._on_setting()
+
+    def _on_slider(self) -> None:
+        for option, slider in self._sliders.items():
+            self._tuned[self.method.value, option] = slider.value
         self._on_setting()
 
     def _on_setting(self) -> None:
@@ -257,6 +282,16 @@ class Explorer(widgets.VBox):
             self._say("Settings changed: press Run to see their effect.")
 
     # ------------------------------------ what the controls offer
+
+    def _tune(self) -> None:
+        """Set the sliders to what they were for this method, or else to its defaults."""
+        method = METHODS[self.method.value]
+        for option, slider in self._sliders.items():
+            if option in method.defaults:
+                default = method.defaults[option]
+                if option == "iterations":
+                    slider.max = max(300, default)
+                slider.value = self._tuned.get((method.name, option), default)
 
     def _offer_targets(self) -> None:
         """Offer all classes; choose the image's own, or else the predicted one."""
@@ -284,18 +319,25 @@ class Explorer(widgets.VBox):
                 self.method.options = event.methods
             fallback = "opti-cam" if "opti-cam" in event.methods else event.methods[-1]
             self.method.value = chosen if fits else fallback
-        self.layer_note.value = panels.layer_note(event.shape, dict(event.refused))
+            self._tune()
+        self._prepared = event
         if not fits:
             self._say(f"{chosen} does not fit this layer; {self.method.value} is chosen now.")
 
     def _enable(self) -> None:
-        """Switch on the controls that make a difference now."""
-        busy = self.controller.running
-        takes = METHODS[self.method.value].options
-        self.learning_rate.disabled = "learning_rate" not in takes
-        self.iterations.disabled = "iterations" not in takes
+        """Show and switch on the controls that make a difference now."""
+        busy, method = self.controller.running, METHODS[self.method.value]
+        for option, slider in self._sliders.items():
+            slider.layout.display = None if option in method.options else "none"
+        self.layer.disabled = not method.uses_layer
+        self.layer_note.value = ""
+        if (now := self._prepared) is not None:
+            self.layer_note.value = panels.layer_note(now.shape, now.refused, method.name)
         self.cancel_button.disabled = not busy
         self.run_button.description = "Restart" if busy else "Run"
+        # Until a first step is told, the bar moves to and fro.
+        waits = busy and self.progress.value == 0
+        (self.progress.add_class if waits else self.progress.remove_class)("olx-busy")
 
     # ------------------------------------ showing
 
@@ -314,8 +356,10 @@ class Explorer(widgets.VBox):
             case Waiting():
                 self._say("Waiting for another run to let go of the network …")
             case Prepared(explains=explains):
-                self._say("Working …" if explains else "Ready: press Run.")
+                self._say("Ready: press Run.")
                 self._offer(event)
+                if explains and self._asked is not None:
+                    self._say(f"Running {self._asked.method} …")
             case Progress(index=index, total=total):
                 self.progress.max, self.progress.value = total, index
                 self._say(f"Step {index} of {total}")
@@ -368,7 +412,7 @@ class Explorer(widgets.VBox):
         )
         self.masked_view.value = panels.place("Image × map", "only what the map keeps", text)
         self.curve_view.value = panels.place(
-            "Objective", "what Opti-CAM maximises", text, width=panels.SIDE, height=panels.CURVE
+            "Objective", "what is maximised", text, width=panels.SIDE, height=panels.CURVE
         )
         self._clear_scores(text)
         self._age(False)
@@ -397,7 +441,7 @@ class Explorer(widgets.VBox):
         self.overlay_view.value = panels.figure(
             event.overlay,
             f"Map of {settings.method}",
-            f"at {settings.layer} of {settings.network}",
+            subject(settings),
             below=panels.SCALE,
         )
         self.masked_view.value = panels.figure(
@@ -412,5 +456,5 @@ class Explorer(widgets.VBox):
             )
         else:
             self.curve_view.value = panels.figure(
-                event.curve, "Objective", "what Opti-CAM maximises", width=panels.SIDE
+                event.curve, "Objective", f"what {settings.method} maximises", width=panels.SIDE
             )

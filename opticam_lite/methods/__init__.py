@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 from ..classifier import Classifier
 from ..datasets import Dataset, load_dataset
 from .registry import METHODS, Step
+from .trace import Trace
 
-__all__ = ["METHODS", "Step", "applicable", "explain", "list_methods"]
+__all__ = ["METHODS", "Step", "Trace", "applicable", "explain", "list_methods"]
 
 # Every file of this folder is imported, which enters its method into METHODS.
 for _file in pkgutil.iter_modules(__path__):

@@ -17,7 +17,12 @@ from .opti_cam import SELECTORS, select
 from .registry import METHODS, Callback, Step
 
 
-@METHODS.register("extremal-perturbation", title="Extremal perturbation", source="Fong et al. 2019")
+@METHODS.register(
+    "extremal-perturbation",
+    title="Extremal perturbation",
+    source="Fong et al. 2019",
+    uses_layer=False,
+)
 def extremal_perturbation(
     classifier: Classifier,
     images: Tensor,

@@ -8,7 +8,7 @@ from ..classifier import Classifier
 from .registry import METHODS
 
 
-@METHODS.register("fake-cam", title="Fake-CAM", source="Poppi et al. 2021")
+@METHODS.register("fake-cam", title="Fake-CAM", source="Poppi et al. 2021", uses_layer=False)
 def fake_cam(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
     """All ones, the top-left pixel zero.
 

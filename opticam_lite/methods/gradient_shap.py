@@ -14,7 +14,9 @@ from ..masking import to_masks
 from .registry import METHODS, Callback, Step
 
 
-@METHODS.register("gradient-shap", title="GradientSHAP", source="Lundberg & Lee 2017")
+@METHODS.register(
+    "gradient-shap", title="GradientSHAP", source="Lundberg & Lee 2017", uses_layer=False
+)
 def gradient_shap(
     classifier: Classifier,
     images: Tensor,

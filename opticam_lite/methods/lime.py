@@ -15,7 +15,7 @@ from .chunks import images_at_once
 from .registry import METHODS, Callback, Step
 
 
-@METHODS.register("lime", title="LIME", source="Ribeiro et al. 2016")
+@METHODS.register("lime", title="LIME", source="Ribeiro et al. 2016", uses_layer=False)
 def lime(
     classifier: Classifier,
     images: Tensor,

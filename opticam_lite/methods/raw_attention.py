@@ -11,7 +11,11 @@ from .registry import METHODS
 
 
 @METHODS.register(
-    "raw-attention", title="Raw attention", source="Dosovitskiy et al. 2021", unfit=unfit
+    "raw-attention",
+    title="Raw attention",
+    source="Dosovitskiy et al. 2021",
+    unfit=unfit,
+    uses_layer=False,
 )
 def raw_attention(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
     """Show the class token's attention to the patches in the last block.

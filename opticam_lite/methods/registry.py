@@ -18,6 +18,9 @@ class Method(Entry):
     unfit: Callable[[Classifier], str | None] = lambda classifier: None
     """Returns why the method can't explain a classifier, or None if it can."""
 
+    uses_layer: bool = True
+    """Whether the map depends on the layer at which the classifier is cut."""
+
 
 METHODS = Registry("method", Method)
 

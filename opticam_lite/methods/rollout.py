@@ -11,7 +11,9 @@ from .attention import attentions_of, need_transformer, roll_out, to_map, unfit
 from .registry import METHODS
 
 
-@METHODS.register("rollout", title="Rollout", source="Abnar & Zuidema 2020", unfit=unfit)
+@METHODS.register(
+    "rollout", title="Rollout", source="Abnar & Zuidema 2020", unfit=unfit, uses_layer=False
+)
 def rollout(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
     """Multiply the attention of all blocks, with the skip connections as the identity.
 

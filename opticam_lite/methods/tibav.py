@@ -38,7 +38,9 @@ def _without_rule(parts: Transformer) -> str | None:
     return None
 
 
-@METHODS.register("tibav", title="TIBAV", source="Chefer et al. 2021", unfit=unfit)
+@METHODS.register(
+    "tibav", title="TIBAV", source="Chefer et al. 2021", unfit=unfit, uses_layer=False
+)
 def tibav(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
     """Weigh each block's attention by its gradient and its relevance to the class.
 

@@ -1,0 +1,122 @@
+"""A callback that remembers an optimisation, to be looked at afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .. import plots
+from ..classifier import Classifier
+from .registry import Step
+
+MAPS = 100
+"""Of a longer run, about so many maps are kept at most, and every value of the objective."""
+
+
+class Trace:
+    """Remembers each step of a method that optimises; `plot` draws them.
+
+        trace = ol.Trace(classifier, images, targets)
+        masks = ol.explain("opti-cam", classifier, images, targets, callback=trace)
+        trace.plot(0)
+
+    A trace holds one run.
+
+    Args:
+        classifier: The network, which judges the masks on the way.
+        images: `(N, 3, H, W)`, as given to `ol.explain`.
+        targets: `(N,)` or one for all. Default: the predicted classes.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        targets: Tensor | Sequence[int] | int | None = None,
+    ) -> None:
+        self.classifier = classifier
+        self.images = classifier.check_images(images)
+        if targets is None:
+            targets = classifier.predict(images)
+        self.targets = classifier.check_targets(targets, len(images))
+        self._batches: list[list[Step]] = []
+
+    def __call__(self, step: Step) -> None:
+        """Remember a step.
+
+        Raises:
+            ValueError: If the method optimises nothing, or the trace is full.
+        """
+        if step.objective is None or step.saliency is None:
+            raise ValueError(
+                "the method optimises nothing, so there is nothing to trace; opti-cam does"
+            )
+        if step.index == 1:
+            self._batches.append([])
+        (steps := self._batches[-1]).append(step)
+        if sum(map(_size, self._batches)) > len(self.images):
+            raise ValueError(
+                f"a trace holds one run, and this one has its {len(self.images)} images already; "
+                "make another with ol.Trace(classifier, images, targets)"
+            )
+        stride = -(-step.total // MAPS)
+        if len(steps) > 1 and (steps[-2].index - 1) % stride:  # a map is kept until the next step
+            steps[-2] = replace(steps[-2], saliency=None)
+
+    def objective(self, image: int = 0) -> Tensor:
+        """Return the objective of an image in each iteration, `(T,)`."""
+        steps, row = self._steps(image)
+        return torch.stack([step.objective[row] for step in steps if step.objective is not None])
+
+    def masks(self, image: int = 0) -> dict[int, Tensor]:
+        """Return iteration → mask `(1, H, W)`; of long runs not for every iteration."""
+        steps, row = self._steps(image)
+        kept = {s.index: s.masks() for s in steps if s.saliency is not None}
+        return {t: masks[row] for t, masks in kept.items() if masks is not None}
+
+    def probabilities(self, image: int = 0) -> dict[int, float]:
+        """Return iteration → probability of the class in the image seen through the mask."""
+        masks = self.masks(image)
+        x = self.images[image].to(self.classifier.device)
+        p = self.classifier.probabilities(torch.stack([x * mask for mask in masks.values()]))
+        return dict(zip(masks, p[:, self.targets[image]].tolist(), strict=True))
+
+    def plot(self, image: int = 0, at: Sequence[int] | None = None) -> plots.Picture:
+        """Draw objective, probability and masks of one image.
+
+        Args:
+            image: Its index.
+            at: Iterations whose masks are drawn; the nearest one that was kept stands in for
+                another. Default: six, denser at the beginning, where most happens.
+        """
+        masks, p = self.masks(image), self.probabilities(image)
+        last = max(masks)
+        wanted = at or [last ** (i / 5) for i in range(6)]
+        shown = sorted({min(masks, key=lambda kept: abs(kept - t)) for t in wanted})
+        target = self.targets[image]
+        whole = self.classifier.probabilities(self.images[image][None])[0, target]
+        return plots.trace(
+            self.images[image],
+            self.objective(image),
+            p,
+            {t: masks[t] for t in shown},
+            whole=float(whole),
+            title=f"Image {image} explained for {self.classifier.labels[int(target)]}",
+        )
+
+    def _steps(self, image: int) -> tuple[list[Step], int]:
+        """Return the steps of the batch that an image was in, and its row there."""
+        if not 0 <= image < len(self.images):
+            raise IndexError(f"image {image} is none of the {len(self.images)} of this trace")
+        for steps in self._batches:
+            if image < _size(steps):
+                return steps, image
+            image -= _size(steps)
+        raise ValueError("nothing is traced yet: pass the trace as callback= to ol.explain")
+
+
+def _size(steps: list[Step]) -> int:
+    return 0 if not steps or steps[0].objective is None else len(steps[0].objective)
