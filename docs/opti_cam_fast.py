@@ -1,4 +1,4 @@
-"""Measure AG against network passes of opti-cam-fast and opti-cam; writes opti_cam_fast.{json,png}.
+"""Measure AG against network passes of opti-cam-fast and opti-cam; renews docs/opti_cam_fast.*.
 
     python docs/opti_cam_fast.py scenes_resnet:64 scenes_vgg:64 scenes_vit:64
     python docs/opti_cam_fast.py squeezenet1_0:48:CHECKPOINT:LAYER:IMAGES:LABELS  # adds to it
@@ -118,6 +118,21 @@ def draw(results: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def table(results: list[dict[str, Any]]) -> str:
+    """AD / AG of every method and number of passes, a column a network, in Markdown."""
+    cells = {
+        (r["method"], r["passes"], result["network"]): f"{r['AD']:.2f} / {r['AG']:.1f}"
+        for result in results
+        for r in result["rows"]
+    }
+    names = [f"{r['network']} ({r['images']})" for r in results]
+    lines = [f"| method | passes | {' | '.join(names)} |", "|---|---" + "|---" * len(names) + "|"]
+    for method, passes in dict.fromkeys(key[:2] for key in cells):
+        values = [cells.get((method, passes, r["network"]), "") for r in results]
+        lines.append(f"| `{method}` | {passes} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
 def main(networks: list[str]) -> None:
     """Measure the networks given, keep the results of others, draw all."""
     file = HERE / "opti_cam_fast.json"
@@ -128,6 +143,10 @@ def main(networks: list[str]) -> None:
         results = [r for r in results if r["network"] != name] + [result]
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results).savefig(HERE / "opti_cam_fast.png", dpi=110)
+    page = HERE / "opti_cam_fast.md"
+    head, begin, rest = page.read_text(encoding="utf-8").partition("<!-- table -->\n")
+    _, end, tail = rest.partition("<!-- end -->\n")
+    page.write_text(head + begin + table(results) + "\n" + end + tail, encoding="utf-8")
 
 
 if __name__ == "__main__":
