@@ -9,7 +9,8 @@ import pickle
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
@@ -19,6 +20,8 @@ from conftest import make_classifier, make_images
 
 import opticam_lite as ol
 from opticam_lite.evaluation import read
+from opticam_lite.evaluation.job import Measured, Task
+from opticam_lite.evaluation.on_ray import _drive
 
 pytestmark = [
     # Of Ray's own code, and of what it leaves to the garbage collector.
@@ -148,9 +151,87 @@ def test_what_can_not_work_is_said(tmp_path: Path) -> None:
     opened.file.close()
 
 
+class Call(NamedTuple):
+    """What a call to a worker will come to."""
+
+    fault: Exception | None
+    result: object
+    number: int
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class FakeRay:
+    """Ray as far as the driver sees it, in this process; `faults` are raised call after call."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, faults: list[Exception | None], starting: list[Exception | None]) -> None:
+        self.faults, self.starting = faults, starting
+        self.calls: list[list[int]] = []
+        self.workers = self._made = 0
+
+    def start(self) -> SimpleNamespace:
+        self.workers += 1
+        ready = SimpleNamespace(remote=lambda: self._call(self.starting, None))
+        return SimpleNamespace(ready=ready, measure=SimpleNamespace(remote=self._measure))
+
+    def _measure(self, tasks: list[Task]) -> Call:
+        self.calls.append([task.batch for task in tasks])
+        found = [Measured("cam", 1, 0.0, [{"batch": task.batch}]) for task in tasks]
+        return self._call(self.faults, (tuple(found), 0.5 * len(tasks)))
+
+    def _call(self, faults: list[Exception | None], result: object) -> Call:
+        self._made += 1
+        return Call(faults.pop(0) if faults else None, result, self._made)
+
+    def wait(self, calls: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return calls[:num_returns], calls[num_returns:]
+
+    def get(self, call: Call) -> Any:
+        if call.fault is not None:
+            raise call.fault
+        return call.result
+
+    def kill(self, worker: object) -> None:
+        pass
+
+    def drive(self, n: int = 40, count: int = 2) -> list[int]:
+        tasks = [Task(batch, {"cam": ["AD"]}) for batch in range(n)]
+        found = _drive(self, self.start, count, tasks)
+        return [row["batch"] for measured in found for row in measured.rows]
+
+
+def lost() -> Exception:
+    return ray.exceptions.ActorDiedError()
+
+
+def test_each_batch_comes_back_once_whichever_workers_are_lost() -> None:
+    fake = FakeRay([None, lost(), None, None, lost()], [lost(), None, None, lost()])
+    assert sorted(fake.drive()) == list(range(40))
+    assert fake.workers == 2 + 4
+    sizes = [len(call) for call in fake.calls]
+    assert sizes[0] == 1  # nobody knows yet how long a batch takes
+    assert max(sizes) > 1  # then some at a time,
+    assert sizes[-1] == 1  # and single ones at the end
+
+
+def test_a_batch_that_loses_every_worker_ends_the_run() -> None:
+    with pytest.raises(RuntimeError, match=r"batch 0 lost 3 workers, .* smaller batch_size"):
+        FakeRay([lost(), lost(), lost()], []).drive(n=1, count=1)
+    with pytest.raises(RuntimeError, match="while starting, Ray lost 3 workers"):
+        FakeRay([], [lost(), lost(), lost()]).drive()
+    failed = ray.exceptions.RayActorError(actor_init_failed=True)
+    with pytest.raises(RuntimeError, match="Ray's workers can't start"):
+        FakeRay([], [failed]).drive()
+
+
 def test_an_error_of_a_method_is_told_as_it_is() -> None:
-    with pytest.raises(ValueError, match="iterations"):
-        measure(ol.Images(make_images(3)), options={"opti-cam": {"iterations": -1}}, engine="ray")
+    cause = ValueError("iterations is -1")
+    error = ray.exceptions.RayTaskError("measure", "its traceback", cause)
+    with pytest.raises(ValueError, match="iterations is -1"):
+        FakeRay([error], []).drive()
 
 
 def test_a_classifier_can_be_pickled(images: torch.Tensor) -> None:
