@@ -6,10 +6,15 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import opticam_lite as ol
+
+# Hypothesis would time each example, which on a busy machine says nothing.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Threads only fight each other on small networks, and two processes run the tests.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)

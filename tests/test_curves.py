@@ -123,7 +123,7 @@ INCREASING: list[Callable[[Tensor], Tensor]] = [
 ]
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.integers(0, 2**31), st.sampled_from(INCREASING), st.sampled_from([3, 40, 1000]))
 def test_only_the_order_counts(
     seed: int, increasing: Callable[[Tensor], Tensor], levels: int
@@ -134,7 +134,7 @@ def test_only_the_order_counts(
         assert torch.equal(metric(CNN, image, S).values, metric(CNN, image, increasing(S)).values)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.integers(0, 2**31))
 def test_deletion_is_insertion_of_the_negative_map_backwards(seed: int) -> None:
     S, image = make_saliency(1, 16, 16, seed), make_images(1, 16, 16)
