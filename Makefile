@@ -1,11 +1,11 @@
 # make report · make test · make lab: each creates .venv on first use, and only then.
 #
-# Parameters of the report are given on the command line, e.g.
+# Parameters of the report and the bench are given on the command line, e.g.
 #   make report MODEL=resnet50 IMAGES="my photos" LIMIT=20
 # `make help` lists them all; they are the parameters of notebooks/reports/saliency_report.ipynb.
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint format record lab lock clean clean-all
+.PHONY: help report bench test lint format record lab lock clean clean-all
 
 # The first Python that is new enough; another one: make PYTHON=/path/to/python3.12 …
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -25,13 +25,14 @@ UNIT = $(if $(strip $(FOUND_CHROMIUM)),,-m "not browser")
 help:
 	@echo 'make report   the saliency report -> build/saliency_report/saliency_report.html'
 	@echo 'make test     style, types, architecture, tests, notebooks'
+	@echo 'make bench    methods against their peers: time, memory, agreement -> build/bench/bench.md'
 	@echo 'make lab      JupyterLab on the lessons'
 	@echo 'make lint     style, types and architecture only'
 	@echo 'make format   put code and notebooks into shape, strip outputs'
 	@echo 'make record   execute the lessons and keep the results that make test compares'
 	@echo 'make lock     renew requirements.lock from pyproject.toml'
 	@echo 'make clean    remove build/ and caches (make clean-all: .venv, too)'
-	@if [ -e $(READY) ]; then echo && $(PY) -m opticam_lite.reports --help; fi
+	@if [ -e $(READY) ]; then echo && $(PY) -m opticam_lite.reports --help && echo && $(PY) -m tests.bench --help; fi
 
 # The stamp is written last, so a set-up that was cut short is done again from the start.
 $(READY): requirements.lock pyproject.toml
@@ -46,6 +47,9 @@ $(READY): requirements.lock pyproject.toml
 
 report: $(READY)
 	@$(PY) -m opticam_lite.reports $(foreach v,$(GIVEN),$(v)="$$$(v)")
+
+bench: $(READY)
+	@$(PY) -m tests.bench $(foreach v,$(GIVEN),$(v)="$$$(v)")
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -1,0 +1,269 @@
+"""What is measured: time, memory and agreement of methods, what an iteration of Opti-CAM costs.
+
+Every function here runs in a process of its own (`run.alone`), so that nothing that another
+left behind in memory, in caches or in the network is measured with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+import opticam_lite as ol
+
+from .peers import PEERS, Explain, Plain
+
+BATCH = 8
+# Methods at their full price would make growth a matter of hours; a step is like any other.
+CHEAP = {"opti-cam": {"iterations": 10}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and a batch of images to measure on."""
+
+    classifier: ol.Classifier
+    images: Tensor
+    targets: Tensor
+
+    def repeated(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return n images and targets: those of the case, over and over."""
+        again = torch.arange(n) % len(self.images)
+        return self.images[again], self.targets[again]
+
+
+Load = Callable[[], Case]
+
+
+def candidates(case: Case, method: str) -> dict[str, Explain]:
+    """Return ours and its peers, ready to be run on images and targets."""
+
+    def ours(images: Tensor, targets: Tensor) -> Tensor:
+        return ol.explain(method, case.classifier, images, targets, progress=False)
+
+    found = {"ours": ours}
+    for peer in PEERS.get(method, ()):
+        plain = Plain(case.classifier)
+        if peer.fits(plain):
+            found[peer.name] = peer.prepare(plain)
+    return found
+
+
+# ----------------------------------------------------------------------------- time and agreement
+
+
+def compare(load: Load, method: str, repeats: int, budget: float) -> dict[str, dict[str, Any]]:
+    """Time ours and its peers in turn, A B A B …, and compare their masks.
+
+    Whoever would take longer than `budget` seconds for all repeats on the whole batch gets two
+    images or one, and if that is too long still, fewer repeats; its seconds are then scaled to 8.
+
+    Returns:
+        For each candidate `images` (how many it was run on), `seconds` (per batch of 8, one number
+        a repeat), and for a peer `correlation` (mean over images) and `difference` (largest).
+    """
+    case = load()
+    found = candidates(case, method)
+    n, slowest = {}, 0.0
+    for name, explain in found.items():
+        one, _ = _seconds(case, explain, 1)
+        if one < 1:  # the first call may be slow for reasons of its own
+            one, _ = _seconds(case, explain, 1)
+        whole = len(case.images)
+        n[name] = next((k for k in (whole, 2) if k * one * repeats <= budget), 1)
+        taken, _ = _seconds(case, explain, n[name]) if n[name] > 1 else (one, None)
+        slowest = max(slowest, taken)
+    repeats = min(repeats, max(2, int(budget / slowest)))  # one alone has no spread
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    masks = {}
+    for _ in range(repeats):
+        for name, explain in found.items():
+            taken, masks[name] = _seconds(case, explain, n[name])
+            seconds[name].append(taken * BATCH / n[name])
+    return {
+        name: {
+            "images": n[name],
+            "seconds": seconds[name],
+            **_agreement(masks["ours"], masks[name]),
+        }
+        for name in found
+    }
+
+
+def _seconds(case: Case, explain: Explain, n: int) -> tuple[float, Tensor]:
+    images, targets = case.images[:n], case.targets[:n]
+    gc.collect()
+    started = _now(case)
+    masks = explain(images, targets)
+    return _now(case) - started, masks.cpu()
+
+
+def _now(case: Case) -> float:
+    if case.classifier.device.type == "cuda":
+        torch.cuda.synchronize(case.classifier.device)
+    return time.perf_counter()
+
+
+def _agreement(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+    """Pearson correlation of the masks, mean over images, and their largest difference."""
+    n = min(len(ours), len(theirs))
+    a, b = ours[:n].flatten(1).double(), theirs[:n].flatten(1).double()
+    correlations = [
+        float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if x.std() > 0 and y.std() > 0
+        # A flat mask correlates with nothing but its like.
+        else float(torch.equal(x, y))
+        for x, y in zip(a, b, strict=True)
+    ]  # fmt: skip
+    return {"correlation": statistics.fmean(correlations), "difference": float((a - b).abs().max())}
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+def memory(load: Load, method: str, name: str, n: int) -> dict[str, float]:
+    """Run a candidate on n images once, in a process that has done nothing else.
+
+    Returns:
+        `megabytes`: the most memory during the run beyond what the process held before, with the
+        network and the images loaded and one image classified; `seconds`.
+    """
+    case = load()
+    explain = candidates(case, method)[name]
+    return _peak(case, explain, *case.repeated(n))
+
+
+def growth(load: Load, method: str, n: int) -> dict[str, float]:
+    """Measure time and memory of a method for n images (Opti-CAM: 10 iterations)."""
+    case = load()
+
+    def explain(images: Tensor, targets: Tensor) -> Tensor:
+        options = CHEAP.get(method, {})
+        return ol.explain(method, case.classifier, images, targets, progress=False, **options)
+
+    explain(case.images[:1], case.targets[:1])
+    return _peak(case, explain, *case.repeated(n))
+
+
+def _peak(case: Case, explain: Explain, images: Tensor, targets: Tensor) -> dict[str, float]:
+    with torch.enable_grad():  # so that libraries have made their preparations
+        case.classifier.logits(images[:1].clone().requires_grad_()).sum().backward()
+    meter = _Cuda() if case.classifier.device.type == "cuda" else _Resident()
+    started = _now(case)
+    explain(images, targets)
+    return {"seconds": _now(case) - started, "megabytes": meter.peak() / 1e6}
+
+
+class _Cuda:
+    def __init__(self) -> None:
+        torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated()
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated() - self.before
+
+
+class _Resident:
+    """The peak of this process's resident memory beyond what it holds now.
+
+    Linux lets a process forget its peak so far; elsewhere what it reached while loading hides a
+    smaller run, and 0 is told.
+    """
+
+    def __init__(self) -> None:
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)  # what is free counts for the run that takes it
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        self.before = psutil.Process().memory_info().rss
+
+    def peak(self) -> int:
+        if sys.platform == "linux":
+            status = Path("/proc/self/status").read_text(encoding="ascii")
+            highest = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        else:
+            unit = 1 if sys.platform == "darwin" else 1024
+            highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return max(0, highest - self.before)
+
+
+# -------------------------------------------------------------------------------------- Opti-CAM
+
+
+def overhead(load: Load, precision: str, repeats: int) -> dict[str, list[float]]:
+    """Time an iteration of Opti-CAM beside bare passes of the same network, forward and back.
+
+    Its callback runs the bare passes: iteration, pass, iteration, pass, … so that all see the same
+    machine. The gradient of a bare pass is that of the input.
+
+    Returns:
+        Seconds of each `iteration`, each pass of the `untouched` network in that number format
+        with channels last, and of the `quick` one that the iterations use.
+    """
+    case = load()
+    quick = case.classifier.at_precision(precision)
+    dtype = getattr(torch, precision)
+    network = copy.deepcopy(case.classifier.network).to(dtype)
+    network = network.to(memory_format=torch.channels_last)
+    x = case.classifier._input(case.images).to(dtype, memory_format=torch.channels_last)
+    c = case.targets[:, None]
+
+    def untouched() -> None:
+        inputs = x.detach().requires_grad_()
+        with torch.enable_grad():
+            torch.autograd.grad(network(inputs).gather(1, c).sum(), inputs)
+
+    def rearranged() -> None:
+        inputs = case.images.detach().requires_grad_()
+        with torch.enable_grad():
+            torch.autograd.grad(quick.logits(inputs).gather(1, c).sum(), inputs)
+
+    seconds: dict[str, list[float]] = {"iteration": [], "untouched": [], "quick": []}
+    last = 0.0
+
+    def between(step: object) -> None:
+        nonlocal last
+        seconds["iteration"].append(_now(case) - last)
+        for name, bare in (("untouched", untouched), ("quick", rearranged)):
+            started = _now(case)
+            bare()
+            seconds[name].append(_now(case) - started)
+        last = _now(case)
+
+    ol.explain(
+        "opti-cam",
+        case.classifier,
+        case.images,
+        case.targets,
+        iterations=repeats + 3,
+        precision=precision,
+        tolerance=0,  # no image leaves the batch
+        callback=between,
+        progress=False,
+    )
+    return {name: values[3:] for name, values in seconds.items()}  # the first ones warm up
+
+
+def quality(load: Load, precision: str) -> dict[str, float]:
+    """Return AD, AG and AI of Opti-CAM (percent, measured in float32), searched in a precision."""
+    case = load()
+    options = {"precision": precision, "progress": False}
+    masks = ol.explain("opti-cam", case.classifier, case.images, case.targets, **options)
+    p, o = ol.masked_probabilities(case.classifier, case.images, masks, case.targets)
+    return {
+        "AD": float(ol.metrics.average_drop(p, o)),
+        "AG": float(ol.metrics.average_gain(p, o)),
+        "AI": float(ol.metrics.average_increase(p, o)),
+    }

@@ -1,0 +1,245 @@
+"""What the methods are compared with: other packages, and plain loops where there is none.
+
+A peer gets the network as its own user would hold it: in PyTorch's default memory format and with
+parameters that want gradients. It returns masks of the kit's form, so that they can be compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import opticam_lite as ol
+
+with warnings.catch_warnings():  # what they warn of on import is theirs
+    warnings.simplefilter("ignore")
+    import captum.attr
+    import pytorch_grad_cam as package
+    from pytorch_grad_cam.ablation_layer import AblationLayerVit
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+Explain = Callable[[Tensor, Tensor], Tensor]
+
+
+class Plain:
+    """A classifier's network as somebody would have it who does not know the kit."""
+
+    def __init__(self, classifier: ol.Classifier) -> None:
+        network = copy.deepcopy(classifier.network).requires_grad_(True)
+        self.network = network.to(memory_format=torch.contiguous_format)
+        self.layer = network.get_submodule(classifier.layer)
+        self.layout = classifier._cut.layout
+        self._classifier = classifier
+
+    def normalised(self, images: Tensor) -> Tensor:
+        return self._classifier._input(images).contiguous()
+
+    def maps(self, output: Tensor) -> Tensor:
+        """The layer's output as maps `(N, K, h, w)`."""
+        return self.layout.to_maps(output, self._classifier.size)[0]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another implementation of a method.
+
+    Attributes:
+        name: What tables call it.
+        prepare: Takes the plain network; what it returns explains images, and is timed.
+        fits: Whether it can explain such a network.
+    """
+
+    name: str
+    prepare: Callable[[Plain], Explain]
+    fits: Callable[[Plain], bool] = field(default=lambda plain: True)
+
+
+# ------------------------------------------------------------------------------------- packages
+
+
+def of_package(name: str) -> Peer:
+    """A class of the `grad-cam` package. It enlarges and normalises its maps itself."""
+
+    def prepare(plain: Plain) -> Explain:
+        options: dict[str, Any] = {}
+        if plain.layout.kind != "NCHW":
+            options["reshape_transform"] = plain.maps
+            if name == "AblationCAM":
+                options["ablation_layer"] = AblationLayerVit()
+
+        def explain(images: Tensor, targets: Tensor) -> Tensor:
+            chosen = [ClassifierOutputTarget(c) for c in targets.tolist()]
+            x = plain.normalised(images)
+            with (
+                contextlib.redirect_stderr(io.StringIO()),  # its progress bars
+                getattr(package, name)(plain.network, [plain.layer], **options) as cam,
+            ):
+                maps = cam(x, chosen)
+            return ol.normalize(torch.as_tensor(maps)[:, None])
+
+        return explain
+
+    return Peer("grad-cam package", prepare)
+
+
+def captum_grad_cam(plain: Plain) -> Explain:
+    peer = captum.attr.LayerGradCam(plain.network, plain.layer)
+
+    def explain(images: Tensor, targets: Tensor) -> Tensor:
+        maps = peer.attribute(plain.normalised(images), targets, relu_attributions=True)
+        return ol.to_masks(maps.detach(), images.shape[2:])
+
+    return explain
+
+
+def captum_gradient_shap(plain: Plain) -> Explain:
+    peer = captum.attr.GradientShap(lambda x: plain.network(plain.normalised(x)))
+
+    def explain(images: Tensor, targets: Tensor) -> Tensor:
+        maps = []
+        for x, c in zip(images.split(1), targets.tolist(), strict=True):
+            torch.manual_seed(0)  # the seed that the kit's method gives each image
+            np.random.seed(0)  # noqa: NPY002
+            baselines = torch.cat([torch.zeros_like(x), x])
+            phi = peer.attribute(x, baselines, n_samples=50, stdevs=1e-4, target=c)
+            maps.append(phi.detach().abs().sum(1, keepdim=True))
+        return ol.to_masks(torch.cat(maps), images.shape[2:])
+
+    return explain
+
+
+# ---------------------------------------------------------------------------------- plain loops
+
+
+@contextlib.contextmanager
+def outputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
+    """Hook modules; their outputs gather in the list."""
+    outputs: list[Tensor] = []
+    hooks = [m.register_forward_hook(lambda m, i, out: outputs.append(out)) for m in modules]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def plain_opti_cam(plain: Plain) -> Explain:
+    """Eqs. 8-11 of the paper with the settings of its Appendix A, as one writes them down.
+
+    The loop stops when the sum of the batch's objectives does not change; what is returned is the
+    map after the last step.
+    """
+
+    def explain(images: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad(), outputs_of([plain.layer]) as outputs:
+            plain.network(plain.normalised(images))
+        A = plain.maps(outputs[-1]).clone()
+        u = torch.zeros(*A.shape[:2], 1, 1, device=A.device, requires_grad=True)
+        optimizer = torch.optim.Adam([u], lr=0.1)
+
+        def masks() -> Tensor:
+            S = (u.softmax(1) * A).sum(1, keepdim=True)  # eq. 8
+            S = F.interpolate(S, size=images.shape[2:], mode="bilinear", align_corners=False)
+            low, high = S.amin((2, 3), keepdim=True), S.amax((2, 3), keepdim=True)
+            return (S - low) / (high - low)  # eq. 4
+
+        previous = float("inf")
+        for _ in range(100):
+            logits = plain.network(plain.normalised(images * masks()))  # eq. 10
+            loss = -logits.gather(1, targets[:, None]).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if abs(loss.item() - previous) < 1e-10:
+                break
+            previous = loss.item()
+        return masks().detach()
+
+    return explain
+
+
+def plain_attention(roll_out: bool) -> Callable[[Plain], Explain]:
+    """Hooks on timm's attention, unfused; an image at a time, as the published notebooks do it."""
+
+    def prepare(plain: Plain) -> Explain:
+        network: Any = plain.network
+        for block in network.blocks:
+            block.attn.fused_attn = False
+
+        def explain(images: Tensor, targets: Tensor) -> Tensor:
+            maps = []
+            for x in images.split(1):
+                with (
+                    torch.no_grad(),
+                    outputs_of([block.attn.attn_drop for block in network.blocks]) as attentions,
+                ):
+                    network(plain.normalised(x))
+                if roll_out:
+                    identity = torch.eye(attentions[0].shape[-1], device=x.device)
+                    R = identity
+                    for P in attentions:
+                        A = P[0].mean(0) + identity
+                        R = A / A.sum(-1, keepdim=True) @ R
+                else:
+                    R = attentions[-1][0].mean(0)
+                maps.append(R[0, network.num_prefix_tokens :])
+            side = round(len(maps[0]) ** 0.5)
+            return ol.to_masks(torch.stack(maps).view(-1, 1, side, side), images.shape[2:])
+
+        return explain
+
+    return prepare
+
+
+def _convolutional(plain: Plain) -> bool:
+    return plain.layout.kind == "NCHW"
+
+
+def _timm_attention(plain: Plain) -> bool:
+    blocks = getattr(plain.network, "blocks", [None])
+    return all(hasattr(getattr(block, "attn", None), "attn_drop") for block in blocks)
+
+
+_LOOP = "plain loop with hooks"
+PEERS: dict[str, tuple[Peer, ...]] = {
+    "grad-cam": (
+        of_package("GradCAM"),
+        Peer("captum", captum_grad_cam, _convolutional),
+    ),
+    "grad-cam++": (of_package("GradCAMPlusPlus"),),
+    "xgrad-cam": (of_package("XGradCAM"),),
+    "layer-cam": (of_package("LayerCAM"),),
+    "hires-cam": (of_package("HiResCAM"),),
+    "score-cam": (of_package("ScoreCAM"),),
+    "ablation-cam": (of_package("AblationCAM"),),
+    "opti-cam": (Peer("plain loop of the paper", plain_opti_cam),),
+    "raw-attention": (Peer(_LOOP, plain_attention(roll_out=False), _timm_attention),),
+    "rollout": (Peer(_LOOP, plain_attention(roll_out=True), _timm_attention),),
+    "gradient-shap": (Peer("captum", captum_gradient_shap),),
+}
+
+# Why a method stands alone, and why masks differ where definitions do.
+NO_PEER = {
+    "cam": "no package has it for any network",
+    "extremal-perturbation": "TorchRay is not on the package index, and its licence forbids reuse",
+    "fake-cam": "nothing to compute",
+    "lime": "the package `lime` does the work here, too",
+    "opti-cam-fast": "of this kit",
+    "tibav": "not on the package index",
+}
+DIFFERENT = {
+    "grad-cam++": "the package adds a fixed 1e-6 to the denominator: small gradients suffer",
+    "score-cam": "the package masks the normalised image (grey, here black) and aligns corners",
+    "ablation-cam": "the package fills maps that have no zero with another value than 0",
+    "opti-cam": "the plain loop returns the last map, here the best; many optima are near",
+}

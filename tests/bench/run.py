@@ -1,0 +1,387 @@
+"""One run: every measurement in a process of its own, and the tables made of them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import metadata
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from opticam_lite import reports
+
+from . import measure
+from .measure import BATCH, Case, Load
+from .peers import DIFFERENT, NO_PEER
+
+# How many times as fast as a peer a method has to be at least.
+WANTED = {"score-cam": 3.0, "ablation-cam": 100.0}
+OVERHEAD = 1.15  # an iteration of Opti-CAM in bare passes, at most
+PRECISIONS = ("float32", "bfloat16")
+GROWTH = (8, 32, 128)
+GROWING = ("grad-cam", "opti-cam")
+_VERSIONS = ("torch", "torchvision", "timm", "grad-cam", "captum", "lime", "numpy")
+
+# The server has imported everything and computed nothing, so a process of its own costs little.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([measure.__name__])
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own, and return or raise what it does.
+
+    Raises:
+        MemoryError: If the system ended the process.
+    """
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_tell, args=(sender, function, arguments), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError as error:
+        raise MemoryError(f"{function.__name__} was ended by the system") from error
+    finally:
+        process.join()
+        receiver.close()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _tell(sender: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    try:
+        sender.send(function(*arguments))
+    except Exception as error:
+        sender.send(error)
+
+
+def load_case(parameters: dict[str, Any]) -> Case:
+    """Load what the parameters of a report name, and eight of its images."""
+    subject = reports.prepare(**parameters)
+    images, targets = subject.dataset.batch(subject.indices)
+    device = subject.classifier.device
+    images = images.to(device)
+    if targets is None:
+        targets = subject.classifier.predict(images)
+    return Case(subject.classifier, images, targets.to(device))
+
+
+def bench(
+    load: Load,
+    methods: Sequence[str],
+    *,
+    repeats: int = 5,
+    budget: float = 20,
+    growth: Sequence[int] = GROWTH,
+    say: Callable[[str], object] = lambda text: None,
+) -> dict[str, Any]:
+    """Measure methods on a network and a batch of images.
+
+    Args:
+        load: Returns the case; must be picklable, for every measurement loads it afresh.
+        methods: Names; all of them must fit the network.
+        repeats: Of every timing.
+        budget: Seconds for all repeats of a candidate; a slower one is measured on fewer images.
+        growth: Numbers of images of the tables of growth; none leaves them out.
+        say: Told what is being measured.
+
+    Returns:
+        A record for `markdown`, ready for JSON.
+    """
+    record: dict[str, Any] = {"methods": {}, "overhead": {}, "quality": {}, "growth": {}}
+    for method in methods:
+        say(method)
+        found = alone(measure.compare, load, method, repeats, budget)
+        for name, row in found.items():
+            try:
+                row |= alone(measure.memory, load, method, name, row["images"])
+            except MemoryError:
+                row["megabytes"] = None  # the system ended it: no memory was left
+        record["methods"][method] = found
+    if "opti-cam" in methods:
+        for precision in PRECISIONS:
+            say(f"an iteration of opti-cam in {precision}")
+            record["overhead"][precision] = alone(measure.overhead, load, precision, 6 * repeats)
+        for precision in ("float32", "auto"):
+            say(f"quality of opti-cam, precision {precision}")
+            record["quality"][precision] = alone(measure.quality, load, precision)
+    for method in (m for m in GROWING if m in methods and growth):
+        say(f"growth of {method}")
+        record["growth"][method] = {n: alone(measure.growth, load, method, n) for n in growth}
+    return record
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on besides the code."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "bfloat16": [name for name in ("avx512_bf16", "amx_bf16") if has.get(name)],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in _VERSIONS},
+    }
+
+
+# ------------------------------------------------------------------------------------- Markdown
+
+
+def markdown(runs: Sequence[dict[str, Any]]) -> str:
+    """Return the page that shows runs."""
+    parts = [
+        "# Ours against peers",
+        "Made by `make bench OUT=docs`; the figures behind it are in [bench.json](bench.json). "
+        f"Seconds are for a batch of {BATCH} images: the median, and in brackets the least and the "
+        "most of all repeats; ours and the peers ran in turn, A B A B …, in one process for each "
+        "method. A peer has the network as it comes from its library (parameters with gradients, "
+        "PyTorch's default memory format). Memory is the peak of what a run takes beyond the "
+        "loaded network and images, each in a new process. Agreement is the mean correlation of "
+        "the masks, and their largest difference, both brought to one form (enlarged, then "
+        "normalised by range).",
+    ]
+    parts += [_run(run) for run in runs]
+    return "\n\n".join(parts) + "\n"
+
+
+def _run(run: dict[str, Any]) -> str:
+    m = run["machine"]
+    hardware = m["gpu"] or f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads"
+    extras = f"; bfloat16 by {', '.join(m['bfloat16'])}" if m["bfloat16"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+    parts = [
+        f"## {run['title']}",
+        f"As of {run['date']}, on {hardware}, {m['memory_gb']} GB{extras}. {run['network']} at "
+        f"layer `{run['layer']}` ({run['maps']} maps), images of {run['size']}; "
+        f"{run['repeats']} repeats unless noted; Python {m['python']}, {versions}.",
+        _methods(run["methods"]),
+    ]
+    if run["overhead"]:
+        parts += ["### An iteration of Opti-CAM", _overhead(run["overhead"])]
+    if run["quality"]:
+        parts += [
+            "### Quality of the search's precision",
+            _quality(run["quality"]),
+        ]
+    if run["growth"]:
+        parts += ["### Growth with the number of images", _growth(run["growth"])]
+    return "\n\n".join(parts)
+
+
+def _methods(methods: dict[str, Any]) -> str:
+    rows = []
+    notes: dict[str, str] = {}
+
+    def note(text: str) -> str:
+        notes.setdefault(text, str(len(notes) + 1))
+        return f" ({notes[text]})"
+
+    for method, found in methods.items():
+        ours = found["ours"]
+        rows.append([f"**{method}**", _time(ours, note), "", _memory(ours, note), ""])
+        if len(found) == 1:
+            reason = NO_PEER.get(method, "its peer can't explain this network")
+            rows[-1][2] = "–" + note(f"No peer: {reason}.")
+        for name, row in found.items():
+            if name == "ours":
+                continue
+            ratio, wanted = _ratio(row, ours), WANTED.get(method, 1.0)
+            agreement = f"{row['correlation']:.4f}, {row['difference']:.2g}"
+            if method in DIFFERENT and row["correlation"] < 0.9999:
+                agreement += note(f"{method}: {DIFFERENT[method]}.")
+            met = "" if ratio >= wanted else f" **below {wanted:g} ×**"
+            rows.append(
+                [
+                    f"… {name}",
+                    _time(row, note),
+                    f"{ratio:.3g} ×{met}",
+                    _memory(row, note),
+                    agreement,
+                ]
+            )
+    table = _table(["method", "seconds", "ours is faster", "memory, MB", "agreement"], rows)
+    lines = [f"({number}) {text}" for text, number in notes.items()]
+    return "\n\n".join([table, *lines])
+
+
+def _ratio(theirs: dict[str, Any], ours: dict[str, Any]) -> float:
+    return statistics.median(theirs["seconds"]) / statistics.median(ours["seconds"])
+
+
+def _time(row: dict[str, Any], note: Callable[[str], str]) -> str:
+    s = row["seconds"]
+    text = f"{statistics.median(s):.3g} ({min(s):.3g}–{max(s):.3g})"
+    n = row["images"]
+    if n == BATCH:
+        return text
+    scaled = f"{len(s)} repeats on {n} image{'s' * (n > 1)}; the seconds are scaled to {BATCH}, "
+    return text + note(f"{scaled}the memory is as measured.")
+
+
+def _memory(row: dict[str, Any], note: Callable[[str], str]) -> str:
+    if row["megabytes"] is None:
+        return "–" + note("Ended by the system for want of memory.")
+    return f"{row['megabytes']:.0f}"
+
+
+def _overhead(overhead: dict[str, Any]) -> str:
+    rows = []
+    for precision, seconds in overhead.items():
+        middle = {name: statistics.median(values) for name, values in seconds.items()}
+        cells = [precision]
+        for name, values in seconds.items():
+            cells.append(
+                f"{1e3 * middle[name]:.1f} ({1e3 * min(values):.1f}–{1e3 * max(values):.1f})"
+            )
+        for name in ("untouched", "quick"):
+            ratio = middle["iteration"] / middle[name]
+            met = "" if ratio <= OVERHEAD else f" **above {OVERHEAD}**"
+            cells.append(f"{ratio:.2f}{met if name == 'untouched' else ''}")
+        rows.append(cells)
+    repeats = len(next(iter(overhead.values()))["iteration"])
+    header = ["precision", "iteration, ms", "bare pass, untouched network", "… quick network"]
+    header += ["iteration / untouched", "iteration / quick"]
+    return (
+        f"Forward and gradient of the input, a batch of {BATCH}; medians of {repeats}, in turn. "
+        "The untouched network is converted to the number format, with channels last; the quick "
+        "one is also rearranged (batch norms folded), and is what the iterations use.\n\n"
+        + _table(header, rows)
+    )
+
+
+def _quality(quality: dict[str, Any]) -> str:
+    rows = [[p, *(f"{q[m]:.2f}" for m in ("AD", "AG", "AI"))] for p, q in quality.items()]
+    return (
+        "Opti-CAM, 100 iterations, on the same images; always measured in float32, in percent.\n\n"
+        + _table(["precision", "AD", "AG", "AI"], rows)
+    )
+
+
+def _growth(growth: dict[str, Any]) -> str:
+    rows = [
+        [method if first else "", n, f"{q['seconds']:.3g}", f"{1e3 * q['seconds'] / int(n):.3g}",
+         f"{q['megabytes']:.0f}"]
+        for method, found in growth.items()
+        for first, (n, q) in zip([True, *[False] * len(found)], found.items(), strict=False)
+    ]  # fmt: skip
+    header = ["method", "images", "seconds", "ms an image", "memory, MB"]
+    return "One run each; Opti-CAM with 10 iterations.\n\n" + _table(header, rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+# --------------------------------------------------------------------------------- command line
+
+_USAGE = """\
+Parameters of the bench: make bench NAME=value …
+
+  MODEL       network; several, separated by commas, run one after the other
+              [scenes_resnet, scenes_vit]
+  CHECKPOINT, LAYER, IMAGES, LABELS   as for make report
+  METHODS     names separated by commas; those that do not fit are left out [all]
+  REPEATS     of every timing [5]
+  BUDGET      seconds for all repeats of one candidate; a slower one is measured on fewer images
+              and scaled [20]
+  TITLE       heading of the run's tables [the network's name]
+  OUT         folder for bench.json and bench.md; runs of other titles that are there stay
+              [build/bench]
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the bench from the command line: `NAME=value …`.
+
+    Returns:
+        0, or 2 if a parameter is wrong (nothing was run).
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(a in ("-h", "--help") for a in arguments):
+        sys.stdout.write(_USAGE)
+        return 0
+    values = {"model": "scenes_resnet, scenes_vit", "checkpoint": "", "layer": ""}
+    values |= {"images": "scenes", "labels": "", "methods": ", ".join(reports.METHODS)}
+    values |= {"repeats": "5", "budget": "20", "title": "", "out": "build/bench"}
+    try:
+        for argument in arguments:
+            name, _, text = argument.partition("=")
+            if name.lower() not in values:
+                raise ValueError(reports.unknown_name("parameter", name, map(str.upper, values)))
+            values[name.lower()] = text.strip() or values[name.lower()]
+        repeats, budget = int(values.pop("repeats")), float(values.pop("budget"))
+        if repeats < 1 or not budget > 0:
+            raise ValueError(f"REPEATS is {repeats} and BUDGET {budget:g}; both must be above 0")
+        title, out = values.pop("title"), Path(values.pop("out")).expanduser()
+        models = [model.strip() for model in values.pop("model").split(",")]
+        cases = [{**values, "model": model, "limit": BATCH} for model in models]
+        subjects = [reports.prepare(**case) for case in cases]
+    except (OSError, TypeError, ValueError) as error:
+        sys.stderr.write(f"bench: {' '.join(str(error).split())}\n")
+        return 2
+    for case, subject in zip(cases, subjects, strict=True):
+        name = subject.classifier.name
+        k, _, _ = subject.classifier.layer_shape()
+        n = len(subject.indices)
+        run = {
+            "title": title or f"{name}, {n} images of {subject.dataset.name}",
+            "date": datetime.date.today().isoformat(),
+            "machine": machine(),
+            "network": name,
+            "layer": subject.classifier.layer,
+            "maps": k,
+            "size": "×".join(map(str, subject.classifier.size)),
+            "repeats": repeats,
+        }
+        run |= bench(
+            partial(load_case, case),
+            subject.methods,
+            repeats=repeats,
+            budget=budget,
+            say=lambda text, name=name: sys.stderr.write(f"bench: {name}: {text}\n"),
+        )
+        write(out, run)
+    sys.stdout.write(f"{out / 'bench.md'}\n")
+    return 0
+
+
+def write(out: Path, run: dict[str, Any]) -> None:
+    """Add a run to the files of a folder, in the place of one of the same title."""
+    out.mkdir(parents=True, exist_ok=True)
+    kept = out / "bench.json"
+    runs = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    titles = [r["title"] for r in runs]
+    # As it will be read again: keys of JSON are texts.
+    run = json.loads(json.dumps(run))
+    if run["title"] in titles:
+        runs[titles.index(run["title"])] = run
+    else:
+        runs.append(run)
+    text = json.dumps(runs, indent=1, ensure_ascii=False)
+    kept.write_text(text + "\n", encoding="utf-8")
+    (out / "bench.md").write_text(markdown(runs), encoding="utf-8")

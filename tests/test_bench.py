@@ -1,0 +1,116 @@
+"""The bench runs, on a small network and once, so that it does not rot."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from bench import measure, run
+from bench.measure import Case
+from bench.peers import DIFFERENT, PEERS
+from conftest import make_classifier, make_images
+from torch import Tensor
+
+import opticam_lite as ol
+
+
+def small(kind: str = "cnn") -> Case:
+    return Case(make_classifier(kind), make_images(8), torch.arange(8) % 5)
+
+
+def small_vit() -> Case:
+    return small("vit")
+
+
+def test_a_run_and_its_page(tmp_path):
+    """Every measurement, in processes of its own as in earnest."""
+    record = run.bench(small, ["cam", "score-cam", "opti-cam"], repeats=1, budget=1, growth=(8, 32))
+    assert set(record["methods"]["score-cam"]) == {"ours", "grad-cam package"}
+    for found in record["methods"].values():
+        for row in found.values():
+            assert len(row["seconds"]) == 1
+            assert min(row["seconds"]) > 0
+            assert 0 <= row["megabytes"] < 500
+    assert record["methods"]["opti-cam"]["plain loop of the paper"]["correlation"] > 0.9
+    assert set(record["overhead"]) == {"float32", "bfloat16"}
+    assert set(record["quality"]) == {"float32", "auto"}
+    for seconds in record["overhead"].values():
+        for values in seconds.values():
+            assert len(values) == 6
+    facts = {
+        "title": "A small network",
+        "date": "2026-01-01",
+        "machine": run.machine(),
+        "network": "cnn",
+        "layer": "4",
+        "maps": 12,
+        "size": "32×32",
+        "repeats": 1,
+    }
+    run.write(tmp_path, facts | record)
+    run.write(tmp_path, facts | record | {"title": "Another"})
+    run.write(tmp_path, facts | record)
+    titles = [r["title"] for r in json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))]
+    assert titles == ["A small network", "Another"]
+    page = (tmp_path / "bench.md").read_text(encoding="utf-8")
+    assert page.count("## A small network") == 1
+    assert page.count("… grad-cam package") == 2
+    assert "No peer" in page
+
+
+@pytest.mark.parametrize("load", [small, small_vit])
+def test_peers_explain_like_the_kit(load):
+    """What is compared for time must be the same for maps, or nearly (`peers.DIFFERENT`)."""
+    case = load()
+    kept = case.images.clone()
+    for method in PEERS:
+        if ol.methods.applicable(case.classifier)[method] is not None:
+            continue
+        found = measure.compare(lambda: case, method, 1, 5.0)
+        for name, row in found.items():
+            assert row["correlation"] > (0.5 if method in DIFFERENT else 0.99), (method, name)
+    assert torch.equal(case.images, kept)
+
+
+def test_slow_candidates_are_measured_on_fewer_images(monkeypatch):
+    case = small()
+    seen: list[int] = []
+
+    def slow(images: Tensor, targets: Tensor) -> Tensor:
+        seen.append(len(images))
+        return ol.explain("cam", case.classifier, images, targets)
+
+    clock = {"now": 0.0}
+
+    def now(case: Case) -> float:
+        clock["now"] += 3.0
+        return clock["now"]
+
+    monkeypatch.setattr(measure, "_now", now)
+    monkeypatch.setattr(measure, "candidates", lambda case, method: {"ours": slow})
+    row = measure.compare(lambda: case, "cam", 5, 8.0)["ours"]
+    assert row["images"] == 1
+    assert row["seconds"] == [24.0, 24.0]
+    assert seen == [1, 1, 1]
+
+
+def test_memory_is_the_peak_of_the_run():
+    found = run.alone(holds, 40)
+    assert 40e6 <= found <= 60e6
+
+
+def holds(megabytes: int) -> int:
+    """Take memory, give it back, and ask for the peak."""
+    meter = measure._Resident()
+    torch.ones(megabytes * 250_000).sum()
+    return meter.peak()
+
+
+def test_wrong_parameters_are_told(capsys):
+    assert run.main(["MODLE=scenes_resnet"]) == 2
+    assert "did you mean 'MODEL'" in capsys.readouterr().err
+    assert run.main(["REPEATS=0"]) == 2
+    assert run.main(["METHODS=grad-kam"]) == 2
+    assert "grad-cam" in capsys.readouterr().err
+    assert run.main(["--help"]) == 0
