@@ -407,3 +407,43 @@ def bars(
     ax.spines[["top", "right"]].set_visible(False)
     told = "; ".join(f"{name} {value:.3g}" for name, value in values.items())
     return Picture(figure, alt or f"Bar chart of {title or ylabel}: {told}.")
+
+
+def intervals(
+    values: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    *,
+    xlabel: str = "",
+    title: str = "",
+    alt: str | None = None,
+    width: float = 7.0,
+) -> Picture:
+    """Draw a point with its interval for each row and series, told apart by colour and marker.
+
+    Args:
+        values: Series → row → (value, low, high). A series may lack rows.
+        xlabel, title: Texts.
+        alt: Alt text. Default: every value with its interval.
+        width: Inches.
+    """
+    rows = list(dict.fromkeys(row for series in values.values() for row in series))
+    step = 0.7 / max(1, len(values))
+    height = 1.0 + len(rows) * (0.25 + 0.16 * len(values))
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    ax = figure.subplots()
+    told = []
+    for i, (name, series) in enumerate(values.items()):
+        y = [rows.index(row) + (i - (len(values) - 1) / 2) * step for row in series]
+        points = np.array(list(series.values()), dtype=float).reshape(-1, 3)
+        colour = COLORS[i % len(COLORS)]
+        ax.hlines(y, points[:, 1], points[:, 2], color=colour, linewidth=1.6)
+        ax.scatter(points[:, 0], y, color=colour, marker="osD^vPX"[i % 7], s=28, label=name)
+        listed = (f"{row} {v:.2f} ({a:.2f} to {b:.2f})" for row, (v, a, b) in series.items())
+        told.append(f"{name}: {', '.join(listed)}")
+    ax.axvline(0, color="#9aa3b2", linewidth=0.8, zorder=0)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.invert_yaxis()
+    ax.set(xlabel=xlabel, title=title)
+    ax.spines[["top", "right"]].set_visible(False)
+    if len(values) > 1:
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return Picture(figure, alt or f"{title or xlabel or 'Intervals'}. {'; '.join(told)}.")
