@@ -1,8 +1,9 @@
 # make report · make test · make lab: each creates .venv on first use, and only then.
 #
-# Parameters of the report and the bench are given on the command line, e.g.
+# Parameters of a report and of the bench are given on the command line, e.g.
 #   make report MODEL=resnet50 IMAGES="my photos" LIMIT=20
-# `make help` lists them all; they are the parameters of notebooks/reports/saliency_report.ipynb.
+#   make report REPORT=benchmark MODEL=resnet50 DATA="my photos" LIMIT=20
+# `make help` lists them all; they are the parameters of the notebooks in notebooks/reports/.
 
 .DEFAULT_GOAL := help
 .PHONY: help report bench test lint format record lab lock clean clean-all
@@ -23,7 +24,7 @@ FOUND_CHROMIUM = $(CHROMIUM)$(shell command -v chromium chromium-browser google-
 UNIT = $(if $(strip $(FOUND_CHROMIUM)),,-m "not browser")
 
 help:
-	@echo 'make report   the saliency report -> build/saliency_report/saliency_report.html'
+	@echo 'make report   the reports -> build/saliency_report/saliency_report.html, build/benchmark_report/…'
 	@echo 'make test     style, types, architecture, tests, notebooks'
 	@echo 'make bench    methods against their peers: time, memory, agreement -> build/bench/bench.md'
 	@echo 'make lab      JupyterLab on the lessons'

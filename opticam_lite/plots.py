@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -392,20 +393,43 @@ def trace(
 def bars(
     values: Mapping[str, float],
     *,
+    errors: Mapping[str, float] | None = None,
     ylabel: str = "",
     title: str = "",
     alt: str | None = None,
     size: tuple[float, float] = (5.5, 3.0),
 ) -> Picture:
-    """Draw one labelled bar a name, its value written above it."""
+    """Draw one labelled bar a name, its value written above it.
+
+    Args:
+        values: Name → height.
+        errors: Name → half the height of its error bar; none where the name is absent or NaN.
+        ylabel, title: Texts.
+        alt: Alt text. Default: each value, with its error.
+        size: Width and height, inches.
+    """
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     ax = figure.subplots()
-    drawn = ax.bar(list(values), list(values.values()), color=COLORS[0], width=0.65)
+    shown = {name: (errors or {}).get(name, math.nan) for name in values}
+    drawn = ax.bar(
+        list(values),
+        list(values.values()),
+        yerr=list(shown.values()) if errors else None,
+        capsize=3,
+        color=COLORS[0],
+        width=0.65,
+    )
     ax.bar_label(drawn, fmt="%.3g", fontsize=8)
     ax.set(ylabel=ylabel, title=title)
     ax.tick_params(axis="x", labelsize=8)
+    if sum(map(len, values)) > 12 * size[0]:  # names would run into each other
+        for label in ax.get_xticklabels():
+            label.set(rotation=35, ha="right", rotation_mode="anchor")
     ax.spines[["top", "right"]].set_visible(False)
-    told = "; ".join(f"{name} {value:.3g}" for name, value in values.items())
+    told = "; ".join(
+        f"{name} {value:.3g}" + ("" if math.isnan(shown[name]) else f" ± {shown[name]:.2g}")
+        for name, value in values.items()
+    )
     return Picture(figure, alt or f"Bar chart of {title or ylabel}: {told}.")
 
 

@@ -1,10 +1,11 @@
-"""The saliency report: check what was asked for, execute the notebook, make one HTML page of it.
+"""Reports: check what was asked for, execute the notebook, make one HTML page of it.
 
     NAME=value … ──parse, prepare──▶ notebook ──papermill──▶ .ipynb, metrics.json ──▶ .html
 
-`make report` calls `main`. The report's parameters are those of the notebook's parameters cell:
+`make report` calls `main`. A report's parameters are those of its notebook's parameters cell:
 adding one there is all it takes. Everything is checked before anything runs, by the function that
-the notebook itself begins with, `prepare`; so what passes the check is what runs.
+the notebook itself begins with, such as `prepare`; so what passes the check is what runs. What the
+saliency report shows is here, what the benchmark report shows in `benchmark`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +41,22 @@ from papermill.execute import remove_error_markers
 from torch import Tensor
 
 from .classifier import Classifier
-from .datasets import Dataset, Unlabelled, load_dataset
+from .datasets import Dataset, ImageError, Unlabelled, load_dataset
 from .evaluation import choose
+from .evaluation.run import lacks
 from .methods import METHODS, applicable
+from .metrics import METRICS
 from .models import load_model
 from .paths import data_dir
 from .plots import COLORS, Picture
-from .registry import unknown_name
+from .registry import Registry, unknown_name
 
-NAME = "saliency_report"
-FOLDER = Path("build") / NAME
+DEFAULT = "saliency"
 SECONDS_A_CELL = 7200
 _PACKAGE = Path(__file__).resolve().parent
 _TYPES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "yes or no"}
+# Where a notebook puts its numbers is the runner's business, not a parameter of the report.
+_PLACES = ("out", "rows")
 _TRUTH = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
@@ -62,14 +67,20 @@ class ReportError(ValueError):
 # ---------------------------------------------------------------------------------- parameters
 
 
-def notebook_path() -> Path:
-    """Return the report's notebook: in a checkout, or inside the package when installed.
+def checks() -> dict[str, Callable[..., Subject]]:
+    """Return report → the function that checks its parameters: all reports, in their order."""
+    return {"saliency": prepare, "benchmark": prepare_benchmark}
+
+
+def notebook_path(report: str = DEFAULT) -> Path:
+    """Return a report's notebook: in a checkout, or inside the package when installed.
 
     Raises:
         FileNotFoundError: If it is in neither place.
     """
     places = [
-        root / "notebooks" / "reports" / f"{NAME}.ipynb" for root in (_PACKAGE.parent, _PACKAGE)
+        root / "notebooks" / "reports" / f"{report}_report.ipynb"
+        for root in (_PACKAGE.parent, _PACKAGE)
     ]
     for place in places:
         if place.is_file():
@@ -77,8 +88,31 @@ def notebook_path() -> Path:
     raise FileNotFoundError(f"the report's notebook is not at {' or '.join(map(str, places))}")
 
 
+def folder(report: str) -> Path:
+    """Return where a report is written to unless OUT says otherwise."""
+    return Path("build") / f"{report}_report"
+
+
+def choose_reports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the reports that are asked for, and the other arguments.
+
+    `REPORT=name` names one; parameters without it are the saliency report's; no argument at all
+    asks for every report with its defaults.
+
+    Raises:
+        ReportError: For an unknown report.
+    """
+    named = [a for a in arguments if a.partition("=")[0].strip().lower().lstrip("-") == "report"]
+    others = [a for a in arguments if a not in named]
+    chosen = [name for a in named if (name := a.partition("=")[2].strip().lower())]
+    for name in chosen:
+        if name not in checks():
+            raise ReportError(unknown_name("report", name, checks()))
+    return chosen or ([DEFAULT] if others else list(checks())), others
+
+
 def parse(
-    arguments: Sequence[str], notebook: Path | None = None
+    arguments: Sequence[str], notebook: Path | None = None, report: str = DEFAULT
 ) -> tuple[dict[str, Any], Path, float]:
     """Turn `NAME=value` arguments into parameters of the notebook.
 
@@ -88,6 +122,7 @@ def parse(
         arguments: Such as `["MODEL=resnet50", "LIMIT=20"]`; besides the notebook's parameters OUT
             (folder) and TIMEOUT (seconds a cell) are known.
         notebook: Whose parameters. Default: the report's.
+        report: Its name.
 
     Returns:
         All parameters of the notebook, those given in place of its defaults; the folder to write
@@ -96,11 +131,11 @@ def parse(
     Raises:
         ReportError: For an unknown name or a value of the wrong type.
     """
-    known = _parameters(notebook or notebook_path())
+    known = _parameters(notebook or notebook_path(report))
     values = {name: default for name, (default, _, _) in known.items()}
     types = {name: kind for name, (_, kind, _) in known.items()}
     types |= {"out": "str", "timeout": "float"}
-    values |= {"out": str(FOLDER), "timeout": SECONDS_A_CELL}
+    values |= {"out": str(folder(report)), "timeout": SECONDS_A_CELL}
     for argument in arguments:
         name, equals, text = argument.partition("=")
         if not equals:
@@ -123,7 +158,7 @@ def _parameters(notebook: Path) -> dict[str, tuple[Any, str, str]]:
     return {
         name: (ast.literal_eval(p["default"]), p["inferred_type_name"], p["help"])
         for name, p in papermill.inspect_notebook(str(notebook)).items()
-        if name != "out"  # where the notebook puts its numbers is the runner's business
+        if name not in _PLACES
     }
 
 
@@ -136,15 +171,21 @@ def _convert(name: str, text: str, kind: str) -> Any:
         raise ReportError(f"{name.upper()} is {text!r}; it must be {_TYPES[kind]}") from error
 
 
-def usage(notebook: Path | None = None) -> str:
-    """Return the help text: every parameter, what it is for and its default."""
-    lines = ["Parameters of the report: make report NAME=value …", ""]
-    rows = [(n, d, h) for n, (d, _, h) in _parameters(notebook or notebook_path()).items()]
-    rows += [("out", str(FOLDER), "folder to write to")]
-    rows += [("timeout", SECONDS_A_CELL, "seconds that one cell of the notebook may take")]
-    for name, default, explanation in rows:
-        shown = "" if default == "" else f" [{default}]"
-        lines.append(f"  {name.upper():<12}{explanation}{shown}")
+def usage() -> str:
+    """Return the help text: every report's parameters, what they are for and their defaults."""
+    lines = [
+        "make report              every report on the embedded data",
+        "make report NAME=value … the saliency report with parameters",
+        "make report REPORT=name NAME=value …",
+    ]
+    for report in checks():
+        lines += ["", f"Parameters of REPORT={report}:", ""]
+        rows = [(n, d, h) for n, (d, _, h) in _parameters(notebook_path(report)).items()]
+        rows += [("out", str(folder(report)), "folder to write to")]
+        rows += [("timeout", SECONDS_A_CELL, "seconds that one cell of the notebook may take")]
+        for name, default, explanation in rows:
+            shown = "" if default == "" else f" [{default}]"
+            lines.append(f"  {name.upper():<12}{explanation}{shown}")
     return "\n".join(lines) + "\n"
 
 
@@ -165,6 +206,7 @@ class Subject:
         options: Options of the methods, as `evaluate` takes them.
         targets: Which class is explained, in words.
         labelled: Whether that is the true class.
+        metrics: Names of the metrics that the dataset allows.
     """
 
     classifier: Classifier
@@ -176,6 +218,7 @@ class Subject:
     options: dict[str, dict[str, Any]]
     targets: str
     labelled: bool
+    metrics: tuple[str, ...] = ("AD", "AG", "AI")
 
     @property
     def transformer(self) -> bool:
@@ -217,20 +260,127 @@ def prepare(
     Raises:
         ReportError, ValueError, FileNotFoundError, ConnectionError: The first thing that is wrong.
     """
+    subject = _subject(
+        model=model,
+        checkpoint=checkpoint,
+        weights=weights,
+        layer=layer,
+        data=images,
+        labels=labels,
+        methods=methods,
+        limit=limit,
+        seed=seed,
+        examples=examples,
+        iterations=iterations,
+        normalize=normalize,
+        device=device,
+    )
+    shown = _different(subject.dataset, subject.indices, examples)
+    return replace(subject, examples=shown)
+
+
+def prepare_benchmark(
+    *,
+    model: str = "scenes_resnet",
+    checkpoint: str = "",
+    weights: str = "hub",
+    layer: str = "",
+    data: str = "scenes",
+    labels: str = "",
+    methods: str = "grad-cam, score-cam, opti-cam, fake-cam",
+    metrics: str = "all",
+    limit: int = 8,
+    seed: int = 0,
+    examples: int = 1,
+    iterations: int = 50,
+    normalize: bool = True,
+    device: str = "auto",
+) -> Subject:
+    """Check the parameters of the benchmark report and load what they name.
+
+    Broken images are not looked for: `evaluate` counts them and goes on.
+
+    Args:
+        model, checkpoint, weights, layer, normalize, device: See `load_model`; `""` is None.
+        data, labels: See `load_dataset`.
+        methods: Names separated by commas, or `all`. Those that do not apply are left out.
+        metrics: Names separated by commas, or `all`. Those that the dataset does not allow are
+            left out.
+        limit: Measure at most this many images.
+        seed: Of their draw, and of metrics that draw.
+        examples: Show this many of the best and of the worst maps of each method.
+        iterations: Of Opti-CAM.
+
+    Raises:
+        ReportError, ValueError, FileNotFoundError, ConnectionError: The first thing that is wrong.
+    """
+    names = _listed("METRICS", metrics, METRICS)
+    subject = _subject(
+        model=model,
+        checkpoint=checkpoint,
+        weights=weights,
+        layer=layer,
+        data=data,
+        labels=labels,
+        methods=methods,
+        limit=limit,
+        seed=seed,
+        examples=examples,
+        iterations=iterations,
+        normalize=normalize,
+        device=device,
+    )
+    reasons = {name: lacks(subject.dataset, name) for name in names}
+    left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    if len(left_out) == len(names):
+        name, reason = next(iter(left_out.items()))
+        raise ReportError(f"no metric of METRICS can be measured on {data}; {name}: {reason}")
+    return replace(
+        subject,
+        metrics=tuple(name for name in names if name not in left_out),
+        left_out=subject.left_out | left_out,
+    )
+
+
+def _listed(what: str, text: str, registry: Registry[Any]) -> list[str]:
+    """Return the names of a list, each once; `all` stands for every name of the registry."""
+    names = list(dict.fromkeys(text.replace(",", " ").split()))
+    if names == ["all"]:
+        return list(registry)
+    for name in names:
+        registry[name]  # an unknown name raises the error that lists the close ones
+    if not names:
+        raise ReportError(f"{what} names none; choose among {', '.join(registry)}")
+    return names
+
+
+def _subject(
+    *,
+    model: str,
+    checkpoint: str,
+    weights: str,
+    layer: str,
+    data: str,
+    labels: str,
+    methods: str,
+    limit: int,
+    seed: int,
+    examples: int,
+    iterations: int,
+    normalize: bool,
+    device: str,
+) -> Subject:
+    """Check what all reports have in common; the examples are not chosen yet."""
     for name, number in {"limit": limit, "examples": examples, "iterations": iterations}.items():
         if number < 1:
             raise ReportError(f"{name.upper()} is {number}; it must be at least 1")
-    names = [name for name in methods.replace(",", " ").split() if name]
-    for name in names:
-        METHODS[name]  # an unknown name raises the error that lists the close ones
-    if not names:
-        raise ReportError(f"METHODS names none; choose among {', '.join(METHODS)}")
+    names = _listed("METHODS", methods, METHODS)
     # The cheap checks come first: a network may take a while.
     for what, given in {"CHECKPOINT": checkpoint, "LABELS": labels}.items():
         if given and not Path(given).expanduser().is_file():
             raise FileNotFoundError(f"{what} is {given!r}, and there is no such file")
-    if not Path(images).expanduser().exists():
-        load_dataset(images)  # the scenes, or the error that says what is missing
+    if not Path(data).expanduser().exists():
+        load_dataset(data)  # the scenes, or the error that says what is missing
     classifier = load_model(
         model,
         checkpoint=_path(checkpoint),
@@ -239,26 +389,25 @@ def prepare(
         normalize=normalize,
         device=device,
     )
-    dataset = load_dataset(Path(images).expanduser(), labels=_path(labels), classifier=classifier)
+    dataset = load_dataset(Path(data).expanduser(), labels=_path(labels), classifier=classifier)
     reasons = applicable(classifier)
     left_out = {name: reason for name in names if (reason := reasons[name]) is not None}
-    chosen = [name for name in dict.fromkeys(names) if name not in left_out]
+    chosen = [name for name in names if name not in left_out]
     if not chosen:
         name, reason = next(iter(left_out.items()))
         raise ReportError(f"no method of METHODS can explain {classifier.name}; {name}: {reason}")
     if dataset.labels is not None and dataset.labels != classifier.labels:
         dataset = Unlabelled(dataset)
-        targets = f"predicted class, since {classifier.name} does not know the classes of {images}"
-    elif dataset[0].target is None:
+        targets = f"predicted class, since {classifier.name} does not know the classes of {data}"
+    elif _first_target(dataset) is None:
         targets = "predicted class, since no table of true classes (LABELS) was given"
     else:
         targets = "true class"
-    indices = choose(len(dataset), limit, seed)
     return Subject(
         classifier,
         dataset,
-        indices,
-        _different(dataset, classifier, indices, examples),
+        choose(len(dataset), limit, seed),
+        [],
         chosen,
         left_out,
         {"opti-cam": {"iterations": iterations}} if "opti-cam" in chosen else {},
@@ -267,13 +416,19 @@ def prepare(
     )
 
 
+def _first_target(dataset: Dataset) -> int | None:
+    """Return the target of the first image that can be read."""
+    for i in range(len(dataset)):
+        with suppress(ImageError):
+            return dataset[i].target
+    return None
+
+
 def _path(text: str) -> str | None:
     return str(Path(text).expanduser()) if text else None
 
 
-def _different(
-    dataset: Dataset, classifier: Classifier, indices: list[int], examples: int
-) -> list[int]:
+def _different(dataset: Dataset, indices: list[int], examples: int) -> list[int]:
     """Choose examples: one image of each of as many classes as possible, then others.
 
     Every image to be measured is read here, so that a damaged file is found before the run.
@@ -301,13 +456,16 @@ def predictions(subject: Subject, batch_size: int = 32) -> tuple[Tensor, Tensor]
     return torch.cat(targets), torch.cat(predicted)
 
 
-def paper_table(number: int) -> pd.DataFrame:
-    """Return Table 1 (CNNs) or 2 (transformers) of the paper.
+def paper_table(number: int | str) -> pd.DataFrame:
+    """Return a table of the paper: 1 to 4, A7 or A8.
 
     Returns:
-        Columns network, method, AD, AG, AI (percent), T (seconds per batch of 8, their hardware).
+        Columns network, method, and the metrics as the paper prints them; T is seconds per batch
+        of 8 on the authors' hardware. `attrs["source"]` names the table.
     """
-    return pd.read_csv(data_dir() / "paper" / f"table{number}.csv")
+    table = pd.read_csv(data_dir() / "paper" / f"table{number}.csv")
+    table.attrs["source"] = f"Table {number}"
+    return table
 
 
 def ordering(table: pd.DataFrame) -> dict[str, tuple[bool, str]]:
@@ -370,69 +528,93 @@ _OTHER_TITLES = {
 _TABLE = Environment(autoescape=True).from_string("""
 <table class="figures">
 <caption>{{ caption }}</caption>
+<colgroup></colgroup>
+{% for name, note in groups %}
+<colgroup span="{{ heads|length }}"{% if loop.first %} class="measured"{% endif %}></colgroup>
+{% endfor %}
 <thead>
 <tr><th rowspan="2" scope="col">method</th>
 {% for name, note in groups %}
-<th colspan="4" scope="colgroup">{{ name }}<small>{{ note }}</small></th>
+<th colspan="{{ heads|length }}" scope="colgroup">{{ name }}<small>{{ note }}</small></th>
 {% endfor %}</tr>
-<tr>{% for _ in groups %}<th scope="col" title="average drop: lower is better">AD ↓</th>
-<th scope="col" title="average gain: higher is better">AG ↑</th>
-<th scope="col" title="average increase: higher is better">AI ↑</th>
-<th scope="col" title="seconds per batch of 8 images">T, s</th>{% endfor %}</tr>
+<tr>{% for _ in groups %}{% for head, title in heads %}
+<th scope="col" title="{{ title }}">{{ head }}</th>{% endfor %}{% endfor %}</tr>
 </thead>
 <tbody>
 {% for row in rows %}<tr{% if not row.measured %} class="other"{% endif %}>
 <th scope="row">{{ row.title }}</th>
 {% for cell in row.cells %}
-<td{% if cell.best %} class="best"{% endif %}>{{ cell.text }}</td>
+<td{% if cell.best %} class="best"{% endif %}>{{ cell.text }}
+{%- if cell.error %}<small> ±{{ cell.error }}</small>{% endif %}</td>
 {% endfor %}</tr>
 {% endfor %}</tbody>
 </table>
 """)
 
+_UNITS = {
+    "T": "T is seconds per batch of 8 images, here on this machine, in the paper on the authors'",
+    "MS": "MS is a ratio",
+    "SM": "SM is a logarithm",
+}
 
-def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str) -> str:
+
+def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = "paper") -> str:
     """Return an HTML table of the measured figures beside the paper's.
 
     Args:
-        table: What `summarize` returned.
-        paper: What `paper_table` returned. Its methods that were not measured follow in grey.
+        table: What `summarize` returned, with the standard errors or without.
+        paper: What `paper_table` returned, or the rows of some of its networks. Its methods that
+            were not measured follow in grey, its metrics that were not measured are left out.
         here: Heads the measured columns.
+        note: Under the names of the paper's networks.
     """
-    networks = list(dict.fromkeys(paper["network"]))
+    columns = [c for c in paper.columns if c in table.columns]
     groups = {here: table} | {
-        network: paper[paper["network"] == network].set_index("method") for network in networks
+        network: rows.set_index("method") for network, rows in paper.groupby("network", sort=False)
     }
-    digits = {"AD": 1, "AG": 1, "AI": 1, "T": 2}
 
     def cell(group: pd.DataFrame, method: str, column: str) -> dict[str, Any]:
-        if method not in group.index:
+        if method not in group.index or pd.isna(group.loc[method, column]):
             return {"text": "–", "best": False}
-        values = group[column].round(digits[column])
+        digits = 2 if column in _UNITS else 1
+        values = group[column].round(digits)
         # Bold as in the paper: Fake-CAM aside, which would win AD with nothing.
         rivals = values.drop(index="fake-cam", errors="ignore")
-        best = {"AD": rivals.min, "AG": rivals.max, "AI": rivals.max}.get(column)
+        best = None
+        if column in METRICS:
+            best = rivals.min() if METRICS[column].better == "lower" else rivals.max()
+        error = group.loc[method].get(f"{column} ±", math.nan)
         return {
-            "text": f"{values[method]:.{digits[column]}f}",
-            "best": method != "fake-cam" and best is not None and values[method] == best(),
+            "text": f"{values[method]:.{digits}f}",
+            "best": method != "fake-cam" and best is not None and values[method] == best,
+            "error": "" if math.isnan(error) else f"{error:.{digits}f}",
         }
+
+    def head(column: str) -> tuple[str, str]:
+        if column not in METRICS:
+            return "T, s", "seconds per batch of 8 images"
+        metric = METRICS[column]
+        return f"{column} {metric.arrow}", f"{metric.title}: {metric.better} is better"
 
     rows = [
         {
             "title": title(method),
             "measured": method in table.index,
-            "cells": [cell(g, method, c) for g in groups.values() for c in digits],
+            "cells": [cell(g, method, c) for g in groups.values() for c in columns],
         }
         for method in dict.fromkeys([*table.index, *paper["method"]])
     ]
-    number = 2 if "ViT-B" in networks else 1
+    errors = any(f"{c} ±" in table.columns for c in columns)
+    units = "; ".join(["Percent", *(text for c, text in _UNITS.items() if c in columns)])
+    beside = f", and the paper's {paper.attrs['source']}" if len(paper) else ""
     return _TABLE.render(
         caption=(
-            f"Measured here, and the paper's Table {number}. Percent; T is seconds per batch of 8 "
-            "images, here on this machine, in the paper on the authors'. Bold: best of its column, "
-            "Fake-CAM aside. Grey: methods of the paper that were not measured here."
+            f"Measured here{' ± standard error over images' if errors else ''}{beside}. {units}. "
+            "Bold: best of its column, Fake-CAM aside."
+            + (" Grey: methods of the paper that were not measured here." if len(paper) else "")
         ),
-        groups=[(here, "measured"), *((network, "paper") for network in networks)],
+        groups=[(here, "measured"), *((network, note) for network in list(groups)[1:])],
+        heads=[head(c) for c in columns],
         rows=rows,
     )
 
@@ -529,7 +711,30 @@ def write_metrics(
     """
     claims = ordering(table)
     record = {
-        "report": NAME,
+        **about("saliency", subject, settings),
+        **quality,
+        "methods": [
+            {
+                "method": str(method),
+                "AD": float(row["AD"]),
+                "AG": float(row["AG"]),
+                "AI": float(row["AI"]),
+                "seconds": float(row["T"]),
+                "n": len(subject.indices),
+            }
+            for method, row in table.iterrows()
+        ],
+        "ordering": {claim: holds for claim, (holds, _) in claims.items()},
+        "ordering_holds": bool(claims) and all(holds for holds, _ in claims.values()),
+    }
+    write_json(folder, record)
+    return record
+
+
+def about(report: str, subject: Subject, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what every `metrics.json` says: what was measured, and with which versions."""
+    return {
+        "report": f"{report}_report",
         "settings": dict(settings),
         "network": {
             "name": subject.classifier.name,
@@ -543,32 +748,21 @@ def write_metrics(
             "of": len(subject.dataset),
             "targets": subject.targets,
         },
-        **quality,
-        "methods": [
-            {
-                "method": str(method),
-                "AD": float(row["AD"]),
-                "AG": float(row["AG"]),
-                "AI": float(row["AI"]),
-                "seconds": float(row["T"]),
-                "n": len(subject.indices),
-            }
-            for method, row in table.iterrows()
-        ],
         "left_out": subject.left_out,
-        "ordering": {claim: holds for claim, (holds, _) in claims.items()},
-        "ordering_holds": bool(claims) and all(holds for holds, _ in claims.values()),
         "versions": versions(),
     }
+
+
+def write_json(folder: str | Path, record: Mapping[str, Any]) -> None:
+    """Write `metrics.json` into a folder; `""` writes nothing. NaN becomes null."""
     if folder:
         text = json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False)
         (Path(folder) / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    return record
 
 
 def _finite(value: Any) -> Any:
     """Replace NaN, which JSON does not know, by None."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_finite(v) for v in value]
@@ -626,9 +820,10 @@ def _where(cell: NotebookNode, index: int) -> str:
 
 def run(
     parameters: Mapping[str, Any],
-    out: Path = FOLDER,
+    out: Path | None = None,
     timeout: float = SECONDS_A_CELL,
     notebook: Path | None = None,
+    report: str = DEFAULT,
 ) -> list[Failure]:
     """Execute the notebook and put the report into a folder.
 
@@ -638,22 +833,27 @@ def run(
 
     Args:
         parameters: Of the notebook, checked.
-        out: The folder; created if need be.
+        out: The folder; created if need be. Default: `folder(report)`. Rows that a notebook
+            measures are kept in its `rows/`, whatever happens, so that a later run resumes.
         timeout: Seconds that a cell may take.
         notebook: Default: the report's.
+        report: Its name.
 
     Returns:
         What failed; empty for a good run.
     """
-    notebook = notebook or notebook_path()
+    out, notebook = out or folder(report), notebook or notebook_path(report)
+    name = f"{report}_report"
     with tempfile.TemporaryDirectory(prefix="opticam-") as temporary:
-        executed = Path(temporary) / f"{NAME}.ipynb"
+        executed = Path(temporary) / f"{name}.ipynb"
+        places = {"out": temporary, "rows": str(out.absolute() / "rows")}
+        wanted = papermill.inspect_notebook(str(notebook))
         error = None
         try:
             papermill.execute_notebook(
                 str(notebook),
                 str(executed),
-                {**parameters, "out": temporary},
+                {**parameters, **{key: places[key] for key in _PLACES if key in wanted}},
                 cwd=str(Path.cwd()),
                 progress_bar=sys.stderr.isatty(),
                 execution_timeout=timeout,
@@ -671,10 +871,10 @@ def run(
             result = nbformat.read(executed, as_version=4)
         found = failures(result)
         nbformat.write(result, executed)
-        write_html(result, Path(temporary) / f"{NAME}.html", found)
+        write_html(result, Path(temporary) / f"{name}.html", found)
         if error is not None or found:
             (Path(temporary) / "metrics.json").unlink(missing_ok=True)
-        _publish(Path(temporary), out)
+        _publish(Path(temporary), out, name)
     return found
 
 
@@ -693,16 +893,16 @@ def _mark(notebook: NotebookNode, error: Exception, timeout: float) -> None:
     )
 
 
-def _publish(made: Path, out: Path) -> None:
+def _publish(made: Path, out: Path, name: str) -> None:
     """Put the files into place, each whole or not at all; other files there are not touched."""
     out.mkdir(parents=True, exist_ok=True)
-    for suffix in (f"{NAME}.ipynb", f"{NAME}.html", "metrics.json"):
-        if (made / suffix).exists():
-            part = out / f".{suffix}.part"
-            shutil.copyfile(made / suffix, part)
-            part.replace(out / suffix)
+    for file in (f"{name}.ipynb", f"{name}.html", "metrics.json"):
+        if (made / file).exists():
+            part = out / f".{file}.part"
+            shutil.copyfile(made / file, part)
+            part.replace(out / file)
         else:
-            (out / suffix).unlink(missing_ok=True)
+            (out / file).unlink(missing_ok=True)
 
 
 def write_html(notebook: NotebookNode, path: Path, failed: Sequence[Failure] = ()) -> None:
@@ -722,33 +922,42 @@ def write_html(notebook: NotebookNode, path: Path, failed: Sequence[Failure] = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a report from the command line.
+    """Make reports from the command line.
 
     Returns:
-        0 for a good report, 1 if a cell failed (the page marks it), 2 if a parameter is wrong
-        (nothing was run or written), 130 if it was interrupted (nothing was written).
+        0 for good reports, 1 if a cell failed (the page marks it), 2 if a parameter is wrong
+        (nothing was run or written), 130 if it was interrupted (no page was written).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(a in ("-h", "--help") for a in arguments):
         sys.stdout.write(usage())
         return 0
+    plans = {}
     try:
-        parameters, out, timeout = parse(arguments)
-        _check_folder(out)
-        prepare(**parameters)
+        chosen, others = choose_reports(arguments)
+        for report in chosen:
+            plans[report] = parse(others, report=report)
+            _check_folder(plans[report][1])
+            checks()[report](**plans[report][0])
     except (OSError, TypeError, ValueError) as error:
         sys.stderr.write(f"report: {' '.join(str(error).split())}\n")
         return 2
-    sys.stderr.write(f"Executing the report's notebook; it is written to {out}\n")
-    try:
-        found = run(parameters, out, timeout)
-    except KeyboardInterrupt:
-        sys.stderr.write("report: interrupted; nothing was written\n")
-        return 130
-    for failure in found:
-        sys.stderr.write(f"report: {failure.where} failed with {failure.error}\n")
-    sys.stdout.write(f"{out / NAME}.html\n")
-    return 1 if found else 0
+    failed = False
+    for report, (parameters, out, timeout) in plans.items():
+        sys.stderr.write(f"Executing the {report} report's notebook; it is written to {out}\n")
+        try:
+            found = run(parameters, out, timeout, report=report)
+        except KeyboardInterrupt:
+            kept = (
+                f" but the rows measured so far, {out / 'rows'}" if (out / "rows").exists() else ""
+            )
+            sys.stderr.write(f"report: interrupted; nothing was written{kept}\n")
+            return 130
+        for failure in found:
+            sys.stderr.write(f"report: {failure.where} failed with {failure.error}\n")
+        sys.stdout.write(f"{out / report}_report.html\n")
+        failed |= bool(found)
+    return 1 if failed else 0
 
 
 def _check_folder(out: Path) -> None:

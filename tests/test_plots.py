@@ -104,6 +104,21 @@ def test_curves_and_bars() -> None:
     assert bars.alt == "Bar chart of AD: x 1; y 2.5."
 
 
+def test_bars_show_errors_where_they_are_known() -> None:
+    picture = plots.bars(
+        {"a name": 10.0, "another name": 20.0, "a third name": 5.0},
+        errors={"a name": 1.5, "another name": float("nan")},
+        title="AD",
+        size=(2.0, 2.0),
+    )
+    assert picture.alt == "Bar chart of AD: a name 10 ± 1.5; another name 20; a third name 5."
+    (ax,) = picture.figure.axes
+    (lines,) = ax.containers[0].errorbar.lines[2]
+    heights = [segment[:, 1].tolist() for segment in lines.get_segments() if len(segment)]
+    assert [8.5, 11.5] in heights
+    assert {label.get_rotation() for label in ax.get_xticklabels()} == {35}
+
+
 def test_pictures_are_drawn_in_any_thread(images: Tensor) -> None:
     def draw(i: int) -> int:
         return len(plots.grid(make_images(1, seed=i), {}, title=f"number {i}").png)

@@ -375,7 +375,7 @@ def test_a_failing_cell_leaves_the_page_with_the_error_marked(tmp_path):
 
 def test_main_returns_1_for_a_failing_cell(tmp_path, capsys, monkeypatch):
     bad = write_notebook(tmp_path / "bad.ipynb", "raise ValueError('<so> it is')")
-    monkeypatch.setattr(reports, "notebook_path", lambda: bad)
+    monkeypatch.setattr(reports, "notebook_path", lambda *_: bad)
     monkeypatch.setattr(reports, "prepare", lambda **_: None)
     assert reports.main([f"OUT={tmp_path / 'out'}"]) == 1
     shown = capsys.readouterr()
