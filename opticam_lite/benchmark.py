@@ -23,7 +23,7 @@ from .plots import Picture, bars, grid
 from .reports import Subject, about, comparison, ordering, paper_table, title, write_json
 
 # Name → the paper's tables for CNNs and for transformers.
-SECTIONS = {
+SECTIONS: dict[str, tuple[int | str, int | str]] = {
     "What the mask keeps": (1, 2),
     "Insertion and deletion": (3, 3),
     "AOPC, sensitivity, ADCC": (4, 4),
