@@ -109,7 +109,8 @@ def _drive(ray: ModuleType, start: Any, count: int, tasks: Sequence[Task]) -> It
         try:
             result = ray.get(call)
         except ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from None  # the fault of the method, not of Ray
+            # The fault of the method, not of Ray: its own error, with Ray's as the cause.
+            raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except ray.exceptions.RayError as error:
             if getattr(error, "actor_init_failed", False):
                 raise RuntimeError(f"Ray's workers can't start: {error}") from error
