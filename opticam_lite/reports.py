@@ -40,6 +40,7 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
 from torch import Tensor
 
+from . import studies
 from .classifier import Classifier
 from .datasets import Dataset, ImageError, Unlabelled, load_dataset
 from .evaluation import choose
@@ -67,9 +68,9 @@ class ReportError(ValueError):
 # ---------------------------------------------------------------------------------- parameters
 
 
-def checks() -> dict[str, Callable[..., Subject]]:
+def checks() -> dict[str, Callable[..., Subject | studies.Study]]:
     """Return report → the function that checks its parameters: all reports, in their order."""
-    return {"saliency": prepare, "benchmark": prepare_benchmark}
+    return {"saliency": prepare, "benchmark": prepare_benchmark, "boxes": studies.prepare}
 
 
 def notebook_path(report: str = DEFAULT) -> Path:
@@ -457,7 +458,7 @@ def predictions(subject: Subject, batch_size: int = 32) -> tuple[Tensor, Tensor]
 
 
 def paper_table(number: int | str) -> pd.DataFrame:
-    """Return a table of the paper: 1 to 4, A7 or A8.
+    """Return a table of the paper: 1 to 5, A7 or A8.
 
     Returns:
         Columns network, method, and the metrics as the paper prints them; T is seconds per batch
