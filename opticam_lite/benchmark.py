@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from .evaluation.job import Job
 from .evaluation.settings import describe, digest
@@ -85,15 +86,17 @@ def section(name: str, subject: Subject, table: pd.DataFrame) -> str:
     paper = paper_table(SECTIONS[name][subject.transformer])
     metrics = [c for c in paper.columns if c in METRICS]
     measured = [c for c in metrics if c in table.columns]
+    reasons: dict[str, list[str]] = {}
+    for metric in metrics:
+        if metric not in measured:
+            reason = subject.left_out.get(metric, "METRICS does not name it")
+            reasons.setdefault(reason, []).append(metric)
     absent = "".join(
-        f"<p>{metric} was not measured: "
-        f"{html.escape(subject.left_out.get(metric, 'METRICS does not name it'))}.</p>"
-        for metric in metrics
-        if metric not in measured
+        f"<p>Not measured: {', '.join(names)} ({html.escape(reason)}).</p>"
+        for reason, names in reasons.items()
     )
     if not measured:
-        reasons = {subject.left_out.get(metric, "METRICS names none of them") for metric in metrics}
-        return f"<p>Not measured: {html.escape('; '.join(sorted(reasons)))}.</p>"
+        return absent
     network, same = counterpart(subject)
     source = paper.attrs["source"]
     theirs = paper[paper["network"] == network]
@@ -132,7 +135,11 @@ def extremes(
     index = {subject.dataset.id(i): i for i in subject.indices}
     rows = frame.dropna(subset=["p", "o"]).drop_duplicates(["method", "image"])
     rows = rows.assign(change=rows["o"] - rows["p"])
-    images, masks, captions, titles, classes = [], [], [], [], []
+    images: list[Tensor] = []
+    masks: list[Tensor] = []
+    titles: list[str] = []
+    classes: list[str] = []
+    captions: list[str] = []
     for method, of_method in rows.groupby("method", sort=False):
         chosen = of_method.sort_values("change", ascending=not best, kind="stable").head(examples)
         batch, _ = subject.dataset.batch(index[image] for image in chosen["image"])

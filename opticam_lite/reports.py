@@ -933,7 +933,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(a in ("-h", "--help") for a in arguments):
         sys.stdout.write(usage())
         return 0
-    plans = {}
+    plans: dict[str, tuple[dict[str, Any], Path, float]] = {}
     try:
         chosen, others = choose_reports(arguments)
         for report in chosen:
