@@ -89,7 +89,7 @@ def section(name: str, subject: Subject, table: pd.DataFrame) -> str:
     reasons: dict[str, list[str]] = {}
     for metric in metrics:
         if metric not in measured:
-            reason = subject.left_out.get(metric, "METRICS does not name it")
+            reason = subject.left_out.get(metric, "METRICS=all measures them")
             reasons.setdefault(reason, []).append(metric)
     absent = "".join(
         f"<p>Not measured: {', '.join(names)} ({html.escape(reason)}).</p>"

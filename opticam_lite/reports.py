@@ -288,8 +288,8 @@ def prepare_benchmark(
     layer: str = "",
     data: str = "scenes",
     labels: str = "",
-    methods: str = "grad-cam, score-cam, opti-cam, fake-cam",
-    metrics: str = "all",
+    methods: str = "grad-cam, grad-cam++, layer-cam, opti-cam, fake-cam",
+    metrics: str = "AD, AG, AI, AOPC, ADCC, OM, LE, F1, BA, SP, EP, SM",
     limit: int = 8,
     seed: int = 0,
     examples: int = 1,
@@ -305,8 +305,8 @@ def prepare_benchmark(
         model, checkpoint, weights, layer, normalize, device: See `load_model`; `""` is None.
         data, labels: See `load_dataset`.
         methods: Names separated by commas, or `all`. Those that do not apply are left out.
-        metrics: Names separated by commas, or `all`. Those that the dataset does not allow are
-            left out.
+        metrics: Names separated by commas, or `all`, of which I, D and MS take longest. Those that
+            the dataset does not allow are left out.
         limit: Measure at most this many images.
         seed: Of their draw, and of metrics that draw.
         examples: Show this many of the best and of the worst maps of each method.

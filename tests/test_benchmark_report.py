@@ -234,7 +234,7 @@ def test_a_section_shows_measured_and_printed_figures(subject, frame):
     assert page.row("Grad-CAM") == [f"{value:.1f}±{error:.1f}", "65.8"]
     assert page.row("Opti-CAM") == ["–", "64.8"]
     assert "paper: another network" in shown
-    assert "Not measured: OM, F1, BA, SP, EP, SM (METRICS does not name it)" in shown
+    assert "Not measured: OM, F1, BA, SP, EP, SM (METRICS=all measures them)" in shown
     (image,) = page.all("img")
     assert f"Grad-CAM {value:.3g} ± {error:.2g}" in image["alt"]
     assert Page(benchmark.section("Insertion and deletion", subject, table)).rows == []
