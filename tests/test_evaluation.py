@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -181,6 +182,29 @@ def test_decoding_ahead_changes_nothing(workers: int) -> None:
     expected = ol.evaluate(make_classifier("cnn"), ol.Images(make_images(9)), ["fake-cam"])
     assert frame["image"].tolist() == expected["image"].tolist()
     assert frame["o"].tolist() == pytest.approx(expected["o"].tolist(), abs=1e-5)
+
+
+def test_the_next_images_are_decoded_while_the_network_computes() -> None:
+    class Watched(ol.Images):
+        def __init__(self) -> None:
+            super().__init__(make_images(4))
+            self.next_batch = threading.Event()
+
+        def sample(self, index: int) -> ol.Sample:
+            if index >= 2:
+                self.next_batch.set()
+            return super().sample(index)
+
+    dataset, arrived = Watched(), []
+
+    def hold(method: str, done: int, total: int) -> None:
+        """Hold up the first batch until the second one is being read."""
+        arrived.append(dataset.next_batch.wait(60))
+
+    ol.evaluate(
+        make_classifier("cnn"), dataset, ["fake-cam"], batch_size=2, workers=1, progress=hold
+    )
+    assert arrived == [True, True]
 
 
 def test_bars_show_rate_and_time_left(
