@@ -53,6 +53,7 @@ from .plots import COLORS, Picture
 from .registry import Registry, unknown_name
 
 DEFAULT = "saliency"
+ESSENTIAL = ("saliency", "benchmark")  # what `make report` makes when it is told nothing
 SECONDS_A_CELL = 7200
 _PACKAGE = Path(__file__).resolve().parent
 _TYPES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "yes or no"}
@@ -69,7 +70,7 @@ class ReportError(ValueError):
 
 
 def checks() -> dict[str, Callable[..., Subject | studies.Study]]:
-    """Return report → the function that checks its parameters: all reports, in their order."""
+    """Return report → the function that checks its parameters and loads what they name."""
     return {"saliency": prepare, "benchmark": prepare_benchmark, "boxes": studies.prepare}
 
 
@@ -98,7 +99,7 @@ def choose_reports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the reports that are asked for, and the other arguments.
 
     `REPORT=name` names one; parameters without it are the saliency report's; no argument at all
-    asks for every report with its defaults.
+    asks for the essential ones with their defaults.
 
     Raises:
         ReportError: For an unknown report.
@@ -109,7 +110,7 @@ def choose_reports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for name in chosen:
         if name not in checks():
             raise ReportError(unknown_name("report", name, checks()))
-    return chosen or ([DEFAULT] if others else list(checks())), others
+    return chosen or ([DEFAULT] if others else list(ESSENTIAL)), others
 
 
 def parse(
@@ -175,7 +176,7 @@ def _convert(name: str, text: str, kind: str) -> Any:
 def usage() -> str:
     """Return the help text: every report's parameters, what they are for and their defaults."""
     lines = [
-        "make report              every report on the embedded data",
+        "make report              the saliency and the benchmark report on the embedded data",
         "make report NAME=value … the saliency report with parameters",
         "make report REPORT=name NAME=value …",
     ]
@@ -773,7 +774,10 @@ def _finite(value: Any) -> Any:
 def versions() -> dict[str, str]:
     """Return the versions that figures may depend on, and the number of threads."""
     packages = ("opticam-lite", "torch", "torchvision", "timm", "numpy", "pillow")
-    found = {name: importlib.metadata.version(name) for name in packages}
+    found = dict.fromkeys(packages, "not installed")  # as the package is, run from its sources
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     return {
         "python": platform.python_version(),
         **found,

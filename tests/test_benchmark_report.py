@@ -85,11 +85,12 @@ def test_what_the_paper_says_of_its_tables_holds_of_their_transcription():
 # ---------------------------------------------------------------------------------- parameters
 
 
-def test_parameters_of_the_notebook_are_those_of_prepare_benchmark():
-    parameters, out, _ = reports.parse([], report="benchmark")
-    signature = inspect.signature(reports.prepare_benchmark).parameters
+@pytest.mark.parametrize("report", reports.checks())
+def test_parameters_of_each_notebook_are_those_of_its_check(report):
+    parameters, out, _ = reports.parse([], report=report)
+    signature = inspect.signature(reports.checks()[report]).parameters
     assert parameters == {name: p.default for name, p in signature.items()}
-    assert out == Path("build/benchmark_report")
+    assert out == Path(f"build/{report}_report")
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,7 @@ def test_parameters_of_the_notebook_are_those_of_prepare_benchmark():
         (["MODEL=resnet50"], ["saliency"]),
         (["REPORT="], ["saliency", "benchmark"]),
         (["MODEL=resnet50", "report=Benchmark"], ["benchmark"]),
+        (["REPORT=boxes"], ["boxes"]),
     ],
 )
 def test_reports_are_chosen_by_name(arguments, chosen):
