@@ -920,6 +920,7 @@ def write_html(notebook: NotebookNode, path: Path, failed: Sequence[Failure] = (
     """
     # Papermill's own marks say less than the banner and the open, framed cell.
     notebook = remove_error_markers(copy.deepcopy(notebook))
+    notebook.metadata.pop("widgets", None)  # nothing on the page could show them
     template = (_PACKAGE / "report.html.j2").read_text(encoding="utf-8")
     exporter = HTMLExporter(raw_template=template, embed_images=True)
     page, _ = exporter.from_notebook_node(notebook, resources={"failed": list(failed)})
