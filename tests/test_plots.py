@@ -113,7 +113,7 @@ def test_bars_show_errors_where_they_are_known() -> None:
     )
     assert picture.alt == "Bar chart of AD: a name 10 ± 1.5; another name 20; a third name 5."
     (ax,) = picture.figure.axes
-    (lines,) = ax.containers[0].errorbar.lines[2]
+    (lines,) = ax.containers[0].lines[2]
     heights = [segment[:, 1].tolist() for segment in lines.get_segments() if len(segment)]
     assert [8.5, 11.5] in heights
     assert {label.get_rotation() for label in ax.get_xticklabels()} == {35}
