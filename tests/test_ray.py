@@ -51,6 +51,7 @@ def _start(attempts: int = 3) -> None:
     for attempt in range(1, attempts + 1):
         try:
             ray.init(
+                "local",
                 num_cpus=2,
                 include_dashboard=False,
                 object_store_memory=80_000_000,

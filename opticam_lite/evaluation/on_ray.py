@@ -157,7 +157,7 @@ def _cluster(ray: ModuleType) -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         ray.init(**quiet)
     else:
-        ray.init(include_dashboard=False, **quiet)
+        ray.init("local", include_dashboard=False, **quiet)
     try:
         yield
     finally:
