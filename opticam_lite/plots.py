@@ -155,7 +155,9 @@ def grid(
     figure = Figure(
         figsize=(width * len(columns) + 0.35 + 0.5 * bar, panel * rows + 0.45 + 0.3 * bool(title)),
         dpi=100,
-        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01),
+        layout=ConstrainedLayoutEngine(
+            w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01, compress=True
+        ),
     )
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for r in range(rows):
@@ -258,7 +260,7 @@ def gallery(
     rows = -(-n // columns)
     panel = width * images.shape[2] / images.shape[3] + 0.25
     figure = Figure(
-        figsize=(width * columns, panel * rows + 0.3 * bool(title)), dpi=100, layout="constrained"
+        figsize=(width * columns, panel * rows + 0.3 * bool(title)), dpi=100, layout="compressed"
     )
     axes = figure.subplots(rows, columns, squeeze=False)
     for i, ax in enumerate(axes.flat):
@@ -431,6 +433,43 @@ def bars(
         for name, value in values.items()
     )
     return Picture(figure, alt or f"Bar chart of {title or ylabel}: {told}.")
+
+
+def lost_and_won(
+    values: Mapping[str, tuple[float, float]],
+    *,
+    lost: str = "lost (AD, %)",
+    won: str = "won (AG, %)",
+    alt: str | None = None,
+    width: float = 6.5,
+) -> Picture:
+    """Draw what each method loses to the left of a line, and what it wins to the right of it.
+
+    Args:
+        values: Name → (lost, won) in percent, such as AD and AG.
+        lost, won: Texts below the two sides.
+        alt: Alt text. Default: all values.
+        width: Inches.
+    """
+    figure = Figure(figsize=(width, 0.7 + 0.28 * len(values)), dpi=100, layout="constrained")
+    ax = figure.subplots()
+    for i, (down, up) in enumerate(values.values()):
+        ax.barh(i, -down, height=0.62, color=COLORS[1], hatch="//", edgecolor="white")
+        ax.barh(i, up, height=0.62, color=COLORS[0])
+        ax.text(-down - 1.5, i, f"{down:.1f}", ha="right", va="center", fontsize=8)
+        ax.text(up + 1.5, i, f"{up:.1f}", ha="left", va="center", fontsize=8)
+    reach = 1.2 * max(10.0, *(x for pair in values.values() for x in pair))
+    ax.set(xlim=(-reach, reach), xlabel=f"← {lost}          {won} →")
+    ax.set_yticks(range(len(values)), list(values))
+    ax.invert_yaxis()
+    ax.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")  # a loss of 20, not of −20
+    ax.tick_params(axis="y", length=0)
+    ax.axvline(0, color="0.4", linewidth=1)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    told = "; ".join(f"{name} {down:.1f} and {up:.1f}" for name, (down, up) in values.items())
+    return Picture(
+        figure, alt or f"Bar chart of {lost} to the left and {won} to the right: {told}."
+    )
 
 
 def intervals(

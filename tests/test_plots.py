@@ -119,6 +119,20 @@ def test_bars_show_errors_where_they_are_known() -> None:
     assert {label.get_rotation() for label in ax.get_xticklabels()} == {35}
 
 
+def test_what_is_lost_stands_left_of_the_line_and_what_is_won_right_of_it() -> None:
+    picture = plots.lost_and_won({"grad-cam": (12.2, 17.6), "opti-cam": (1.5, 68.8)})
+    (ax,) = picture.figure.axes
+    assert [round(bar.get_width(), 1) for bar in ax.patches] == [-12.2, 17.6, -1.5, 68.8]
+    assert [t.get_text() for t in ax.texts] == ["12.2", "17.6", "1.5", "68.8"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["grad-cam", "opti-cam"]
+    picture.png  # noqa: B018 - ticks are formatted when it is drawn
+    assert not [t for t in ax.get_xticklabels() if "−" in t.get_text()]
+    assert picture.alt == (
+        "Bar chart of lost (AD, %) to the left and won (AG, %) to the right: "
+        "grad-cam 12.2 and 17.6; opti-cam 1.5 and 68.8."
+    )
+
+
 def test_pictures_are_drawn_in_any_thread(images: Tensor) -> None:
     def draw(i: int) -> int:
         return len(plots.grid(make_images(1, seed=i), {}, title=f"number {i}").png)
