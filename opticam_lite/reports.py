@@ -57,6 +57,7 @@ ESSENTIAL = ("saliency", "benchmark")  # what `make report` makes when it is tol
 SECONDS_A_CELL = 7200
 _PACKAGE = Path(__file__).resolve().parent
 _TYPES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "yes or no"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 # Where a notebook puts its numbers is the runner's business, not a parameter of the report.
 _PLACES = ("out", "rows")
 _TRUTH = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
@@ -669,6 +670,7 @@ def chart(table: pd.DataFrame, paper: pd.DataFrame) -> Picture:
             facecolor="white",
             edgecolor="black",
             zorder=3,
+            clip_on=False,
             label=f"the paper's {network}",
         )
         # The figures stand in a column at the edge, where neither bar nor diamond covers them.
@@ -920,7 +922,10 @@ def write_html(notebook: NotebookNode, path: Path, failed: Sequence[Failure] = (
     """
     # Papermill's own marks say less than the banner and the open, framed cell.
     notebook = remove_error_markers(copy.deepcopy(notebook))
-    notebook.metadata.pop("widgets", None)  # nothing on the page could show them
+    # Nothing on the page could show a widget; a progress bar would stand there as text, half full.
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell["outputs"] = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]
     template = (_PACKAGE / "report.html.j2").read_text(encoding="utf-8")
     exporter = HTMLExporter(raw_template=template, embed_images=True)
     page, _ = exporter.from_notebook_node(notebook, resources={"failed": list(failed)})

@@ -373,6 +373,16 @@ def test_a_failing_cell_leaves_the_page_with_the_error_marked(tmp_path):
     assert outputs == []
 
 
+def test_a_widget_leaves_no_text_on_the_page(tmp_path):
+    source = "import ipywidgets as w\ndisplay(w.IntProgress(value=7))\nprint('twenty-' + 'one')"
+    assert reports.run({}, tmp_path, notebook=write_notebook(tmp_path / "n.ipynb", source)) == []
+    kept = nbformat.read(tmp_path / "saliency_report.ipynb", as_version=4).cells[-1].outputs
+    assert "IntProgress(value=7)" in str(kept)
+    text = (tmp_path / "saliency_report.html").read_text(encoding="utf-8")
+    assert "IntProgress(value=7" not in text
+    assert "twenty-one" in text
+
+
 def test_main_returns_1_for_a_failing_cell(tmp_path, capsys, monkeypatch):
     bad = write_notebook(tmp_path / "bad.ipynb", "raise ValueError('<so> it is')")
     monkeypatch.setattr(reports, "notebook_path", lambda *_: bad)
