@@ -70,7 +70,7 @@ test: lint
 format: $(READY)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(PY) -m nbstripout --keep-count notebooks/*.ipynb notebooks/reports/*.ipynb
+	$(PY) -m nbstripout --keep-count --keep-id notebooks/*.ipynb notebooks/reports/*.ipynb
 
 # The few results that a lesson keeps, for nbval to compare with.
 record: $(READY)
