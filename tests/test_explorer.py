@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import nbclient
@@ -520,6 +521,21 @@ def test_it_opens_with_the_classifiers_own_settings(explorer, classifier) -> Non
     assert repr(explorer) == "Explorer(opti-cam on tiny, image 0)"
 
 
+def test_it_opens_with_the_methods_that_fit_so_that_one_can_be_chosen_in_code(
+    classifier, images, monkeypatch
+) -> None:
+    def slowly(classifier):
+        time.sleep(0.2)
+        return {"opti-cam": None, "cam": "it has another head", "grad-cam": None}
+
+    monkeypatch.setattr(controller, "applicable", slowly)
+    with closing(Explorer({"tiny": classifier}, images)) as explorer:
+        assert explorer.method.options == ("opti-cam", "grad-cam")
+        explorer.method.value = "grad-cam"
+        assert explorer.join(30)
+        assert explorer.method.value == "grad-cam"
+
+
 def test_the_run_button_returns_at_once_and_shows_a_result(explorer, classifier, images) -> None:
     explorer.iterations.value = 12
     explorer.learning_rate.value = 0.5
@@ -856,6 +872,8 @@ def test_a_snapshot_is_a_picture_with_words(explorer) -> None:
     assert explorer.result is not None
     assert picture.alt.startswith("Image 0, the map of opti-cam at 3 of tiny for the class cup")
     assert f"to {explorer.result.after:.3f}" in picture.alt
+    assert " The objective " in picture.alt
+    assert picture.alt.endswith(" in 3 iterations.")
     assert picture.png.startswith(b"\x89PNG")
     assert len(picture.figure.axes) == 5  # three pictures, a colour scale, a curve
     run = explorer.controller._run
@@ -863,6 +881,7 @@ def test_a_snapshot_is_a_picture_with_words(explorer) -> None:
     assert explorer.controller._run == run  # nothing has changed: nothing runs
     explorer.method.value = "grad-cam"
     assert "the map of grad-cam" in explorer.snapshot().alt
+    assert "objective" not in explorer.snapshot().alt
     assert len(explorer.snapshot().figure.axes) == 4
 
 

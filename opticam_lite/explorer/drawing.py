@@ -87,12 +87,13 @@ def draw_curve(objective: Sequence[float], iterations: int) -> Drawn:
         _curve(figure.add_subplot(), objective, iterations)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
-    change = "rises" if objective[-1] >= objective[0] else "falls"
-    alt = (
-        f"Curve of the objective: it {change} from {objective[0]:.2f} to {objective[-1]:.2f} in "
-        f"{len(objective)} iterations."
-    )
+    alt = f"Curve of the objective: it {_change(objective)}."
     return Drawn(buffer.getvalue(), 840, 500, alt)
+
+
+def _change(objective: Sequence[float]) -> str:
+    change = "rises" if objective[-1] >= objective[0] else "falls"
+    return f"{change} from {objective[0]:.2f} to {objective[-1]:.2f} in {len(objective)} iterations"
 
 
 def _curve(axes: Any, objective: Sequence[float], iterations: int) -> None:
@@ -111,7 +112,8 @@ def draw_snapshot(result: Result) -> Picture:
     """Draw a result as one figure, for readers without a kernel."""
     settings = result.settings
     with drawing:
-        figure = Figure(figsize=(11, 3.1), dpi=110, layout="constrained")
+        width = 11 if result.objective else 7.7
+        figure = Figure(figsize=(width, 3.1), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
         ratios = [1, 1, 1, 1.45] if result.objective else [1, 1, 1]
         axes = figure.subplots(1, len(ratios), width_ratios=ratios)
@@ -134,10 +136,11 @@ def draw_snapshot(result: Result) -> Picture:
         if result.objective:
             _curve(axes[3], result.objective, result.steps)
             axes[3].set_title("objective", fontsize=10)
+    curve = f" The objective {_change(result.objective)}." if result.objective else ""
     return Picture(
         figure,
         f"Image {settings.image}, the map of {settings.method} {subject(settings)} for the class "
         f"{result.target_label} "
         f"({where_in_words(result.mask)}), and the image multiplied by it. The probability of the "
-        f"class goes from {result.before:.3f} to {result.after:.3f}.",
+        f"class goes from {result.before:.3f} to {result.after:.3f}.{curve}",
     )

@@ -87,7 +87,9 @@ class Explorer(widgets.VBox):
         self._observe()
         self._show_image()
         self._clear("Press Run")
+        # Wait: a method chosen in code while the worker exchanges the list would be another one.
         self.prepare()
+        self.join()
 
     # ------------------------------------ for notebooks
 
