@@ -888,8 +888,9 @@ def run(
 def _mark(notebook: NotebookNode, error: Exception, timeout: float) -> None:
     """Write an error that is no cell's own into the cell that was running."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    status = [cell.metadata.get("papermill", {}).get("status") for cell in code]
-    running = next((c for c, s in zip(code, status, strict=True) if s != "completed"), code[-1])
+    # Papermill calls every cell completed once one has ended the run; only start times tell.
+    started = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    running = started[-1] if started else code[0]
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, CellTimeoutError):
         text = f"the cell took longer than {timeout:g} s; allow it more with TIMEOUT=seconds"

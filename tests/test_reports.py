@@ -410,6 +410,17 @@ def test_failures_that_are_in_no_cells_output_are_found(source, error, tmp_path)
     assert error in (tmp_path / "out" / "saliency_report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("source", ["import time; time.sleep(60)", "import os; os._exit(3)"])
+def test_the_cell_that_was_running_is_the_one_that_is_marked(source, tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb", "1 + 1", f"# the one\n{source}", "3 + 3")
+    assert len(reports.run({}, tmp_path / "out", timeout=5, notebook=notebook)) == 1
+    cells = nbformat.read(tmp_path / "out" / "saliency_report.ipynb", as_version=4).cells
+    failed = [
+        c.source for c in cells if any(o.output_type == "error" for o in c.get("outputs", []))
+    ]
+    assert [source.partition("\n")[0] for source in failed] == ["# the one"]
+
+
 def test_an_interrupted_run_leaves_the_earlier_report(tmp_path, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
