@@ -421,7 +421,11 @@ def bars(
         color=COLORS[0],
         width=0.65,
     )
-    ax.bar_label(drawn, fmt="%.3g", fontsize=8)
+    # Three digits of the largest, and no more decimals for the others.
+    largest = max((abs(v) for v in values.values() if math.isfinite(v)), default=0.0)
+    decimals = 2 - math.floor(math.log10(largest)) if largest else 0
+    labels = {name: f"{round(value, decimals) + 0.0:g}" for name, value in values.items()}
+    ax.bar_label(drawn, labels=list(labels.values()), fontsize=8)
     ax.set(ylabel=ylabel, title=title)
     ax.tick_params(axis="x", labelsize=8)
     if sum(map(len, values)) > 12 * size[0]:  # names would run into each other
@@ -429,8 +433,8 @@ def bars(
             label.set(rotation=35, ha="right", rotation_mode="anchor")
     ax.spines[["top", "right"]].set_visible(False)
     told = "; ".join(
-        f"{name} {value:.3g}" + ("" if math.isnan(shown[name]) else f" ± {shown[name]:.2g}")
-        for name, value in values.items()
+        f"{name} {label}" + ("" if math.isnan(shown[name]) else f" ± {shown[name]:.2g}")
+        for name, label in labels.items()
     )
     return Picture(figure, alt or f"Bar chart of {title or ylabel}: {told}.")
 

@@ -104,6 +104,21 @@ def test_curves_and_bars() -> None:
     assert bars.alt == "Bar chart of AD: x 1; y 2.5."
 
 
+def test_bars_have_the_digits_that_can_be_seen() -> None:
+    values = {
+        "fake-cam": 0.000165,
+        "rollout": 36.12,
+        "raw": 46.84,
+        "none": float("nan"),
+        "down": -0.01,
+    }
+    picture = plots.bars(values, ylabel="AD")
+    assert picture.alt == "Bar chart of AD: fake-cam 0; rollout 36.1; raw 46.8; none nan; down 0."
+    assert [t.get_text() for t in picture.figure.axes[0].texts[:3]] == ["0", "36.1", "46.8"]
+    assert plots.bars({"a": 0.01234, "b": 0.0}).alt.endswith("a 0.0123; b 0.")
+    assert plots.bars({"a": 0.0}).alt.endswith("a 0.")
+
+
 def test_bars_show_errors_where_they_are_known() -> None:
     picture = plots.bars(
         {"a name": 10.0, "another name": 20.0, "a third name": 5.0},
