@@ -169,6 +169,106 @@ def test_alone_as_in_a_batch_of_any_size(classifier: ol.Classifier, images: Tens
             torch.testing.assert_close(together.values[1:2], other, atol=1e-6, rtol=0)
 
 
+class Logits(nn.Module):
+    """What Quantus takes for a network."""
+
+    def __init__(self, classifier: ol.Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier.logits(images)
+
+
+class Rough:
+    """A classifier's quick copy that errs as it is told to: (step, p) → p."""
+
+    precision = torch.bfloat16
+
+    def __init__(self, classifier: ol.Classifier, err: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.classifier, self.err, self.device = classifier, err, classifier.device
+        self.seen = 0
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        steps = torch.arange(self.seen, self.seen + len(images))[:, None] % 33
+        self.seen += len(images)
+        return self.err(steps, self.classifier.probabilities(images))
+
+
+@pytest.mark.parametrize(
+    ("err", "float32_passes"),
+    [
+        (lambda k, p: p + 0.1, 5),  # as far off everywhere
+        (lambda k, p: p * 0 + k / 100, 33 + 5),  # nothing to be corrected
+        (lambda k, p: p + 0.3 * (k % 32 > 0), 33 + 5),  # right where all the others are not
+    ],
+)
+def test_float32_corrects_bfloat16_or_takes_its_place(
+    err: Callable[[Tensor, Tensor], Tensor],
+    float32_passes: int,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    S, passes = make_saliency(3), []
+    expected = metrics.deletion(CNN, images, S, 1, precision="float32")
+    untouched = CNN.probabilities
+    classifier = CNN.at(CNN.layer)
+    monkeypatch.setattr(classifier, "at_precision", lambda precision: Rough(CNN, err))
+    monkeypatch.setattr(
+        classifier, "probabilities", lambda x: passes.append(len(x)) or untouched(x)
+    )
+    found = metrics.deletion(classifier, images, S, 1)
+    torch.testing.assert_close(found.values, expected.values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.areas, expected.areas, atol=1e-6, rtol=0)
+    assert sum(passes) == 3 * float32_passes
+
+
+def test_deletion_is_quantus_pixel_flipping() -> None:
+    images, S, targets = make_images(2, 24, 32), make_saliency(2, 24, 32), torch.tensor([0, 3])
+    measure = quantus.PixelFlipping(
+        features_in_step=3 * 32,  # it counts the values of all channels
+        perturb_baseline=0.0,
+        normalise=False,
+        abs=False,
+        disable_warnings=True,
+    )
+    arrays = images.numpy(), targets.numpy(), S.numpy()
+    theirs = measure(Logits(CNN).eval(), *arrays, device="cpu", softmax=True)
+    ours = metrics.deletion(CNN, images, S, targets)
+    # It leaves the start out of its curve.
+    np.testing.assert_allclose(np.array(theirs), ours.values[:, 1:], atol=1e-5)
+
+
+def test_areas_in_bfloat16_are_those_of_float32() -> None:
+    """On the embedded network that needs it most; without the correction some are off by more."""
+    classifier = ol.load_model("scenes_resnet", device="cpu")
+    images, targets = ol.load_dataset("scenes").batch([85])
+    images = torch.nn.functional.avg_pool2d(images, 2)
+    S = ol.explain("grad-cam", classifier, images, targets)
+    for metric in (metrics.insertion, metrics.deletion):
+        areas = [
+            metric(classifier, images, S, targets, precision=precision).areas
+            for precision in ("bfloat16", "float32")
+        ]
+        assert 0 < (areas[0] - areas[1]).abs().amax() < 0.002
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**31), st.sampled_from([1, 2, 1000]), st.floats(-5, 5))
+def test_ranges(seed: int, levels: int, offset: float) -> None:
+    """Of flat maps and of maps of any range, too."""
+    S = torch.randint(0, levels, (1, 1, 16, 16), generator=torch.Generator().manual_seed(seed))
+    S, image = S / levels + offset, make_images(1, 16, 16, seed=seed)
+    for metric in (metrics.insertion, metrics.deletion):
+        areas, values = metric(CNN, image, S)
+        assert 0 <= float(areas) <= 1
+        assert values.shape == (1, 17)
+        assert ((values >= 0) & (values <= 1)).all()
+    areas, values = metrics.aopc(CNN, image, S, seed % 5, patch=3)
+    assert -1 <= float(areas) <= 1
+    assert ((values >= 0) & (values <= 1)).all()
+
+
 def test_ties_favour_no_place() -> None:
     ranks = _ranks(torch.zeros(2, 1024), seed=0).double()
     assert sorted(ranks[0].tolist()) == list(range(1024))
@@ -225,17 +325,6 @@ def test_aopc(
     for i, c in enumerate(targets.tolist()):
         expected = slow_aopc(classifier, images[i], S[i], c, patch, regions)
         assert float(curves.areas[i]) == pytest.approx(expected, abs=1e-6)
-
-
-class Logits(nn.Module):
-    """What Quantus takes for a network."""
-
-    def __init__(self, classifier: ol.Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier.logits(images)
 
 
 def test_aopc_is_quantus_region_perturbation(

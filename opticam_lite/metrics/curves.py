@@ -14,6 +14,12 @@ equal saliency (a CAM's black regions, all but one of Fake-CAM's) take turns in 
 the seed, the same for every image. By position they would go row by row from the top, which favours
 what is there and makes a compact region of what has no order.
 
+Insertion and deletion run the network 450 times an image, so most of it is done in bfloat16 where
+that is quicker (`precision="auto"`, see `Classifier.at_precision`). Alone that would change an area
+by up to 0.02. So every eighth step is observed in float32, too, and what it differs by there is
+added in between, linearly. Areas are then those of float32 to less than 0.002; an image for which
+that is not sure is observed in float32 throughout.
+
 The curves of one image are drawn by `ol.plots.curves`:
 
     inserted = ol.metrics.insertion(classifier, image, mask)
@@ -26,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,6 +42,8 @@ from ..classifier import Classifier
 from .registry import METRICS, Case, check_masks
 
 Targets = Tensor | Sequence[int] | int
+STEPS_APART = 8  # of what is observed in float32 beside bfloat16
+TOLERANCE = 0.002  # of an area
 
 
 class Curves(NamedTuple):
@@ -68,6 +77,7 @@ def insertion(
     targets: Targets | None = None,
     *,
     seed: int = 0,
+    precision: str = "auto",
     batch_size: int | None = None,
 ) -> Curves:
     """Return the area under the probability while the blurred image's pixels become the image's.
@@ -81,7 +91,8 @@ def insertion(
         masks: Saliency `(N, 1, H, W)`, of any range. A step is W pixels: 224 for 224×224.
         targets: `(N,)` classes, or one for all. Default: the predicted ones (section 5.3.2).
         seed: Of the order among pixels of equal saliency.
-        batch_size: Mixed images at a time; bounds the memory. Default: 8 on a CPU, so that
+        precision: `"float32"`, or `"auto"` or `"bfloat16"`: the same to 0.002, but quicker.
+        batch_size: Steps of an image at a time; bounds the memory. Default: 8 on a CPU, so that
             feature maps stay in its caches, else 256.
 
     Returns:
@@ -94,7 +105,14 @@ def insertion(
     blurred = transforms.gaussian_blur(images, [11, 11], [5.0, 5.0])
     targets = classifier.predict(images) if targets is None else targets
     return replacement(
-        classifier, blurred, images, masks, targets, seed=seed, batch_size=batch_size
+        classifier,
+        blurred,
+        images,
+        masks,
+        targets,
+        seed=seed,
+        precision=precision,
+        batch_size=batch_size,
     )
 
 
@@ -117,6 +135,7 @@ def deletion(
     targets: Targets | None = None,
     *,
     seed: int = 0,
+    precision: str = "auto",
     batch_size: int | None = None,
 ) -> Curves:
     """Return the area under the probability while the image's pixels become black.
@@ -126,7 +145,16 @@ def deletion(
     images = classifier.check_images(images)
     black = torch.zeros_like(images)
     targets = classifier.predict(images) if targets is None else targets
-    return replacement(classifier, images, black, masks, targets, seed=seed, batch_size=batch_size)
+    return replacement(
+        classifier,
+        images,
+        black,
+        masks,
+        targets,
+        seed=seed,
+        precision=precision,
+        batch_size=batch_size,
+    )
 
 
 def replacement(
@@ -137,6 +165,7 @@ def replacement(
     targets: Targets,
     *,
     seed: int = 0,
+    precision: str = "auto",
     batch_size: int | None = None,
 ) -> Curves:
     """Return the area under the probability while pixels of `start` become those of `end`.
@@ -149,7 +178,7 @@ def replacement(
         start, end: Images `(N, 3, H, W)` in [0, 1].
         masks: Saliency `(N, 1, H, W)`: pixels change in its decreasing order, W at a step.
         targets: `(N,)` classes, or one for all.
-        seed, batch_size: As in `insertion`.
+        seed, precision, batch_size: As in `insertion`.
 
     Returns:
         Areas `(N,)` in [0, 1] by the trapezoid rule, and values `(N, H + 1)`.
@@ -157,7 +186,23 @@ def replacement(
     check_masks(masks, start)
     H, W = masks.shape[2:]
     steps = _ranks(masks.flatten(1), seed).view_as(masks) // W + 1
-    values = _observe(classifier, start, end, steps, H, targets, batch_size)
+    targets = classifier.check_targets(targets, len(start))
+    every = torch.arange(H + 1)
+    quick = classifier.at_precision(precision)
+    values = start.new_zeros(len(start), H + 1, dtype=torch.float64)
+    for i in range(len(start)):
+        image = start[i], end[i], steps[i], targets[i]
+        if quick.precision == torch.bfloat16:
+            rough = _observe(quick, *image, every, batch_size)
+            some = torch.cat([every[:-1:STEPS_APART], every[-1:]])
+            errors = _observe(classifier, *image, some, batch_size) - rough[some]
+            correction = _between(some, errors, every)
+            # With half as many it would be this far off, and with all of them less.
+            doubt = (_between(some[::2], errors[::2], every) - correction).mean().abs()
+            if doubt < TOLERANCE:
+                values[i] = (rough + correction).clamp(0, 1)
+                continue
+        values[i] = _observe(classifier, *image, every, batch_size)
     return Curves(torch.trapezoid(values, dx=1 / H), values)
 
 
@@ -216,7 +261,12 @@ def aopc(
     steps = steps[..., : images.shape[2], : images.shape[3]]
     regions = min(regions, sums[0].numel())
     black = torch.zeros_like(images)
-    values = _observe(classifier, images, black, steps, regions, targets, batch_size)
+    targets = classifier.check_targets(targets, len(images))
+    at = torch.arange(regions + 1)
+    values = images.new_zeros(len(images), len(at), dtype=torch.float64)
+    for i in range(len(images)):
+        image = images[i], black[i], steps[i], targets[i]
+        values[i] = _observe(classifier, *image, at, batch_size)
     return Curves((values[:, :1] - values[:, 1:]).mean(1), values)
 
 
@@ -228,33 +278,34 @@ def _ranks(saliency: Tensor, seed: int) -> Tensor:
     return order.argsort(1)
 
 
+def _between(some: Tensor, values: Tensor, every: Tensor) -> Tensor:
+    """Return values that are known at some steps for every step, by linear interpolation."""
+    return torch.from_numpy(np.interp(every, some, values.cpu())).to(values.device)
+
+
 @torch.no_grad()
 def _observe(
     classifier: Classifier,
     start: Tensor,
     end: Tensor,
     steps: Tensor,
-    last: int,
-    targets: Targets,
+    target: Tensor,
+    at: Tensor,
     batch_size: int | None,
 ) -> Tensor:
-    """Return the target's probability after 0, 1, … `last` steps, float64 `(N, last + 1)`.
+    """Return the target's probability for one image after the steps `at` `(K,)`, float64 `(K,)`.
 
     Args:
-        steps: `(N, 1, H, W)`, from 1: the step at which a pixel of `start` becomes that of `end`.
+        steps: `(1, H, W)`, from 1: the step at which a pixel of `start` becomes that of `end`.
     """
     if batch_size is None:
         batch_size = 8 if classifier.device.type == "cpu" else 256
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    targets = classifier.check_targets(targets, len(start)).to(classifier.device)
-    start, end, steps = (t.to(classifier.device) for t in (start, end, steps.short()))
-    values = [start.new_zeros(0, dtype=torch.float64)]
-    # All steps of all images in a row, (image 0, step 0), (image 0, step 1), …, cut into batches.
-    pairs = torch.arange(len(start) * (last + 1), device=classifier.device)
-    for pair in pairs.split(batch_size):
-        i, k = pair // (last + 1), pair % (last + 1)
-        mixed = torch.where(steps[i] <= k.view(-1, 1, 1, 1), end[i], start[i])
-        probabilities = classifier.probabilities(mixed, batch_size)
-        values.append(probabilities.double().gather(1, targets[i, None])[:, 0])
-    return torch.cat(values).view(len(start), last + 1)
+    start, end, steps, at = (t.to(classifier.device) for t in (start, end, steps, at))
+    mixed = (
+        torch.where(steps <= k.view(-1, 1, 1, 1), end, start)  # (batch_size, 3, H, W)
+        for k in at.split(batch_size)
+    )
+    values = [classifier.probabilities(images)[:, target] for images in mixed]
+    return torch.cat(values).double()
