@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import multiprocessing
 import os
@@ -23,6 +22,7 @@ from filelock import FileLock
 from PIL import Image
 
 import opticam_lite as ol
+from opticam_lite.__main__ import main
 from opticam_lite.evaluation import StoreError, read, store
 
 # Children are forked from a small process that has imported everything and runs no threads.
@@ -317,25 +317,44 @@ def test_images_of_several_sizes() -> None:
     assert frame["value"].tolist() == pytest.approx(alone["value"].tolist(), abs=1e-3)
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize("batch_size", [3, 350], ids=["buffered rows", "many rows"])
+def test_a_full_disk(
+    batch_size: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The system itself refuses the bytes of the third part."""
     monkeypatch.setattr(store, "SECONDS_A_PART", 0)
-    write, calls = pq.write_table, []
+    n = 2 * batch_size + 1
 
-    def full(table: Any, file: Any, **options: Any) -> None:
-        calls.append(len(table))
-        if len(calls) == 4:
-            file.write(b"PAR1")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(table, file, **options)
+    def fill(method: str, done: int, total: int) -> None:
+        if (tmp_path / "part-000001.parquet").exists():
+            (tmp_path / "part-000002.tmp").symlink_to(FULL)
 
-    monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(OSError, match=r"the disk is full: part-000003\.parquet .* free some space"):
-        measure(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".parquet") == [
-        f"part-00000{i}.parquet" for i in range(3)
+    settings = {"n": n, "batch_size": batch_size}
+    with pytest.raises(OSError, match=r"the disk is full: part-000002\.parquet .* free some space"):
+        measure(tmp_path, progress=fill, **settings)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *(".lock", "part-000000.parquet", "part-000001.parquet", "settings.json")
     ]
-    assert len(read(tmp_path)) == sum(calls[:3])
-    assert_same(measure(tmp_path), measure())
+    kept = read(tmp_path)
+    assert len(kept) == batch_size * 2 * 3  # one batch, both methods
+    assert_same(measure(tmp_path, **settings), measure(**settings))
+
+    # The command says the same in one line.
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.tmp").symlink_to(FULL)
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(()))  # leaves it there
+    command = ["evaluate", "--model", "scenes_resnet", "--data", "scenes", "--methods", "fake-cam"]
+    assert main([*command, "--quiet", "--limit", "1", "--out", str(tmp_path / "run")]) == 1
+    told = capsys.readouterr().err
+    assert "the disk is full: settings.json could not be written" in told
+    assert told.count("\n") == 1
 
 
 # ----------------------------------------------------------------------------- flat memory
