@@ -263,6 +263,11 @@ def test_ordering_says_nothing_of_methods_that_were_not_measured(table):
     assert len(reports.ordering(table.loc[["grad-cam", "fake-cam"]])) == 1
 
 
+def test_ordering_is_that_of_the_papers_methods(table):
+    faster = table.assign(AD=0.0, AG=99.0).loc[["opti-cam"]].rename({"opti-cam": "opti-cam-fast"})
+    assert reports.ordering(pd.concat([table, faster])) == reports.ordering(table)
+
+
 def test_the_comparison_shows_measured_and_printed_figures(table):
     shown = reports.comparison(table, reports.paper_table(1), here="<mine>")
     page = Page(shown)
