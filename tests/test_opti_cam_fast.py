@@ -18,26 +18,23 @@ def reference_opti_cam_fast(classifier: ol.Classifier, x: Tensor, c: int, passes
     A = classifier.features(x[None])[0].double()
     sigmas = [math.sqrt(((a - a.mean()) ** 2).mean().item()) for a in A]
     maps = [a / s if s > 1e-6 * max(sigmas) else 0 * a for a, s in zip(A, sigmas, strict=True)]
-    u, m = [0.0] * len(A), [0.0] * len(A)
+    w, m = [1.0] * len(A), [0.0] * len(A)
     best, best_mask = -math.inf, None
     T = passes - 1
     for t in range(T):
-        total = sum(math.exp(u_k) for u_k in u)
-        w = torch.tensor([math.exp(u_k) / total for u_k in u], requires_grad=True)
-        S = sum(w_k * a for w_k, a in zip(w.double(), maps, strict=True))
+        weights = torch.tensor(w, requires_grad=True)
+        S = sum(w_k * a for w_k, a in zip(weights.double(), maps, strict=True))
         s = F.interpolate(S[None, None], x.shape[1:], mode="bilinear", align_corners=False)
         s = (s - s.min()) / (s.max() - s.min())
         p = classifier.logits(x[None] * s.float())[0].double().softmax(0)[c]
         objective = p.log() - (1 - p).log()
         if objective.item() > best:
             best, best_mask = objective.item(), s.detach()[0].float()
-        (g,) = torch.autograd.grad(objective, w)
-        mean = sum(g_k * w_k for g_k, w_k in zip(g.tolist(), w.tolist(), strict=True))
-        along = [g_k - mean for g_k in g.tolist()]
-        largest = max(abs(g_k) for g_k in along)
-        for k, g_k in enumerate(along):
+        (g,) = torch.autograd.grad(objective, weights)
+        largest = g.abs().max().item()
+        for k, g_k in enumerate(g.tolist()):
             m[k] = 0.5 * m[k] + math.copysign(math.sqrt(abs(g_k) / largest), g_k)
-            u[k] += (1 - t / T) * m[k]
+            w[k] += 2 * (1 - t / T) * m[k]
     return best_mask
 
 

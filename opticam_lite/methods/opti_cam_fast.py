@@ -22,25 +22,26 @@ def opti_cam_fast(
     precision: str = "auto",
     callback: Callback | None = None,
 ) -> Tensor:
-    """Find the convex combination of feature maps that wins the most probability, in few passes.
+    """Find the combination of feature maps that wins the most probability, in few passes.
 
-    The saliency maps are Opti-CAM's (eq. 8). Four things are not:
+    As in Opti-CAM, a mask is a combination of feature maps that is optimised through the network.
+    Four things are different:
 
     1. *What is sought.* Not the logit but the log-odds of the class, log p/(1 − p): what AD and AG
        measure, and unlike log p it does not fall asleep as p nears 1.
-    2. *Equal footing.* Each feature map is divided by its standard deviation, so that a step counts
+    2. *Any weights.* They may be negative, as in CAM: a channel that speaks against the class can
+       be taken out of the mask. No softmax stands between them and the gradient, so that a channel
+       once small is not held there. (n undoes scale and shift of S; their sum is free.)
+    3. *Equal footing.* Each feature map is divided by its standard deviation, so that a step counts
        the same for a loud channel and for a quiet one.
-    3. *Direction.* The gradient with respect to the weights w = softmax(u), added to u: the
-       exponentiated gradient (Kivinen & Warmuth 1997), natural on the simplex. The gradient with
-       respect to u has a factor w_k more, which holds a channel down once it is small.
     4. *Length.* Log-odds know no scale, so only the direction of the gradient is used: its largest
        component becomes 1, and the square root of the others lies between the gradient, where few
        channels move, and its sign, where all do (Adam's first step). Steps fall linearly to 0.
 
-        S(w) = Σ_k w_k A_k/σ_k,      w = softmax(u)
+        S(w) = Σ_k w_k A_k/σ_k,      w = 1 at first
         F(w) = log p/(1 − p) of f(x ⊙ n(up(S(w))))
         d = sign(∇F) √(|∇F|/max|∇F|)
-        m ← ½ m + d,        u ← u + (1 − t/T) m           t = 0, 1, … T − 1
+        m ← ½ m + d,        w ← w + 2 (1 − t/T) m         t = 0, 1, … T − 1
 
     Args:
         classifier: Any, cut at any layer.
@@ -64,29 +65,29 @@ def opti_cam_fast(
     A = classifier.features(images).detach()  # (N, K, h, w)
     quick = classifier.at_precision(precision)
     A = A / _deviation(A)
-    u, m = A.new_zeros(A.shape[:2]), A.new_zeros(A.shape[:2])
+    w, m = A.new_ones(A.shape[:2]), A.new_zeros(A.shape[:2])
     best = A.new_full((len(A),), -math.inf)
     best_saliency = A.mean(1, keepdim=True)
     c = targets[:, None]
     T = passes - 1
-    for t in range(1, T + 1):
-        with torch.set_grad_enabled(t < T):  # the last pass only judges
-            w = u.softmax(1).detach().requires_grad_(t < T)
+    for t in range(T):
+        judge = t == T - 1  # the last pass needs no way back
+        with torch.set_grad_enabled(not judge):
+            w.requires_grad_(not judge)
             S = torch.einsum("nk,nkhw->nhw", w, A)[:, None]
             y = quick.logits(images, to_masks(S, size))
             # log p/(1 − p) = y_c − log Σ_j≠c exp y_j
             F = y.gather(1, c)[:, 0] - y.scatter(1, c, -math.inf).logsumexp(1)
-            g = torch.autograd.grad(F.sum(), w)[0] if t < T else torch.zeros_like(w)
+            g = torch.zeros_like(w) if judge else torch.autograd.grad(F.sum(), w)[0]
         S, F, w = S.detach(), F.detach(), w.detach()
         better = best < F
         best = F.where(better, best)
         best_saliency = S.where(better[:, None, None, None], best_saliency)
         if callback is not None:
-            callback(Step(t, T, F, S, lambda S: to_masks(S, size)))
-        g = g - (g * w).sum(1, keepdim=True)  # along the simplex
+            callback(Step(t + 1, T, F, S, lambda S: to_masks(S, size)))
         d = g.sign() * (g.abs() / g.abs().amax(1, keepdim=True).clamp(min=1e-30)).sqrt()
         m = 0.5 * m + d
-        u = u + (1 - (t - 1) / T) * m
+        w = w + 2 * (1 - t / T) * m
     return to_masks(best_saliency, size)
 
 
