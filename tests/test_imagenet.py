@@ -17,6 +17,7 @@ import opticam_lite as ol
 from opticam_lite.datasets import Dataset, Sample
 
 FOLDER = os.environ.get("OPTICAM_IMAGENET")
+EVERYTHING = os.environ.get("OPTICAM_IMAGENET_ALL") == "1"
 pytestmark = pytest.mark.skipif(
     FOLDER is None, reason="NOT RUN: set OPTICAM_IMAGENET to a folder of real photographs"
 )
@@ -103,8 +104,11 @@ def test_one_pass_methods_on_all_photographs(method: str, one_pass: pd.DataFrame
 
 
 def test_opti_cam(classifier: ol.Classifier, photos: Dataset) -> None:
-    """On every fifth photograph; `OPTICAM_IMAGENET_ALL=1` takes all 200, which is slow."""
-    everything = os.environ.get("OPTICAM_IMAGENET_ALL") == "1"
-    dataset = photos if everything else EveryFifth(photos)
-    frame = ol.evaluate(classifier, dataset, ["opti-cam"])
+    """On every fifth photograph; `OPTICAM_IMAGENET_ALL=1` takes all 200, which is slow.
+
+    In float32, as the reference was: bfloat16 finds other of the many near optima, and on so few
+    photographs their average moves by as much as the tolerance.
+    """
+    dataset = photos if EVERYTHING else EveryFifth(photos)
+    frame = ol.evaluate(classifier, dataset, {"opti-cam": {"precision": "float32"}})
     check(frame, "opti-cam", len(dataset), (0.5, 2.0, 2.5))

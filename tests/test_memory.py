@@ -10,7 +10,9 @@ from collections.abc import Callable
 import psutil
 import pytest
 import torch
+from bench import measure, run
 from conftest import make_classifier, make_images
+from torch import nn
 
 import opticam_lite as ol
 
@@ -54,3 +56,25 @@ def test_a_leak_is_noticed() -> None:
         kept.append((images.clone(), ol.explain("cam", classifier, images, targets)))
 
     assert growth(leak) > ALLOWED
+
+
+def peak_of_score_cam(n: int) -> int:
+    """The most memory in bytes that Score-CAM takes for n images of 224×224 at 2,048 channels."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 32, stride=32), nn.Conv2d(8, 2048, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    classifier = ol.Classifier(nn.Sequential(*network, nn.Linear(2048, 5)), "1")
+    images = make_images(n, 224, 224)
+    classifier.predict(images[:1])
+    meter = measure._Resident()
+    ol.explain("score-cam", classifier, images, 0, progress=False)
+    return meter.peak()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_score_cam_is_bounded_in_memory(n: int) -> None:
+    """Under 1 GB whatever the batch; the masks of one image alone would be 411 MB, of three 1.2 GB.
+
+    What holds is well below that: a chunk of masks and of masked images.
+    """
+    assert run.alone(peak_of_score_cam, n) < 400e6
