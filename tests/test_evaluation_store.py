@@ -260,6 +260,14 @@ def test_a_broken_image_is_an_error_row(tmp_path: Path) -> None:
         assert rows[column].tolist() == pytest.approx(same[column].tolist(), abs=1e-4)
 
 
+def test_a_broken_image_stays_broken_for_its_folder(tmp_path: Path) -> None:
+    """So that a method that is added meets the same batches, and nothing is counted twice."""
+    measure(tmp_path, dataset=Lazy(7, broken=(1, 4)), methods=["fake-cam"])
+    frame = measure(tmp_path, dataset=Lazy(7))  # somebody repaired the files
+    assert frame.loc[frame["error"].notna(), "image"].tolist() == ["#1", "#4"]
+    assert_same(frame, measure(dataset=Lazy(7, broken=(1, 4))))
+
+
 def test_a_broken_file_is_told_by_its_name(tmp_path: Path) -> None:
     for i in range(3):
         image = (255 * make_images(1, 40, 40, seed=i)[0]).byte().permute(1, 2, 0).numpy()

@@ -155,3 +155,15 @@ def test_the_predicted_class_is_explained_only_where_it_is_another() -> None:
     torch.testing.assert_close(asked, [case.predicted[wrong]])
     torch.testing.assert_close(masks, explain(case.images, case.predicted))
     assert case.masks_of_predicted is masks
+
+
+def test_which_class_and_which_map_the_curves_are_of() -> None:
+    case = make_case()
+    assert (case.predicted != case.targets).any()
+    network, images = case.classifier, case.images
+    masks = case.explain(images, case.predicted)
+    for name, curve in (("I", metrics.insertion), ("D", metrics.deletion)):
+        expected = 100 * curve(network, images, masks, case.predicted).areas
+        torch.testing.assert_close(metrics.METRICS[name].per_image(case), expected)
+    expected = 100 * metrics.aopc(network, images, case.masks, case.targets).areas
+    torch.testing.assert_close(metrics.METRICS["AOPC"].per_image(case), expected)
