@@ -154,6 +154,25 @@ def test_features_are_computed_once_for_all_methods(
         pd.testing.assert_frame_equal(rows[columns], alone[columns], check_exact=True)
 
 
+def test_the_shared_features_count_for_each_method_that_uses_them(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, clock = make_classifier("cnn"), [0.0]
+    remember = type(classifier).remember
+
+    def slow(self: ol.Classifier, images: Tensor) -> ol.Classifier:
+        clock[0] += 6
+        return remember(self, images)
+
+    monkeypatch.setattr(type(classifier), "remember", slow)
+    monkeypatch.setattr("opticam_lite.evaluation.measuring._now", lambda _: clock[0])
+    methods = ["grad-cam", "fake-cam", "cam"]
+    frame = ol.evaluate(classifier, ol.Images(images), methods, ["AD"], progress=None)
+    assert clock == [6]
+    seconds = frame.groupby("method")["seconds"].unique().map(list).to_dict()
+    assert seconds == {"grad-cam": [2], "fake-cam": [0], "cam": [2]}  # 6 s for 3 images
+
+
 def test_what_is_remembered_is_of_equal_images_and_this_layer(images: Tensor) -> None:
     classifier = make_classifier("cnn")
     remembering = classifier.remember(images)
