@@ -12,7 +12,7 @@ from ..masking import to_masks
 from .registry import METHODS, Callback, Step
 
 
-@METHODS.register("opti-cam-fast", title="Opti-CAM, fast", source="opticam_lite")
+@METHODS.register("opti-cam-fast", title="Fast Opti-CAM", source="opticam_lite")
 def opti_cam_fast(
     classifier: Classifier,
     images: Tensor,
