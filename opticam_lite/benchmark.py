@@ -30,7 +30,6 @@ SECTIONS: dict[str, tuple[int | str, int | str]] = {
     "AOPC, sensitivity, ADCC": (4, 4),
     "Localisation": ("A7", "A8"),
 }
-UNITS = {"MS": "ratio", "SM": "logarithm"}  # all others are percent
 # The networks of the paper by their names here.
 _OWN = {
     "resnet50": "ResNet50",
@@ -117,7 +116,7 @@ def chart(table: pd.DataFrame, metric: str) -> Picture:
     return bars(
         dict(zip(names, table[metric], strict=True)),
         errors=dict(zip(names, table[f"{metric} ±"], strict=True)),
-        ylabel=UNITS.get(metric, "percent"),
+        ylabel=known.unit,
         title=f"{metric}: {known.title[0].lower() + known.title[1:]}, {known.better} is better",
         size=(max(4.4, 0.55 * len(names)), 2.9),
     )

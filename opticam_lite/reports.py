@@ -540,8 +540,7 @@ _TABLE = Environment(autoescape=True).from_string("""
 
 _UNITS = {
     "T": "T is seconds per batch of 8 images, here on this machine, in the paper on the authors'",
-    "MS": "MS is a ratio",
-    "SM": "SM is a logarithm",
+    **{m: f"{m} is a {METRICS[m].unit}" for m in METRICS if METRICS[m].unit != "percent"},
 }
 
 

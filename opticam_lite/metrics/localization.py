@@ -212,6 +212,7 @@ def _saliency_metric(case: Case) -> Tensor:
     title="Saliency metric",
     source="Dabkowski and Gal 2017; Zhang et al. 2024, eq. A7",
     better="lower",
+    unit="logarithm",
     per_image=_saliency_metric,
 )
 def saliency_metric(masks: Tensor, p: Probabilities) -> Tensor:

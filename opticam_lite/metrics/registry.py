@@ -66,12 +66,13 @@ def mean(values: Tensor, details: Tensor | None = None) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(Entry):
-    """A registered metric, as tables report it: in percent, but for MS and SM.
+    """A registered metric, as tables report it.
 
     Attributes:
         per_image: Returns a value for each image of a case, float64 `(N,)`; NaN where the metric
             is not defined for an image, such as localisation without boxes.
         better: `"higher"` or `"lower"`.
+        unit: `"percent"`, or what else the values are, such as `"ratio"`.
         needs: `"boxes"` if the metric is defined for images with boxes only, else None.
         detail: Returns a row for each image of a case, float64 `(N, T)`, where `average` needs
             more than the values.
@@ -80,6 +81,7 @@ class Metric(Entry):
 
     per_image: Callable[[Case], Tensor]
     better: str
+    unit: str = "percent"
     needs: str | None = None
     detail: Callable[[Case], Tensor] | None = None
     average: Callable[[Tensor, Any], float] = mean

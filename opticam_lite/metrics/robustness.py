@@ -19,6 +19,7 @@ def _max_sensitivity(case: Case) -> Tensor:
     title="Max-sensitivity",
     source="Yeh et al. 2019; Zhang et al. 2024, section 5.3.3",
     better="lower",
+    unit="ratio",
     per_image=_max_sensitivity,
 )
 def max_sensitivity(
