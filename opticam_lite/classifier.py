@@ -254,7 +254,8 @@ class Classifier:
 
         Args:
             images: RGB in [0, 1].
-            masks: `(N, 1, H, W)`; the logits are then those of `images * masks`.
+            masks: `(N, 1, H, W)`; the logits are then those of `images * masks`. One image
+                `(1, 3, H, W)` may have many masks.
         """
         return self._run(self._input(images, masks)).to(images.device)
 

@@ -351,7 +351,7 @@ def test_score_cam_in_chunks(images: Tensor, targets: Tensor) -> None:
     steps: list[ol.methods.Step] = []
     chunked = ol.explain("score-cam", classifier, images, targets, chunk=7, callback=steps.append)
     torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-4)
-    assert [s.index for s in steps] == list(range(1, 7))  # 3 images × 12 channels in chunks of 7
+    assert [s.index for s in steps] == list(range(1, 7))  # 12 channels in chunks of 7, thrice
     assert {s.total for s in steps} == {6}
     assert steps[0].masks() is None
 

@@ -36,7 +36,7 @@ def score_cam(
             bfloat16: AD and AG hardly change, but single maps may, visibly.
         chunk: How many masked images pass through the network at a time; bounds the memory.
             Default: chosen by the size of the network's feature maps.
-        callback: Called after each chunk of (image, channel) pairs.
+        callback: Called after each chunk of an image's channels.
 
     Returns:
         Masks `(N, 1, H, W)` in [0, 1].
@@ -51,15 +51,13 @@ def score_cam(
     A = torch.cat([classifier.features(x) for x in images.split(chunk)])  # (N, K, h, w)
     f_0 = quick.logits(torch.zeros_like(images[:1]))[0, targets]  # (N,)
     u = A.new_zeros(A.shape[:2])
-    pairs = (A.amax(dim=(2, 3)) > A.amin(dim=(2, 3))).nonzero()
-    starts = range(0, len(pairs), chunk)
-    for index, start in enumerate(starts, start=1):
-        image, channel = pairs[start : start + chunk].T
-        masks = to_masks(A[image, channel][:, None], images.shape[2:])  # (chunk, 1, H, W)
-        y = quick.logits(images[image], masks)
-        u[image, channel] = y.gather(1, targets[image][:, None])[:, 0] - f_0[image]
+    varied = A.amax(dim=(2, 3)) > A.amin(dim=(2, 3))
+    parts = [(i, k) for i in range(len(A)) for k in varied[i].nonzero()[:, 0].split(chunk)]
+    for index, (i, k) in enumerate(parts, start=1):  # one image under many masks
+        masks = to_masks(A[i, k, None], images.shape[2:])  # (chunk, 1, H, W)
+        u[i, k] = quick.logits(images[i, None], masks)[:, targets[i]] - f_0[i]
         if callback is not None:
-            callback(Step(index, len(starts)))
+            callback(Step(index, len(parts)))
     w = u.softmax(dim=1)
     S = torch.einsum("nk,nkhw->nhw", w, A)[:, None].relu()
     return to_masks(S, images.shape[2:])
