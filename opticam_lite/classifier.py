@@ -241,9 +241,15 @@ class Classifier:
             return self._memory.maps.detach(), self._memory.rest
         return self._cut.split(_channels_last(self._input(images)))
 
-    def head(self, maps: Tensor, rest: Rest) -> Tensor:
-        """Continue from feature maps `(N, K, h, w)` to logits `(N, classes)`."""
-        return self._cut.head(maps, rest)
+    def head(self, maps: Tensor, rest: Rest, *, lean: bool = False) -> Tensor:
+        """Continue from feature maps `(N, K, h, w)` to logits `(N, classes)`.
+
+        Args:
+            maps, rest: What `split` returned, or other maps of that shape.
+            lean: Leave out what is never read: in a transformer's last block most of the work.
+                The logits are then equal but for rounding.
+        """
+        return self._cut.head(maps, rest, lean=lean)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the layer's feature maps `(N, K, h, w)` of images `(N, 3, H, W)` in [0, 1]."""

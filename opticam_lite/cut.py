@@ -8,6 +8,7 @@ class token), and the head continues from there. No hooks, and gradients stop at
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
+from .rearrange import does_nothing, read_tokens_only
 from .registry import unknown_name
 
 
@@ -148,7 +150,7 @@ class _Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.shapes[n] = value.shape
+            self.shapes[n] = n.meta["shape"] = value.shape
         return value
 
 
@@ -222,7 +224,7 @@ class Traced:
         for node, name in self._names.items():
             if node not in order:
                 continue
-            if node.op == "call_module" and _does_nothing(modules[str(node.target)]):
+            if node.op == "call_module" and does_nothing(modules[str(node.target)]):
                 continue
             # A module run twice (a shared relu) has nodes "relu" and "relu_1": the target is "relu"
             path = str(node.target) if node.op == "call_module" else name.rpartition(".")[0]
@@ -325,6 +327,7 @@ class Traced:
         copies = {}
         for i, n in enumerate([node, *needed]):
             copies[n] = head.placeholder("maps" if i == 0 else f"rest_{i}")
+            copies[n].meta = dict(n.meta)
         for n in before:
             if n in again:
                 copies[n] = head.node_copy(n, copies.__getitem__)
@@ -346,15 +349,9 @@ class Traced:
             if node.op != "call_module":
                 return None
             name = str(node.target)
-            if not _does_nothing(modules[name]):
+            if not does_nothing(modules[name]):
                 return name if self.layers.get(name, (None,))[0] is node else None
         return None
-
-
-def _does_nothing(module: nn.Module) -> bool:
-    """Whether a module only hands its input on in evaluation mode."""
-    names = ("Identity", "Dropout", "Dropout2d", "DropPath", "StochasticDepth", "PatchDropout")
-    return type(module).__name__ in names
 
 
 @dataclass(frozen=True)
@@ -382,10 +379,11 @@ class Cut:
     """
 
     def __init__(
-        self, layer: str, layout: Layout, trunk: nn.Module, head: nn.Module, reader: str | None
+        self, layer: str, layout: Layout, trunk: nn.Module, head: fx.GraphModule, reader: str | None
     ) -> None:
         self.layer, self.layout, self.reader = layer, layout, reader
         self._trunk, self._head = trunk, head
+        self._lean_head: fx.GraphModule | None = None
 
     def split(self, x: Tensor) -> tuple[Tensor, Rest]:
         """Run the first half: normalised images `(N, 3, H, W)` → maps `(N, K, h, w)`, rest."""
@@ -393,12 +391,19 @@ class Cut:
         maps, aside = self.layout.to_maps(output, (x.shape[2], x.shape[3]))
         return maps, Rest(aside, tuple(values))
 
-    def head(self, maps: Tensor, rest: Rest) -> Tensor:
-        """Run the second half: maps `(N, K, h, w)` and the rest → logits `(N, C)`."""
+    def head(self, maps: Tensor, rest: Rest, *, lean: bool = False) -> Tensor:
+        """Run the second half: maps `(N, K, h, w)` and the rest → logits `(N, C)`.
+
+        A lean head leaves out tokens that nobody reads, so it is equal but for rounding.
+        """
+        if lean and self._lean_head is None:
+            self._lean_head = fx.GraphModule(self._head, copy.deepcopy(self._head.graph))
+            read_tokens_only(self._lean_head)
+        run = self._lean_head if lean and self._lean_head is not None else self._head
         # Clones, because the next operation of the network may work in place.
         output = self.layout.from_maps(maps, rest.aside).clone()
         values = [v.clone() for v in rest.values]
-        return self._head(output, *values)
+        return run(output, *values)
 
 
 def cut(network: nn.Module, layer: str, size: int | tuple[int, int] = 224) -> Cut:

@@ -11,10 +11,9 @@ import copy
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .rearrange import fold_and_swap, open_attention, read_tokens_only
 from .registry import unknown_name
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -41,19 +40,20 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        # PyTorch before 2.10 does not tell.
-        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return False
+    return device.type == "cpu" and bool({"avx512_bf16", "amx_bf16"} & _cpu_abilities())
+
+
+def _cpu_abilities() -> set[str]:
+    # PyTorch before 2.10 does not tell.
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return {name for name, has_it in able.items() if has_it}
 
 
 class Accelerated(nn.Module):
     """A copy of a traced network for the many passes of a search.
 
     Takes normalised images `(N, 3, H, W)` and returns logits `(N, classes)`, both float32. It is
-    the same function, rearranged: batch norms are folded into convolutions, and a maximum is taken
-    before a relu rather than after it, on a quarter of the values.
+    the same function with less work (`opticam_lite.rearrange`).
 
     Args:
         module: The traced network, in evaluation mode.
@@ -64,8 +64,12 @@ class Accelerated(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.module = copy.deepcopy(module)
-        _rearrange(self.module)
+        fold_and_swap(self.module)
+        read_tokens_only(self.module)
         if dtype != torch.float32:
+            device = next(self.module.parameters()).device
+            if device.type == "cpu" and "amx_bf16" not in _cpu_abilities():
+                open_attention(self.module)
             last = _last_layer(self.module)
             kept = copy.deepcopy(self.module.get_submodule(last)) if last else None
             self.module.to(dtype)
@@ -75,7 +79,8 @@ class Accelerated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of normalised images."""
-        x = x.to(self.dtype, memory_format=torch.channels_last)
+        # In two steps, which is 2.5 times as fast as in one.
+        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         # Autocast serves what the weights' format does not reach: constants made on the way, sums.
         rough = self.dtype != torch.float32
         with torch.autocast(x.device.type, self.dtype if rough else None, enabled=rough):
@@ -106,29 +111,3 @@ def _last_layer(module: fx.GraphModule) -> str | None:
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 return str(node.target)
     return None
-
-
-def _rearrange(module: fx.GraphModule) -> None:
-    """Fold batch norms and swap relu and max pooling, in place; the function stays the same."""
-    modules = dict(module.named_modules())
-    targets = [node.target for node in module.graph.nodes if node.op == "call_module"]
-    for node in module.graph.nodes:
-        before = node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else None
-        if node.op != "call_module" or before is None or before.op != "call_module":
-            continue
-        # Neither module may serve elsewhere, and nobody else may read what lies between them.
-        if len(before.users) > 1 or targets.count(node.target) + targets.count(before.target) > 2:
-            continue
-        first, second = modules[before.target], modules[node.target]
-        replaced: tuple[nn.Module, nn.Module]
-        if type(first) is nn.Conv2d and type(second) in (nn.BatchNorm2d, BatchNormAct2d):
-            if second.running_mean is None:
-                continue
-            replaced = fuse_conv_bn_eval(first, second), getattr(second, "act", nn.Identity())
-        elif type(first) is nn.ReLU and type(second) is nn.MaxPool2d:
-            replaced = second, first
-        else:
-            continue
-        for target, new in zip((before.target, node.target), replaced, strict=True):
-            module.set_submodule(target, new)
-            modules[target] = new

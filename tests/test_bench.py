@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from bench import measure, run
 from bench.measure import Case
 from bench.peers import DIFFERENT, PEERS
 from conftest import make_classifier, make_images
-from torch import Tensor
 
 import opticam_lite as ol
 
@@ -67,7 +70,9 @@ def test_peers_explain_like_the_kit(load):
     for method in PEERS:
         if ol.methods.applicable(case.classifier)[method] is not None:
             continue
-        found = measure.compare(lambda: case, method, 1, 5.0)
+        names, whole = measure.known(lambda: case, method)
+        candidates = {name: measure.timed(lambda: case, method, name) for name in names}
+        found = measure.compare(candidates, whole, 1, 5.0)
         for name, row in found.items():
             if method in DIFFERENT and load is small_vit:
                 continue  # after a layer norm the maps sum to 0, and small differences decide
@@ -75,26 +80,40 @@ def test_peers_explain_like_the_kit(load):
     assert torch.equal(case.images, kept)
 
 
-def test_slow_candidates_are_measured_on_fewer_images(monkeypatch):
-    case = small()
+def test_slow_candidates_are_measured_on_fewer_images():
     seen: list[int] = []
 
-    def slow(images: Tensor, targets: Tensor) -> Tensor:
-        seen.append(len(images))
-        return ol.explain("cam", case.classifier, images, targets)
+    def slow(n: int) -> tuple[float, np.ndarray]:
+        seen.append(n)
+        return 3.0, np.eye(4)[None, None]
 
-    clock = {"now": 0.0}
-
-    def now(case: Case) -> float:
-        clock["now"] += 3.0
-        return clock["now"]
-
-    monkeypatch.setattr(measure, "_now", now)
-    monkeypatch.setattr(measure, "candidates", lambda case, method: {"ours": slow})
-    row = measure.compare(lambda: case, "cam", 5, 8.0)["ours"]
+    row = measure.compare({"ours": slow}, 8, 5, 8.0)["ours"]
     assert row["images"] == 1
     assert row["seconds"] == [24.0, 24.0]
     assert seen == [1, 1, 1]
+
+
+def test_a_process_of_its_own_is_asked_repeatedly_and_its_errors_are_raised_here():
+    with run.apart(adder, 2) as add:
+        assert [add(1), add(5)] == [3, 8]  # what was added before is still there
+        with pytest.raises(ValueError, match="-1 is negative"):
+            add(-1)
+        with pytest.raises(MemoryError, match="ended by the system"):
+            add(None)
+
+
+def adder(total: int) -> Callable[[int | None], int]:
+    def add(n: int | None) -> int:
+        nonlocal total
+        if n is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif n < 0:
+            raise ValueError(f"{n} is negative")
+        else:
+            total += n
+        return total
+
+    return add
 
 
 def test_memory_is_the_peak_of_the_run():

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..classifier import Classifier
 from ..datasets import Dataset, load_dataset
+from .chunks import keep_freed_memory
 from .registry import METHODS, Step
 from .trace import Trace
 
@@ -126,6 +127,7 @@ def explain(
     batch_size = batch_size or classifier.images_at_once(size)
     splits = {name: _per_image(wanted[name], n, batch_size) for name in wanted}
     masks: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    keep_freed_memory()
     bar = tqdm(total=n * len(wanted), unit="image", delay=2, leave=False, disable=not progress)
     with bar, torch.inference_mode(False), torch.no_grad():
         for i, start in enumerate(range(0, n, batch_size)):

@@ -56,7 +56,7 @@ def ablation_cam(
         W = classifier.network.get_submodule(conv).get_parameter("weight").flatten(1)  # (O, K)
 
     def logit(maps: Tensor, image: Tensor) -> Tensor:
-        return head(maps, rest.take(image)).gather(1, targets[image][:, None])[:, 0]
+        return head(maps, rest.take(image), lean=True).gather(1, targets[image][:, None])[:, 0]
 
     y = logit(Z, torch.arange(len(A), device=A.device))[:, None]  # (N, 1)
     y_without = y.repeat(1, A.shape[1])  # (N, K)

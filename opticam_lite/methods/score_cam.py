@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,8 @@ def score_cam(
     f_0 = quick.logits(torch.zeros_like(images[:1]))[0, targets]  # (N,)
     u = A.new_zeros(A.shape[:2])
     varied = A.amax(dim=(2, 3)) > A.amin(dim=(2, 3))
+    # Of equal size, for a small rest takes longer an image.
+    chunk = math.ceil(A.shape[1] / math.ceil(A.shape[1] / chunk))
     parts = [(i, k) for i in range(len(A)) for k in varied[i].nonzero()[:, 0].split(chunk)]
     for index, (i, k) in enumerate(parts, start=1):  # one image under many masks
         masks = to_masks(A[i, k, None], images.shape[2:])  # (chunk, 1, H, W)

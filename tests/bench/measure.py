@@ -13,11 +13,12 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -65,33 +66,61 @@ def candidates(case: Case, method: str) -> dict[str, Explain]:
 # ----------------------------------------------------------------------------- time and agreement
 
 
-def compare(load: Load, method: str, repeats: int, budget: float) -> dict[str, dict[str, Any]]:
+Timed = Callable[[int], tuple[float, np.ndarray]]
+
+
+def known(load: Load, method: str) -> tuple[list[str], int]:
+    """Return who can explain the network by a method, ours first, and the number of images."""
+    case = load()
+    return list(candidates(case, method)), len(case.images)
+
+
+def timed(load: Load, method: str, name: str) -> Timed:
+    """Return a function that runs a candidate on n images and returns seconds and masks."""
+    case = load()
+    explain = candidates(case, method)[name]
+
+    def run(n: int) -> tuple[float, np.ndarray]:
+        images, targets = case.images[:n], case.targets[:n]
+        gc.collect()
+        started = _now(case)
+        masks = explain(images, targets)
+        return _now(case) - started, masks.cpu().numpy()
+
+    return run
+
+
+def compare(
+    found: Mapping[str, Timed], whole: int, repeats: int, budget: float
+) -> dict[str, dict[str, Any]]:
     """Time ours and its peers in turn, A B A B …, and compare their masks.
 
-    Whoever would take longer than `budget` seconds for all repeats on the whole batch gets two
+    Whoever would take longer than `budget` seconds for all repeats on the `whole` batch gets two
     images or one, and if that is too long still, fewer repeats; its seconds are then scaled to 8.
+
+    Args:
+        found: What runs each candidate on n images.
+        whole: How many images there are.
+        repeats, budget: Of every timing, at most; seconds for all of them.
 
     Returns:
         For each candidate `images` (how many it was run on), `seconds` (per batch of 8, one number
         a repeat), and for a peer `correlation` (mean over images) and `difference` (largest).
     """
-    case = load()
-    found = candidates(case, method)
     n, slowest = {}, 0.0
-    for name, explain in found.items():
-        one, _ = _seconds(case, explain, 1)
+    for name, run in found.items():
+        one, _ = run(1)
         if one < 1:  # the first call may be slow for reasons of its own
-            one, _ = _seconds(case, explain, 1)
-        whole = len(case.images)
+            one, _ = run(1)
         n[name] = next((k for k in (whole, 2) if k * one * repeats <= budget), 1)
-        taken, _ = _seconds(case, explain, n[name]) if n[name] > 1 else (one, None)
+        taken, _ = run(n[name]) if n[name] > 1 else (one, None)
         slowest = max(slowest, taken)
     repeats = min(repeats, max(2, int(budget / slowest)))  # one alone has no spread
     seconds: dict[str, list[float]] = {name: [] for name in found}
     masks = {}
     for _ in range(repeats):
-        for name, explain in found.items():
-            taken, masks[name] = _seconds(case, explain, n[name])
+        for name, run in found.items():
+            taken, masks[name] = run(n[name])
             seconds[name].append(taken * BATCH / n[name])
     return {
         name: {
@@ -103,24 +132,16 @@ def compare(load: Load, method: str, repeats: int, budget: float) -> dict[str, d
     }
 
 
-def _seconds(case: Case, explain: Explain, n: int) -> tuple[float, Tensor]:
-    images, targets = case.images[:n], case.targets[:n]
-    gc.collect()
-    started = _now(case)
-    masks = explain(images, targets)
-    return _now(case) - started, masks.cpu()
-
-
 def _now(case: Case) -> float:
     if case.classifier.device.type == "cuda":
         torch.cuda.synchronize(case.classifier.device)
     return time.perf_counter()
 
 
-def _agreement(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+def _agreement(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     """Pearson correlation of the masks, mean over images, and their largest difference."""
     n = min(len(ours), len(theirs))
-    a, b = ours[:n].flatten(1).double(), theirs[:n].flatten(1).double()
+    a, b = (torch.as_tensor(masks[:n]).flatten(1).double() for masks in (ours, theirs))
     correlations = [
         float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if x.std() > 0 and y.std() > 0
         # A flat mask correlates with nothing but its like.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import multiprocessing
@@ -9,7 +10,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from multiprocessing.connection import Connection
@@ -35,36 +36,58 @@ _VERSIONS = ("torch", "torchvision", "timm", "grad-cam", "captum", "lime", "nump
 
 # The server has imported everything and computed nothing, so a process of its own costs little.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([measure.__name__])
+# It finds only installed packages, so what takes long to import is named.
+_CONTEXT.set_forkserver_preload(
+    ["captum.attr", "pytorch_grad_cam", "opticam_lite.reports", measure.__name__]
+)
+
+
+@contextlib.contextmanager
+def apart(make: Callable[..., Callable[..., Any]], *arguments: Any) -> Iterator[Callable[..., Any]]:
+    """Give a function that `make(*arguments)` returns in a process of its own, and calls there.
+
+    Its calls return or raise what they do there, and a MemoryError if the system ended the process.
+    """
+    here, there = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=_serve, args=(there, make, arguments), daemon=True)
+    process.start()
+    there.close()
+
+    def call(*arguments: Any) -> Any:
+        try:
+            here.send(arguments)
+            result = here.recv()
+        except (EOFError, OSError) as error:
+            raise MemoryError(f"the process of {make.__name__} was ended by the system") from error
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    try:
+        yield call
+    finally:
+        here.close()  # upon which the process ends
+        process.join()
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process of its own, and return or raise what it does.
-
-    Raises:
-        MemoryError: If the system ended the process.
-    """
-    receiver, sender = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_tell, args=(sender, function, arguments), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        result = receiver.recv()
-    except EOFError as error:
-        raise MemoryError(f"{function.__name__} was ended by the system") from error
-    finally:
-        process.join()
-        receiver.close()
-    if isinstance(result, Exception):
-        raise result
-    return result
+    """Call a function once in a process of its own."""
+    with apart(partial, function, *arguments) as call:
+        return call()
 
 
-def _tell(sender: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
-    try:
-        sender.send(function(*arguments))
-    except Exception as error:
-        sender.send(error)
+def _serve(
+    connection: Connection, make: Callable[..., Callable[..., Any]], arguments: Sequence[Any]
+) -> None:
+    function = None
+    with contextlib.suppress(EOFError):
+        while True:
+            given = connection.recv()
+            try:
+                function = function or make(*arguments)
+                connection.send(function(*given))
+            except Exception as error:
+                connection.send(error)
 
 
 def load_case(parameters: dict[str, Any]) -> Case:
@@ -103,7 +126,13 @@ def bench(
     record: dict[str, Any] = {"methods": {}, "overhead": {}, "quality": {}, "growth": {}}
     for method in methods:
         say(method)
-        found = alone(measure.compare, load, method, repeats, budget)
+        names, whole = alone(measure.known, load, method)
+        with contextlib.ExitStack() as stack:
+            candidates = {
+                name: stack.enter_context(apart(measure.timed, load, method, name))
+                for name in names
+            }
+            found = measure.compare(candidates, whole, repeats, budget)
         for name, row in found.items():
             try:
                 found_there = alone(measure.memory, load, method, name, row["images"])
@@ -158,8 +187,8 @@ def markdown(runs: Sequence[dict[str, Any]]) -> str:
         "# Ours against peers",
         "Made by `make bench OUT=docs`; the figures behind it are in [bench.json](bench.json). "
         f"Seconds are for a batch of {BATCH} images: the median, and in brackets the least and the "
-        "most of all repeats; ours and the peers ran in turn, A B A B …, in one process for each "
-        "method. A peer has the network as it comes from its library (parameters with gradients, "
+        "most of all repeats; ours and the peers ran in turn, A B A B …, each in a process of its "
+        "own. A peer has the network as it comes from its library (parameters with gradients, "
         "PyTorch's default memory format). Memory is the peak of what a run takes beyond the "
         "loaded network and images, each in a new process. Agreement is the mean correlation of "
         "the masks, and their largest difference, both brought to one form (enlarged, then "

@@ -1,0 +1,196 @@
+"""The same function with less work: what a traced network may leave out or do in another order.
+
+Each function changes an `fx.GraphModule` in place, and the logits stay the same but for rounding.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from timm.layers import BatchNormAct2d
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def does_nothing(module: nn.Module | None) -> bool:
+    """Whether a module only hands its input on in evaluation mode."""
+    names = ("Identity", "Dropout", "Dropout2d", "DropPath", "StochasticDepth", "PatchDropout")
+    return type(module).__name__ in names
+
+
+def fold_and_swap(module: fx.GraphModule) -> None:
+    """Fold batch norms into convolutions; take a maximum before a relu, on a quarter of values."""
+    modules = dict(module.named_modules())
+    targets = [node.target for node in module.graph.nodes if node.op == "call_module"]
+    for node in module.graph.nodes:
+        before = node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else None
+        if node.op != "call_module" or before is None or before.op != "call_module":
+            continue
+        # Neither module may serve elsewhere, and nobody else may read what lies between them.
+        if len(before.users) > 1 or targets.count(node.target) + targets.count(before.target) > 2:
+            continue
+        first, second = modules[before.target], modules[node.target]
+        replaced: tuple[nn.Module, nn.Module]
+        if type(first) is nn.Conv2d and type(second) in (nn.BatchNorm2d, BatchNormAct2d):
+            if second.running_mean is None:
+                continue
+            replaced = fuse_conv_bn_eval(first, second), getattr(second, "act", nn.Identity())
+        elif type(first) is nn.ReLU and type(second) is nn.MaxPool2d:
+            replaced = second, first
+        else:
+            continue
+        for target, new in zip((before.target, node.target), replaced, strict=True):
+            module.set_submodule(target, new)
+            modules[target] = new
+
+
+def open_attention(module: fx.GraphModule) -> None:
+    """Compute attention as the paper writes it, softmax(q kᵀ/√d) v, instead of by a fused kernel.
+
+    On a CPU without tiles for matrices (AMX) the fused kernel multiplies bfloat16 block by block
+    and is the slower one, there 1.4 times and back 3 to 6 times.
+    """
+    for node in module.graph.nodes:
+        if _is_attention(node):
+            node.target, node.kwargs = _attend, {}
+    for name, inner in list(module.named_modules()):
+        if isinstance(inner, nn.MultiheadAttention) and _is_plain(inner):
+            module.set_submodule(name, _OpenAttention(inner))
+    module.recompile()
+
+
+def _is_attention(node: fx.Node) -> bool:
+    """Whether a node is a fused attention of three arguments, with nothing masked or dropped."""
+    return (
+        node.target is F.scaled_dot_product_attention
+        and len(node.args) == 3
+        and not any(node.kwargs.values())
+    )
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
+
+
+def _is_plain(attention: nn.MultiheadAttention) -> bool:
+    return (
+        attention.batch_first
+        and attention._qkv_same_embed_dim
+        and attention.bias_k is None
+        and not attention.add_zero_attn
+    )
+
+
+class _OpenAttention(nn.Module):
+    """What `nn.MultiheadAttention` does for torchvision's transformers."""
+
+    def __init__(self, fused: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, *inputs: Tensor, need_weights: bool = False) -> tuple[Tensor, None]:
+        weights = self.fused.in_proj_weight.chunk(3)
+        bias = self.fused.in_proj_bias
+        biases = (None,) * 3 if bias is None else bias.chunk(3)
+        q, k, v = (
+            F.linear(x, W, b).unflatten(2, (self.fused.num_heads, -1)).transpose(1, 2)
+            for x, W, b in zip(inputs, weights, biases, strict=True)
+        )  # (N, heads, T, d)
+        return self.fused.out_proj(_attend(q, k, v).transpose(1, 2).flatten(2)), None
+
+
+def read_tokens_only(module: fx.GraphModule) -> None:
+    """Leave out the tokens that nobody reads.
+
+    The head of a vision transformer reads the class token, `x[:, 0]`. In the last block the other
+    tokens matter as keys and values only: their queries, their projection and their MLP, which is
+    most of the block, come to nothing.
+    """
+    read = [node for node in module.graph.nodes if _picks_a_token(node)]
+    if read:
+        first = _First(module, 1 + max(node.args[1][1] for node in read))
+        for node in read:
+            node.args = (first.of(node.args[0]), node.args[1])
+        module.graph.eliminate_dead_code()
+        module.recompile()
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta.get("shape", ()))
+
+
+def _picks_a_token(node: fx.Node) -> bool:
+    """Whether a node is `x[:, i]`, x `(N, T, D)`."""
+    if node.target is not operator.getitem or not isinstance(node.args[1], tuple):
+        return False
+    rows, *token = node.args[1]
+    alone = len(token) == 1 and isinstance(token[0], int) and token[0] >= 0
+    return len(_shape(node.all_input_nodes[0])) == 3 and rows == slice(None) and alone
+
+
+class _First:
+    """Finds the first tokens of values `(N, T, D)` of which no others are read."""
+
+    # What treats each token by itself.
+    MODULES = (nn.Linear, nn.LayerNorm, nn.GELU, nn.SiLU, nn.ReLU)
+    FUNCTIONS = (F.layer_norm, F.gelu, operator.add, operator.mul)
+
+    def __init__(self, module: fx.GraphModule, kept: int) -> None:
+        self.graph, self.first = module.graph, slice(0, kept)
+        self.modules = dict(module.named_modules())
+        self.found: dict[fx.Node, fx.Node] = {}
+        self.enough: set[fx.Node] = set()  # values whose first tokens are all that is read
+        for x in reversed(self.graph.nodes):
+            readers = [y for y in x.users if not _picks_a_token(y)]
+            if x.users and all(y in self.enough and x in self._tokens(y) for y in readers):
+                self.enough.add(x)
+
+    def of(self, x: fx.Node) -> fx.Node:
+        """Return a node with the value of `x[:, :kept]`."""
+        if x not in self.found:
+            with self.graph.inserting_before(x.next):
+                self.found[x] = (x in self.enough and self._from_less(x)) or self._cut(x, 1)
+        return self.found[x]
+
+    def _from_less(self, x: fx.Node) -> fx.Node | None:
+        call = self.graph
+        if tokens := self._tokens(x):
+            firsts = {y: self.of(y) for y in tokens}
+            return call.node_copy(x, lambda y: firsts.get(y, y))
+        y: Any = x.args[0] if x.args else None
+        # timm: attention(q, k, v).transpose(1, 2).reshape(N, T, D)
+        if x.target == "reshape" and y.target == "transpose" and y.args[1:] == (1, 2):
+            fused = y.args[0]
+            if _is_attention(fused):
+                q, k, v = fused.args
+                z = call.call_function(fused.target, (self._cut(q, 2), k, v))
+                return call.call_method("flatten", (call.call_method("transpose", (z, 1, 2)), 2))
+        # torchvision: attention(q, k, v)[0]
+        if x.target is operator.getitem and x.args[1] == 0:
+            layer = self._layer(y)
+            if isinstance(layer, nn.MultiheadAttention) and layer.batch_first:
+                q, k, v = y.args
+                z = call.call_module(y.target, (self._cut(q, 1), k, v), y.kwargs)
+                return call.call_function(operator.getitem, (z, 0))
+        return None
+
+    def _cut(self, x: fx.Node, dim: int) -> fx.Node:
+        key = (*[slice(None)] * dim, self.first)
+        return self.graph.call_function(operator.getitem, (x, key))
+
+    def _layer(self, x: fx.Node) -> nn.Module | None:
+        return self.modules[str(x.target)] if x.op == "call_module" else None
+
+    def _tokens(self, x: fx.Node) -> list[fx.Node]:
+        """Return the inputs of whose tokens the tokens of x are made one by one; or none."""
+        layer = self._layer(x)
+        if not (
+            isinstance(layer, self.MODULES) or does_nothing(layer) or x.target in self.FUNCTIONS
+        ):
+            return []
+        inputs = x.all_input_nodes
+        tokens = [y for y in inputs if len(_shape(y)) == 3 and _shape(y)[:2] == _shape(x)[:2]]
+        alone = all(y in tokens or len(_shape(y)) == 1 for y in inputs)
+        return tokens if alone else []

@@ -1,0 +1,191 @@
+"""A rearranged network is the same function; what it leaves out is really left out."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import pytest
+import timm
+import torch
+from conftest import make_images
+from timm.layers import set_fused_attn
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torchvision.models import VisionTransformer
+
+import opticam_lite as ol
+from opticam_lite import precision
+from opticam_lite.cut import Traced
+from opticam_lite.rearrange import _attend, open_attention, read_tokens_only
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+T = 17
+
+
+def timm_vit(name: str = "vit_tiny_patch16_224", **options: Any) -> nn.Module:
+    return timm.create_model(name, num_classes=5, **(SMALL | options))
+
+
+def torchvision_vit() -> nn.Module:
+    network = VisionTransformer(32, 8, 2, 3, 24, 48, num_classes=5)
+    nn.init.normal_(network.heads.head.weight)  # zeros otherwise
+    return network
+
+
+TRANSFORMERS = {
+    "class token": (timm_vit, 1),
+    "layer scale": (lambda: timm_vit(init_values=0.5), 1),
+    "norm of queries": (lambda: timm_vit(qk_norm=True), 1),
+    "distilled": (lambda: timm_vit("deit_tiny_distilled_patch16_224"), 2),
+    "registers": (lambda: timm_vit(reg_tokens=3), 1),
+    "torchvision": (torchvision_vit, 1),
+    # Every token is read, so every token stays.
+    "average": (lambda: timm_vit(global_pool="avg", class_token=False), None),
+}
+
+
+def build(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    network = TRANSFORMERS[kind][0]().eval()
+    for p in network.parameters():  # what begins as 0 or 1 would hide mistakes
+        if p.ndim == 1:
+            nn.init.normal_(p, 0.5, 0.2)
+    return network
+
+
+class Lengths(fx.Interpreter):
+    """Keeps how many tokens every linear layer takes."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seen: dict[str, list[int]] = {}
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        layer = self.fetch_attr(target)
+        if isinstance(layer, nn.Linear | nn.MultiheadAttention) and args[0].ndim == 3:
+            self.seen.setdefault(target, []).append(args[0].shape[1])
+        return super().call_module(target, args, kwargs)
+
+
+def lengths(module: fx.GraphModule, x: Tensor) -> dict[str, list[int]]:
+    interpreter = Lengths(module)
+    interpreter.run(x)
+    return interpreter.seen
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_the_last_block_computes_only_tokens_that_are_read(kind: str) -> None:
+    network, x = build(kind), make_images(3)
+    kept = TRANSFORMERS[kind][1]
+    traced = Traced(network, (32, 32))
+    before = lengths(traced.module, x)
+    expected = traced.module(x)
+    read_tokens_only(traced.module)
+    torch.testing.assert_close(traced.module(x), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(expected, network(x))
+    after = lengths(traced.module, x)
+    if kept is None:
+        assert after == before
+        return
+    for name, (tokens,) in after.items():  # each layer once
+        last = "blocks.1." in name or "encoder_layer_1." in name
+        whole = not last or "qkv" in name  # keys and values of all tokens are needed
+        if "self_attention" in name:
+            whole = not last  # its first argument: the queries
+        assert tokens == (before[name][0] if whole else kept), name
+    assert len(after) == len(before)
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_gradients_and_lean_heads(kind: str) -> None:
+    classifier = ol.Classifier(build(kind), size=32, device="cpu")
+    images = make_images(3)
+    gradients = []
+    for view in (classifier, classifier.at_precision("float32")):
+        x = images.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(view.logits(x)[:, 1].sum(), x)[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
+    for layer in classifier.layers:
+        cut = classifier.at(layer)
+        maps, rest = cut.split(images)
+        torch.testing.assert_close(
+            cut.head(maps, rest, lean=True), cut.head(maps, rest), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_token_that_is_needed_whole_elsewhere_is_not_computed_twice() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 8, 8)
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(self.patches(x).flatten(2).transpose(1, 2))
+            y = self.second(x)
+            return self.head(y[:, 0] + x.mean(1))
+
+    torch.manual_seed(0)
+    network, x = Network().eval(), make_images(2)
+    module = Traced(network, (32, 32)).module
+    read_tokens_only(module)
+    assert lengths(module, x) == {"first": [16], "second": [1]}
+    torch.testing.assert_close(module(x), network(x))
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_open_attention_is_attention(kind: str) -> None:
+    network, x = build(kind), make_images(3)
+    module = Traced(network, (32, 32)).module
+    expected = module(x)
+    open_attention(module)
+    torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-6)
+    fused = [n for n in module.graph.nodes if n.target is F.scaled_dot_product_attention]
+    opened = [n for n in module.graph.nodes if n.target is _attend]
+    whole = [m for m in module.modules() if type(m).__name__ == "_OpenAttention"]
+    assert not fused
+    assert len(opened) + len(whole) == 2
+
+
+def test_masked_attention_stays_as_it_is() -> None:
+    class Network(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            q = x.flatten(2)[:, None]  # (N, 1, 3, 1024)
+            y = F.scaled_dot_product_attention(q, q, q, is_causal=True)
+            return y.mean(3)[:, 0]
+
+    network, x = Network(), make_images(2)
+    module = Traced(network, (32, 32)).module
+    open_attention(module)
+    assert any(n.target is F.scaled_dot_product_attention for n in module.graph.nodes)
+    assert torch.equal(module(x), network(x))
+
+
+@pytest.mark.parametrize(("flags", "opened"), [({"avx512_bf16"}, True), ({"amx_bf16"}, False)])
+def test_attention_is_opened_where_the_fused_kernel_is_slow(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], opened: bool
+) -> None:
+    monkeypatch.setattr(precision, "_cpu_abilities", lambda: flags)
+    classifier = ol.Classifier(build("class token"), size=32, device="cpu")
+    for name, expected in (("bfloat16", opened), ("float32", False)):
+        quick = classifier.at_precision(name)
+        module = quick._accelerated[quick.precision].module
+        targets = {n.target for n in module.graph.nodes}
+        assert (_attend in targets) is expected
+        assert (F.scaled_dot_product_attention in targets) is not expected
+
+
+def test_attention_that_is_not_fused_is_left_alone() -> None:
+    set_fused_attn(False)
+    try:
+        network, x = build("class token"), make_images(2)
+        module = Traced(network, (32, 32)).module
+        read_tokens_only(module)
+        torch.testing.assert_close(module(x), network(x), rtol=1e-5, atol=1e-6)
+        matmul = [n for n in module.graph.nodes if n.target is operator.matmul]
+        assert len(matmul) == 4
+        assert lengths(module, x)["blocks.1.mlp.fc1"] == [1]
+    finally:
+        set_fused_attn(True)
