@@ -77,16 +77,34 @@ class Block:
     def __call__(self, x: Tensor, do: Operations) -> tuple[Tensor, Tensor]:
         """Take tokens x `(N, T, D)` to the next x and the attention P `(N, heads, T, T)`."""
         x = do.fork(x)
+        q, k, v = self._q_k_v(x, do)
+        P = self._attention(q, k, do)
+        return self._after(x, do.matmul(P, v), do), P
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Take tokens to the next alone, by the fused kernel, which is quicker."""
+        return self._after(x, F.scaled_dot_product_attention(*self._q_k_v(x, PLAIN)), PLAIN)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Take tokens to the attention alone."""
+        q, k, _ = self._q_k_v(x, PLAIN)
+        return self._attention(q, k, PLAIN)
+
+    def _q_k_v(self, x: Tensor, do: Operations) -> tuple[Tensor, Tensor, Tensor]:
         qkv = do.linear(do.apply(self.norm1, x), *self.qkv)
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (N, heads, T, d)
-        q, k = do.apply(self.q_norm, q), do.apply(self.k_norm, k)
+        return do.apply(self.q_norm, q), do.apply(self.k_norm, k), v
+
+    def _attention(self, q: Tensor, k: Tensor, do: Operations) -> Tensor:
         d = q.shape[-1]
-        P = do.apply(lambda scores: (scores / d**0.5).softmax(-1), do.matmul(q, k.mT))
-        y = do.matmul(P, v).transpose(1, 2).flatten(2)  # (N, T, D)
+        return do.apply(lambda scores: (scores / d**0.5).softmax(-1), do.matmul(q, k.mT))
+
+    def _after(self, x: Tensor, seen: Tensor, do: Operations) -> Tensor:
+        y = seen.transpose(1, 2).flatten(2)  # (N, T, D)
         y = do.linear(do.apply(self.norm, y), self.proj.weight, self.proj.bias)
         x = do.fork(do.add(x, do.apply(self.scale1, y)))
         y = chain(self.mlp, do.apply(self.norm2, x), do)
-        return do.add(x, do.apply(self.scale2, y)), P
+        return do.add(x, do.apply(self.scale2, y))
 
 
 @dataclass(frozen=True)
@@ -186,14 +204,26 @@ def need_transformer(method: str, classifier: Classifier) -> Transformer:
     return parts
 
 
-def attentions_of(parts: Transformer, classifier: Classifier, images: Tensor) -> list[Tensor]:
-    """Return the mean attention over heads `(N, T, T)` of each block; rows sum to 1."""
+@torch.no_grad()
+def attentions_of(
+    parts: Transformer, classifier: Classifier, images: Tensor, *, last_only: bool = False
+) -> list[Tensor]:
+    """Return the mean attention over heads `(N, T, T)` of each block, or of the last one.
+
+    Rows sum to 1. What comes after the last attention is not computed.
+    """
     # Four at a time stay near a CPU's caches; a GPU takes what it is given.
     at_once = 4 if classifier.device.type == "cpu" else len(images)
-    with torch.no_grad():
-        batches = [
-            [P.mean(1) for P in parts(classifier._input(x))[1]] for x in images.split(at_once)
-        ]
+    batches = []
+    for batch in images.split(at_once):
+        x, found = parts.embed(classifier._input(batch)), []
+        for block in parts.blocks[:-1]:
+            if last_only:
+                x = block.tokens(x)
+            else:
+                x, P = block(x, PLAIN)
+                found.append(P.mean(1))
+        batches.append([*found, parts.blocks[-1].attention(x).mean(1)])
     return [torch.cat(P) for P in zip(*batches, strict=True)]
 
 
