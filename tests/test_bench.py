@@ -36,6 +36,9 @@ def test_a_run_and_its_page(tmp_path):
             assert min(row["seconds"]) > 0
             assert 0 <= row["megabytes"] < 500
     assert record["methods"]["opti-cam"]["plain loop of the paper"]["correlation"] > 0.9
+    assert set(record["curves"]) == {"ours", "plain loop of RISE", "Quantus, three times the steps"}
+    assert record["curves"]["plain loop of RISE"]["difference"] < 0.01
+    assert "correlation" not in record["curves"]["Quantus, three times the steps"]  # longer
     assert set(record["overhead"]) == {"float32", "bfloat16"}
     assert set(record["quality"]) == {"float32", "auto"}
     for seconds in record["overhead"].values():
@@ -60,6 +63,7 @@ def test_a_run_and_its_page(tmp_path):
     assert page.count("## A small network") == 1
     assert page.count("… grad-cam package") == 2
     assert "No peer" in page
+    assert page.count("**deletion**") == 2
 
 
 @pytest.mark.parametrize("load", [small, small_vit])

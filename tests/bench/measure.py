@@ -25,7 +25,7 @@ from torch import Tensor
 
 import opticam_lite as ol
 
-from .peers import PEERS, Explain, Plain
+from .peers import CURVES, PEERS, Explain, Plain
 
 BATCH = 8
 # Methods at their full price would make growth a matter of hours; a step is like any other.
@@ -78,14 +78,26 @@ def known(load: Load, method: str) -> tuple[list[str], int]:
 def timed(load: Load, method: str, name: str) -> Timed:
     """Return a function that runs a candidate on n images and returns seconds and masks."""
     case = load()
-    explain = candidates(case, method)[name]
+    return _clocked(case, candidates(case, method)[name], case.images, case.targets)
 
+
+def timed_curve(load: Load, name: str) -> Timed:
+    """Return a function that runs a deletion of n images by Grad-CAM: seconds and curves."""
+    case = load()
+    masks = ol.explain("grad-cam", case.classifier, case.images, case.targets, progress=False)
+    # No two pixels are equal: their order would be a matter of taste.
+    masks = masks + torch.linspace(0, 1e-3, masks[0].numel(), device=masks.device).view_as(masks[0])
+    curve = CURVES[name](Plain(case.classifier))
+    return _clocked(case, curve, case.images, masks, case.targets)
+
+
+def _clocked(case: Case, function: Callable[..., Tensor], *batch: Tensor) -> Timed:
     def run(n: int) -> tuple[float, np.ndarray]:
-        images, targets = case.images[:n], case.targets[:n]
+        some = [x[:n] for x in batch]
         gc.collect()
         started = _now(case)
-        masks = explain(images, targets)
-        return _now(case) - started, masks.cpu().numpy()
+        result = function(*some)
+        return _now(case) - started, result.cpu().numpy()
 
     return run
 
@@ -105,7 +117,8 @@ def compare(
 
     Returns:
         For each candidate `images` (how many it was run on), `seconds` (per batch of 8, one number
-        a repeat), and for a peer `correlation` (mean over images) and `difference` (largest).
+        a repeat), `correlation` (mean over images) and `difference` (largest) to ours, if what
+        they return has the same shape.
     """
     n, slowest = {}, 0.0
     for name, run in found.items():
@@ -141,6 +154,8 @@ def _now(case: Case) -> float:
 def _agreement(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     """Pearson correlation of the masks, mean over images, and their largest difference."""
     n = min(len(ours), len(theirs))
+    if ours[0].shape != theirs[0].shape:
+        return {}
     a, b = (torch.as_tensor(masks[:n]).flatten(1).double() for masks in (ours, theirs))
     correlations = [
         float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if x.std() > 0 and y.std() > 0

@@ -25,10 +25,12 @@ with warnings.catch_warnings():  # what they warn of on import is theirs
     warnings.simplefilter("ignore")
     import captum.attr
     import pytorch_grad_cam as package
+    import quantus
     from pytorch_grad_cam.ablation_layer import AblationLayerVit
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 Explain = Callable[[Tensor, Tensor], Tensor]
+Curve = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Plain:
@@ -39,14 +41,14 @@ class Plain:
         self.network = network.to(memory_format=torch.contiguous_format)
         self.layer = network.get_submodule(classifier.layer)
         self.layout = classifier._cut.layout
-        self._classifier = classifier
+        self.classifier = classifier
 
     def normalised(self, images: Tensor) -> Tensor:
-        return self._classifier._input(images).contiguous()
+        return self.classifier._input(images).contiguous()
 
     def maps(self, output: Tensor) -> Tensor:
         """The layer's output as maps `(N, K, h, w)`."""
-        return self.layout.to_maps(output, self._classifier.size)[0]
+        return self.layout.to_maps(output, self.classifier.size)[0]
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,61 @@ def plain_attention(roll_out: bool) -> Callable[[Plain], Explain]:
         return explain
 
     return prepare
+
+
+# --------------------------------------------------------------------------------------- curves
+
+
+def ours_deletion(plain: Plain) -> Curve:
+    def curve(images: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
+        return ol.metrics.deletion(plain.classifier, images, masks, targets).values
+
+    return curve
+
+
+def rise_deletion(plain: Plain) -> Curve:
+    """RISE's procedure as one writes it down: one image, one step after another."""
+
+    @torch.no_grad()
+    def curve(images: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
+        curves = []
+        for x, S, c in zip(images, masks, targets.tolist(), strict=True):
+            order, width = S.flatten().argsort(descending=True, stable=True), x.shape[2]
+            x, p = x.clone(), []
+            for step in range(x.shape[1] + 1):
+                p.append(plain.network(plain.normalised(x[None])).softmax(1)[0, c])
+                x.flatten(1)[:, order[step * width : (step + 1) * width]] = 0
+            curves.append(torch.stack(p))
+        return torch.stack(curves)
+
+    return curve
+
+
+def quantus_deletion(plain: Plain) -> Curve:
+    """It counts the values of all channels, and takes only numbers that divide H·W a step."""
+
+    class Logits(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return plain.network(plain.normalised(images))
+
+    def curve(images: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
+        measure = quantus.PixelFlipping(
+            features_in_step=images.shape[3], perturb_baseline=0.0,
+            normalise=False, abs=False, disable_warnings=True,
+        )  # fmt: skip
+        arrays = (x.cpu().numpy() for x in (images, targets, masks))
+        device = str(plain.classifier.device)
+        p = measure(Logits().eval(), *arrays, device=device, softmax=True)
+        return torch.as_tensor(np.array(p))
+
+    return curve
+
+
+CURVES = {
+    "ours": ours_deletion,
+    "plain loop of RISE": rise_deletion,
+    "Quantus, three times the steps": quantus_deletion,
+}
 
 
 def _convolutional(plain: Plain) -> bool:

@@ -24,10 +24,10 @@ from opticam_lite import reports
 
 from . import measure
 from .measure import BATCH, Case, Load
-from .peers import DIFFERENT, NO_PEER
+from .peers import CURVES, DIFFERENT, NO_PEER
 
 # How many times as fast as a peer a method has to be at least.
-WANTED = {"score-cam": 3.0, "ablation-cam": 100.0}
+WANTED = {"score-cam": 3.0, "ablation-cam": 100.0, "deletion": 3.0}
 OVERHEAD = 1.15  # an iteration of Opti-CAM in bare passes, at most
 PRECISIONS = ("float32", "bfloat16")
 GROWTH = (8, 32, 128)
@@ -58,7 +58,7 @@ def apart(make: Callable[..., Callable[..., Any]], *arguments: Any) -> Iterator[
             here.send(arguments)
             result = here.recv()
         except (EOFError, OSError) as error:
-            raise MemoryError(f"the process of {make.__name__} was ended by the system") from error
+            raise MemoryError("a process of the bench was ended by the system") from error
         if isinstance(result, Exception):
             raise result
         return result
@@ -107,6 +107,7 @@ def bench(
     *,
     repeats: int = 5,
     budget: float = 20,
+    curves: bool = True,
     growth: Sequence[int] = GROWTH,
     say: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
@@ -117,22 +118,25 @@ def bench(
         methods: Names; all of them must fit the network.
         repeats: Of every timing.
         budget: Seconds for all repeats of a candidate; a slower one is measured on fewer images.
+        curves: Whether to measure a deletion, too.
         growth: Numbers of images of the tables of growth; none leaves them out.
         say: Told what is being measured.
 
     Returns:
         A record for `markdown`, ready for JSON.
     """
-    record: dict[str, Any] = {"methods": {}, "overhead": {}, "quality": {}, "growth": {}}
+    record: dict[str, Any] = {
+        "methods": {},
+        "curves": {},
+        "overhead": {},
+        "quality": {},
+        "growth": {},
+    }
     for method in methods:
         say(method)
         names, whole = alone(measure.known, load, method)
-        with contextlib.ExitStack() as stack:
-            candidates = {
-                name: stack.enter_context(apart(measure.timed, load, method, name))
-                for name in names
-            }
-            found = measure.compare(candidates, whole, repeats, budget)
+        makers = {name: partial(measure.timed, load, method, name) for name in names}
+        found = _compare(makers, whole, repeats, budget)
         for name, row in found.items():
             try:
                 found_there = alone(measure.memory, load, method, name, row["images"])
@@ -140,6 +144,10 @@ def bench(
             except MemoryError:
                 row["megabytes"] = None  # the system ended it: no memory was left
         record["methods"][method] = found
+    if curves:
+        say("a deletion")
+        makers = {name: partial(measure.timed_curve, load, name) for name in CURVES}
+        record["curves"] = _compare(makers, whole, repeats, budget)
     if "opti-cam" in methods:
         for precision in PRECISIONS:
             say(f"an iteration of opti-cam in {precision}")
@@ -151,6 +159,14 @@ def bench(
         say(f"growth of {method}")
         record["growth"][method] = {n: alone(measure.growth, load, method, n) for n in growth}
     return record
+
+
+def _compare(
+    makers: dict[str, Callable[[], measure.Timed]], whole: int, repeats: int, budget: float
+) -> dict[str, dict[str, Any]]:
+    with contextlib.ExitStack() as stack:
+        found = {name: stack.enter_context(apart(make)) for name, make in makers.items()}
+        return measure.compare(found, whole, repeats, budget)
 
 
 def machine() -> dict[str, Any]:
@@ -210,6 +226,12 @@ def _run(run: dict[str, Any]) -> str:
         f"{run['repeats']} repeats unless noted; Python {m['python']}, {versions}.",
         _methods(run["methods"]),
     ]
+    if run.get("curves"):
+        parts += [
+            "### A deletion",
+            "Of the same images, by Grad-CAM's masks: a step changes a row's worth of pixels.",
+            _methods({"deletion": run["curves"]}),
+        ]
     if run["overhead"]:
         parts += ["### An iteration of Opti-CAM", _overhead(run["overhead"])]
     if run["quality"]:
@@ -240,8 +262,10 @@ def _methods(methods: dict[str, Any]) -> str:
             if name == "ours":
                 continue
             ratio, wanted = _ratio(row, ours), WANTED.get(method, 1.0)
-            agreement = f"{row['correlation']:.4f}, {row['difference']:.2g}"
-            if method in DIFFERENT and row["correlation"] < 0.9999:
+            agreement = ""
+            if "correlation" in row:
+                agreement = f"{row['correlation']:.4f}, {row['difference']:.2g}"
+            if method in DIFFERENT and row.get("correlation", 1) < 0.9999:
                 agreement += note(f"{method}: {DIFFERENT[method]}.")
             met = "" if ratio >= wanted else f" **below {wanted:g} ×**"
             rows.append(
@@ -273,6 +297,8 @@ def _time(row: dict[str, Any], note: Callable[[str], str]) -> str:
 
 
 def _memory(row: dict[str, Any], note: Callable[[str], str]) -> str:
+    if "megabytes" not in row:
+        return ""
     if row["megabytes"] is None:
         return "–" + note("Ended by the system for want of memory.")
     return f"{row['megabytes']:.0f}"
@@ -339,6 +365,7 @@ Parameters of the bench: make bench NAME=value …
   REPEATS     of every timing [5]
   BUDGET      seconds for all repeats of one candidate; a slower one is measured on fewer images
               and scaled [20]
+  CURVES      0 leaves out the timing of a deletion [1]
   TITLE       heading of the run's tables [the network's name]
   OUT         folder for bench.json and bench.md; runs of other titles that are there stay
               [build/bench]
@@ -357,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     values = {"model": "scenes_resnet, scenes_vit", "checkpoint": "", "layer": ""}
     values |= {"images": "scenes", "labels": "", "methods": ", ".join(reports.METHODS)}
-    values |= {"repeats": "5", "budget": "20", "title": "", "out": "build/bench"}
+    values |= {"repeats": "5", "budget": "20", "curves": "1", "title": "", "out": "build/bench"}
     try:
         for argument in arguments:
             name, _, text = argument.partition("=")
@@ -367,6 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         repeats, budget = int(values.pop("repeats")), float(values.pop("budget"))
         if repeats < 1 or not budget > 0:
             raise ValueError(f"REPEATS is {repeats} and BUDGET {budget:g}; both must be above 0")
+        curves = bool(int(values.pop("curves")))
         title, out = values.pop("title"), Path(values.pop("out")).expanduser()
         models = [model.strip() for model in values.pop("model").split(",")]
         cases = [{**values, "model": model, "limit": BATCH} for model in models]
@@ -393,6 +421,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             subject.methods,
             repeats=repeats,
             budget=budget,
+            curves=curves,
             say=lambda text, name=name: sys.stderr.write(f"bench: {name}: {text}\n"),
         )
         write(out, run)
