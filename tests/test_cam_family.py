@@ -330,6 +330,36 @@ def test_score_cam_in_another_precision(images: Tensor, targets: Tensor) -> None
         ol.explain("score-cam", classifier, images, targets, precision="float16")
 
 
+def test_score_cam_computes_the_channels_that_decide_in_float32(
+    images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits far apart, as a large network's: a few channels have the weight, and errors count."""
+    torch.manual_seed(2)
+    network = nn.Sequential(
+        nn.Conv2d(3, 64, 3, stride=4, padding=1), nn.ReLU(), nn.Conv2d(64, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    with torch.no_grad():
+        network[-1].weight *= 3000
+    classifier = ol.Classifier(network, layer="1", size=32, device="cpu")
+    passes: list[int] = []
+    classifier.network.register_forward_pre_hook(lambda module, x: passes.append(len(x[0])))
+
+    def error(precision: str) -> float:
+        passes.clear()
+        masks = ol.explain("score-cam", classifier, images, targets, precision=precision)
+        return float((masks - exact).abs().max())
+
+    exact = ol.explain("score-cam", classifier, images, targets, precision="float32")
+    assert error("float32") == 0
+    corrected = error("bfloat16")
+    assert 0 < sum(passes) - 1 <= 3 * 64 / 8  # besides the black image
+    monkeypatch.setattr("opticam_lite.methods.score_cam.FEW", 0)
+    alone = error("bfloat16")
+    assert sum(passes) == 1
+    assert corrected < 0.01 < alone
+
+
 # --------------------------------------------------------------------------- the `grad-cam` package
 
 
