@@ -324,7 +324,7 @@ def _overhead(overhead: dict[str, Any]) -> str:
     return (
         f"Forward and gradient of the input, a batch of {BATCH}; medians of {repeats}, in turn. "
         "The untouched network is converted to the number format, with channels last; the quick "
-        "one is also rearranged (batch norms folded), and is what the iterations use.\n\n"
+        "one is also rearranged (`opticam_lite.rearrange`), and is what the iterations use.\n\n"
         + _table(header, rows)
     )
 
