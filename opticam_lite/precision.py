@@ -67,8 +67,8 @@ class Accelerated(nn.Module):
         fold_and_swap(self.module)
         read_tokens_only(self.module)
         if dtype != torch.float32:
-            device = next(self.module.parameters()).device
-            if device.type == "cpu" and "amx_bf16" not in _cpu_abilities():
+            devices = {p.device.type for p in self.module.parameters()}
+            if devices == {"cpu"} and "amx_bf16" not in _cpu_abilities():
                 open_attention(self.module)
             last = _last_layer(self.module)
             kept = copy.deepcopy(self.module.get_submodule(last)) if last else None

@@ -162,6 +162,13 @@ def test_a_network_that_fails_in_bfloat16(images: Tensor, monkeypatch: pytest.Mo
         classifier.at_precision("bfloat16")
 
 
+def test_a_network_without_parameters(images: Tensor) -> None:
+    network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classifier = ol.Classifier(network, layer="0", size=32, device="cpu")
+    rough = classifier.at_precision("bfloat16")
+    torch.testing.assert_close(rough.logits(images), classifier.logits(images), atol=0.02, rtol=0)
+
+
 def test_the_copy_is_made_once_and_shared_by_all_cuts() -> None:
     classifier = make_classifier("cnn")
     one = classifier.at_precision("float32")
