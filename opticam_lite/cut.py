@@ -326,8 +326,10 @@ class Traced:
         head = fx.Graph()
         copies = {}
         for i, n in enumerate([node, *needed]):
-            copies[n] = head.placeholder("maps" if i == 0 else f"rest_{i}")
-            copies[n].meta = dict(n.meta)
+            given = head.placeholder("maps" if i == 0 else f"rest_{i}")
+            # Because the next operation of the network may work in place.
+            copies[n] = head.call_method("clone", (given,))
+            given.meta, copies[n].meta = dict(n.meta), dict(n.meta)
         for n in before:
             if n in again:
                 copies[n] = head.node_copy(n, copies.__getitem__)
@@ -364,10 +366,14 @@ class Rest:
     aside: Tensor | None
     values: tuple[Tensor, ...]
 
-    def take(self, images: Tensor) -> Rest:
-        """Return the rest of the images of these indices `(n,)`; one may be taken repeatedly."""
-        aside = None if self.aside is None else self.aside[images]
-        return Rest(aside, tuple(value[images] for value in self.values))
+    def repeat(self, image: int, n: int) -> Rest:
+        """Return the rest of one image n times over."""
+
+        def taken(value: Tensor) -> Tensor:
+            return value[image].expand(n, *value.shape[1:])
+
+        aside = None if self.aside is None else taken(self.aside)
+        return Rest(aside, tuple(taken(value) for value in self.values))
 
 
 class Cut:
@@ -400,10 +406,8 @@ class Cut:
             self._lean_head = fx.GraphModule(self._head, copy.deepcopy(self._head.graph))
             read_tokens_only(self._lean_head)
         run = self._lean_head if lean and self._lean_head is not None else self._head
-        # Clones, because the next operation of the network may work in place.
-        output = self.layout.from_maps(maps, rest.aside).clone()
-        values = [v.clone() for v in rest.values]
-        return run(output, *values)
+        logits: Tensor = run(self.layout.from_maps(maps, rest.aside), *rest.values)
+        return logits
 
 
 def cut(network: nn.Module, layer: str, size: int | tuple[int, int] = 224) -> Cut:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -106,7 +107,7 @@ def read_tokens_only(module: fx.GraphModule) -> None:
 
     The head of a vision transformer reads the class token, `x[:, 0]`. In the last block the other
     tokens matter as keys and values only: their queries, their projection and their MLP, which is
-    most of the block, come to nothing.
+    most of the block, come to nothing. Few queries even need no keys and values (`_OfFew`).
     """
     read = [node for node in module.graph.nodes if _picks_a_token(node)]
     if read:
@@ -130,15 +131,46 @@ def _picks_a_token(node: fx.Node) -> bool:
     return len(_shape(node.all_input_nodes[0])) == 3 and rows == slice(None) and alone
 
 
+class _OfFew(nn.Module):
+    """Attention for the queries of few tokens: (q W_k) xᵀ and (a x) W_v.
+
+    The same as q (x W_k)ᵀ and a (x W_v), whose keys and values of all tokens are most of the work.
+    A bias of the keys adds the same to all scores of a query, so the softmax does not feel it.
+
+    Args:
+        weight: `(3 D, D)`, of queries, keys and values.
+        bias: `(3 D,)`, or None.
+        heads: H, the number of heads.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, heads: int) -> None:
+        super().__init__()
+        self.weight, self.bias, self.heads = weight, bias, heads
+
+    def forward(self, asking: Tensor, x: Tensor) -> Tensor:
+        """Return `(N, t, D)` for tokens `(N, t, D)` that ask and all tokens `(N, T, D)`."""
+        W_q, W_k, W_v = self.weight.unflatten(0, (3, self.heads, -1))  # (H, d, D) each
+        q = torch.einsum("ntk,hdk->nhtd", asking, W_q)
+        if self.bias is not None:
+            b_q, _, b_v = self.bias.unflatten(0, (3, self.heads, 1, -1))  # (H, 1, d) each
+            q = q + b_q
+        q = torch.einsum("nhtd,hdk->nhtk", q * q.shape[-1] ** -0.5, W_k)
+        a = (x @ q.flatten(1, 2).mT).softmax(1)  # (N, T, H·t)
+        z = (a.mT @ x).unflatten(1, (self.heads, -1))  # (N, H, t, D)
+        z = torch.einsum("nhtk,hdk->nhtd", z, W_v)
+        z = z if self.bias is None else z + b_v
+        return z.transpose(1, 2).flatten(2)
+
+
 class _First:
     """Finds the first tokens of values `(N, T, D)` of which no others are read."""
 
     # What treats each token by itself.
     MODULES = (nn.Linear, nn.LayerNorm, nn.GELU, nn.SiLU, nn.ReLU)
-    FUNCTIONS = (F.layer_norm, F.gelu, operator.add, operator.mul)
+    FUNCTIONS = (F.layer_norm, F.gelu, operator.add, operator.mul, "clone")
 
     def __init__(self, module: fx.GraphModule, kept: int) -> None:
-        self.graph, self.first = module.graph, slice(0, kept)
+        self.module, self.graph, self.first = module, module.graph, slice(0, kept)
         self.modules = dict(module.named_modules())
         self.found: dict[fx.Node, fx.Node] = {}
         self.enough: set[fx.Node] = set()  # values whose first tokens are all that is read
@@ -155,26 +187,71 @@ class _First:
         return self.found[x]
 
     def _from_less(self, x: fx.Node) -> fx.Node | None:
-        call = self.graph
         if tokens := self._tokens(x):
             firsts = {y: self.of(y) for y in tokens}
-            return call.node_copy(x, lambda y: firsts.get(y, y))
+            return self.graph.node_copy(x, lambda y: firsts.get(y, y))
         y: Any = x.args[0] if x.args else None
         # timm: attention(q, k, v).transpose(1, 2).reshape(N, T, D)
-        if x.target == "reshape" and y.target == "transpose" and y.args[1:] == (1, 2):
-            fused = y.args[0]
-            if _is_attention(fused):
-                q, k, v = fused.args
-                z = call.call_function(fused.target, (self._cut(q, 2), k, v))
-                return call.call_method("flatten", (call.call_method("transpose", (z, 1, 2)), 2))
+        heads_last = x.target == "reshape" and y.target == "transpose" and y.args[1:] == (1, 2)
+        if heads_last and _is_attention(y.args[0]):
+            return self._attention_of_heads(*y.args[0].args)
         # torchvision: attention(q, k, v)[0]
         if x.target is operator.getitem and x.args[1] == 0:
             layer = self._layer(y)
             if isinstance(layer, nn.MultiheadAttention) and layer.batch_first:
-                q, k, v = y.args
-                z = call.call_module(y.target, (self._cut(q, 1), k, v), y.kwargs)
-                return call.call_function(operator.getitem, (z, 0))
+                return self._attention_of_layer(y, layer)
         return None
+
+    def _attention_of_heads(self, q: fx.Node, k: fx.Node, v: fx.Node) -> fx.Node:
+        call, linear = self.graph, self._same_linear(q, k, v)
+        if linear is not None:
+            x, layer = linear.args[0], self.modules[str(linear.target)]
+            return self._of_few(linear, layer.weight, layer.bias, _shape(q)[1], x, x)
+        z = call.call_function(F.scaled_dot_product_attention, (self._cut(q, 2), k, v))
+        return call.call_method("flatten", (call.call_method("transpose", (z, 1, 2)), 2))
+
+    def _attention_of_layer(self, node: fx.Node, layer: nn.MultiheadAttention) -> fx.Node:
+        arguments: Any = node.args
+        q, k, v = arguments
+        if k is v and _is_plain(layer) and self.first.stop < layer.head_dim:
+            weight, bias, heads = layer.in_proj_weight, layer.in_proj_bias, layer.num_heads
+            z = self._of_few(node, weight, bias, heads, q, k)
+            return self.graph.call_module(f"{node.target}.out_proj", (z,))
+        z = self.graph.call_module(str(node.target), (self._cut(q, 1), k, v), node.kwargs)
+        return self.graph.call_function(operator.getitem, (z, 0))
+
+    def _of_few(
+        self, node: fx.Node, weight: Any, bias: Any, heads: int, asking: Any, x: Any
+    ) -> fx.Node:
+        name = f"{node.target}_of_few"
+        self.module.add_submodule(name, _OfFew(weight, bias, heads))
+        return self.graph.call_module(name, (self._cut(asking, 1), x))
+
+    def _same_linear(self, *heads: fx.Node) -> fx.Node | None:
+        """Return the linear layer of which q, k and v `(N, H, T, d)` are the three thirds.
+
+        timm: linear(x).reshape(N, T, 3, H, d).permute(2, 0, 3, 1, 4).unbind(0).
+        """
+        thirds = [self._behind(x) for x in heads]
+        source: Any = next(iter(thirds[0].args), None)
+        if any((x.target, x.args) != (operator.getitem, (source, i)) for i, x in enumerate(thirds)):
+            return None
+        for step in (("unbind", 0), ("permute", 2, 0, 3, 1, 4)):
+            if (source.target, *source.args[1:]) != step:
+                return None
+            source = source.args[0]
+        shape = _shape(source)  # (N, T, 3, H, d)
+        if source.target != "reshape" or self.first.stop >= shape[-1]:
+            return None
+        linear: fx.Node = source.args[0]
+        same = (*_shape(linear)[:2], 3) == shape[:3]
+        return linear if same and type(self._layer(linear)) is nn.Linear else None
+
+    def _behind(self, x: fx.Node) -> fx.Node:
+        """Return the node whose value a node hands on."""
+        while does_nothing(self._layer(x)):
+            x = x.all_input_nodes[0]
+        return x
 
     def _cut(self, x: fx.Node, dim: int) -> fx.Node:
         key = (*[slice(None)] * dim, self.first)

@@ -32,9 +32,9 @@ def ablation_cam(
         classifier: Any, cut at any layer.
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)` class indices.
-        chunk: How many (image, channel) pairs pass through the head at a time; bounds the memory.
-            Default: chosen by the size of the head's feature maps.
-        callback: Called after each chunk of pairs.
+        chunk: How many ablations pass through the head at a time; bounds the memory. Default:
+            chosen by the size of the head's feature maps.
+        callback: Called after each chunk of an image's channels.
 
     Returns:
         Masks `(N, 1, H, W)` in [0, 1].
@@ -55,23 +55,22 @@ def ablation_cam(
         head, (Z, rest) = after.head, after.split(images)  # (N, O, h, w)
         W = classifier.network.get_submodule(conv).get_parameter("weight").flatten(1)  # (O, K)
 
-    def logit(maps: Tensor, image: Tensor) -> Tensor:
-        return head(maps, rest.take(image), lean=True).gather(1, targets[image][:, None])[:, 0]
+    def logit(maps: Tensor, i: int) -> Tensor:
+        return head(maps, rest.repeat(i, len(maps)), lean=True)[:, targets[i]]
 
-    y = logit(Z, torch.arange(len(A), device=A.device))[:, None]  # (N, 1)
+    y = torch.cat([logit(Z[i, None], i) for i in range(len(A))])[:, None]  # (N, 1)
     y_without = y.repeat(1, A.shape[1])  # (N, K)
-    pairs = A.flatten(2).any(dim=2).nonzero()
-    starts = range(0, len(pairs), chunk)
-    for index, start in enumerate(starts, start=1):
-        image, channel = pairs[start : start + chunk].T
-        maps = Z[image]
+    kept = 1 - torch.eye(A.shape[1], dtype=A.dtype, device=A.device)[..., None, None]
+    active = A.flatten(2).any(dim=2)
+    parts = [(i, k) for i in range(len(A)) for k in active[i].nonzero()[:, 0].split(chunk)]
+    for index, (i, k) in enumerate(parts, start=1):
         if W is None:
-            maps[torch.arange(len(maps), device=A.device), channel] = 0
+            maps = A[i] * kept[k]
         else:
-            maps.addcmul_(W.T[channel, :, None, None], A[image, channel][:, None], value=-1)
-        y_without[image, channel] = logit(maps, image)
+            maps = torch.addcmul(Z[i], W.T[k, :, None, None], A[i, k, None], value=-1)
+        y_without[i, k] = logit(maps, i)
         if callback is not None:
-            callback(Step(index, len(starts)))
+            callback(Step(index, len(parts)))
     w = (y - y_without) * torch.where(y < 0, -1.0, 1.0)
     S = torch.einsum("nk,nkhw->nhw", w, A)[:, None].relu()
     return to_masks(S, images.shape[2:])
