@@ -358,6 +358,13 @@ class Classifier:
             return x * masks.to(self.device)
         return _Masked.apply(x * self._scale, masks.to(self.device), self._shift)
 
+    def _prepare(self, images: Tensor) -> Tensor:
+        """Return images as the network reads them: normalised, in its number format and order.
+
+        Who puts many images together of a few prepares these, and runs what he made of them.
+        """
+        return _channels_last(self._input(images).to(self.precision or torch.float32))
+
     def _run(self, x: Tensor) -> Tensor:
         quick = None if self.precision is None else self._accelerated[self.precision]
         return self.network(_channels_last(x)) if quick is None else quick(x)

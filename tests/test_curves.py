@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import opticam_lite as ol
 from opticam_lite import metrics
+from opticam_lite.metrics import curves
 from opticam_lite.metrics.curves import _ranks
 
 with warnings.catch_warnings():
@@ -180,21 +181,6 @@ class Logits(nn.Module):
         return self.classifier.logits(images)
 
 
-class Rough:
-    """A classifier's quick copy that errs as it is told to: (step, p) → p."""
-
-    precision = torch.bfloat16
-
-    def __init__(self, classifier: ol.Classifier, err: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.classifier, self.err, self.device = classifier, err, classifier.device
-        self.seen = 0
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        steps = torch.arange(self.seen, self.seen + len(images))[:, None] % 33
-        self.seen += len(images)
-        return self.err(steps, self.classifier.probabilities(images))
-
-
 @pytest.mark.parametrize(
     ("err", "float32_passes"),
     [
@@ -211,16 +197,28 @@ def test_float32_corrects_bfloat16_or_takes_its_place(
 ) -> None:
     S, passes = make_saliency(3), []
     expected = metrics.deletion(CNN, images, S, 1, precision="float32")
-    untouched = CNN.probabilities
-    classifier = CNN.at(CNN.layer)
-    monkeypatch.setattr(classifier, "at_precision", lambda precision: Rough(CNN, err))
-    monkeypatch.setattr(
-        classifier, "probabilities", lambda x: passes.append(len(x)) or untouched(x)
-    )
-    found = metrics.deletion(classifier, images, S, 1)
+
+    def observe(view: ol.Classifier, *image: Tensor | int | None) -> Tensor:
+        p, at = untouched(CNN, *image), image[4]
+        if view.precision == torch.bfloat16:
+            return err(at, p)
+        passes.append(len(at))
+        return p
+
+    untouched = curves._observe
+    monkeypatch.setattr(curves, "_observe", observe)
+    found = metrics.deletion(CNN, images, S, 1, precision="bfloat16")
     torch.testing.assert_close(found.values, expected.values, atol=1e-6, rtol=0)
     torch.testing.assert_close(found.areas, expected.areas, atol=1e-6, rtol=0)
     assert sum(passes) == 3 * float32_passes
+
+
+def test_the_quick_float32_is_the_untouched_network_but_for_rounding(images: Tensor) -> None:
+    found, expected = (
+        metrics.insertion(CNN, images, make_saliency(3), 1, precision=precision).values
+        for precision in ("auto", "float32")
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_deletion_is_quantus_pixel_flipping() -> None:

@@ -18,7 +18,8 @@ Insertion and deletion run the network 450 times an image, so most of it is done
 that is quicker (`precision="auto"`, see `Classifier.at_precision`). Alone that would change an area
 by up to 0.02. So every eighth step is observed in float32, too, and what it differs by there is
 added in between, linearly. Areas are then those of float32 to less than 0.002; an image for which
-that is not sure is observed in float32 throughout.
+that is not sure is observed in float32 throughout. This, too, is the rearranged network, which is
+the same but for rounding; `precision="float32"` is the untouched one.
 
 The curves of one image are drawn by `ol.plots.curves`:
 
@@ -91,7 +92,8 @@ def insertion(
         masks: Saliency `(N, 1, H, W)`, of any range. A step is W pixels: 224 for 224×224.
         targets: `(N,)` classes, or one for all. Default: the predicted ones (section 5.3.2).
         seed: Of the order among pixels of equal saliency.
-        precision: `"float32"`, or `"auto"` or `"bfloat16"`: the same to 0.002, but quicker.
+        precision: `"float32"` for the untouched network, or `"auto"` or `"bfloat16"`: the same to
+            0.002, but quicker.
         batch_size: Steps of an image at a time; bounds the memory. Default: 8 on a CPU, so that
             feature maps stay in its caches, else 256.
 
@@ -189,20 +191,21 @@ def replacement(
     targets = classifier.check_targets(targets, len(start))
     every = torch.arange(H + 1)
     quick = classifier.at_precision(precision)
+    exact = classifier if precision == "float32" else classifier.at_precision("float32")
     values = start.new_zeros(len(start), H + 1, dtype=torch.float64)
     for i in range(len(start)):
         image = start[i], end[i], steps[i], targets[i]
         if quick.precision == torch.bfloat16:
             rough = _observe(quick, *image, every, batch_size)
             some = torch.cat([every[:-1:STEPS_APART], every[-1:]])
-            errors = _observe(classifier, *image, some, batch_size) - rough[some]
+            errors = _observe(exact, *image, some, batch_size) - rough[some]
             correction = _between(some, errors, every)
             # With half as many it would be this far off, and with all of them less.
             doubt = (_between(some[::2], errors[::2], every) - correction).mean().abs()
             if doubt < TOLERANCE:
                 values[i] = (rough + correction).clamp(0, 1)
                 continue
-        values[i] = _observe(classifier, *image, every, batch_size)
+        values[i] = _observe(exact, *image, every, batch_size)
     return Curves(torch.trapezoid(values, dx=1 / H), values)
 
 
@@ -302,10 +305,11 @@ def _observe(
         batch_size = 8 if classifier.device.type == "cpu" else 256
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    start, end, steps, at = (t.to(classifier.device) for t in (start, end, steps, at))
-    mixed = (
-        torch.where(steps <= k.view(-1, 1, 1, 1), end, start)  # (batch_size, 3, H, W)
-        for k in at.split(batch_size)
-    )
-    values = [classifier.probabilities(images)[:, target] for images in mixed]
+    # What is mixed is ready for the network and of one form: mixing then costs next to nothing.
+    start, end = classifier._prepare(start[None]), classifier._prepare(end[None])
+    steps = torch.empty_like(start, dtype=torch.int32).copy_(steps)
+    values = []
+    for k in at.to(steps).split(batch_size):
+        mixed = torch.where(steps <= k.view(-1, 1, 1, 1), end, start)  # (batch_size, 3, H, W)
+        values.append(classifier._run(mixed).softmax(1)[:, target])
     return torch.cat(values).double()
