@@ -184,9 +184,9 @@ class Logits(nn.Module):
 @pytest.mark.parametrize(
     ("err", "float32_passes"),
     [
-        (lambda k, p: p + 0.1, 5),  # as far off everywhere
-        (lambda k, p: p * 0 + k / 100, 33 + 5),  # nothing to be corrected
-        (lambda k, p: p + 0.3 * (k % 32 > 0), 33 + 5),  # right where all the others are not
+        (lambda k, x: x + 0.1, 15),  # as far off everywhere
+        (lambda k, x: x * 0 + k / 10, 33 + 15),  # nothing to be corrected
+        (lambda k, x: x + 2 * (k % 7 > 3), 33 + 15),  # right here, not there
     ],
 )
 def test_float32_corrects_bfloat16_or_takes_its_place(
@@ -196,17 +196,18 @@ def test_float32_corrects_bfloat16_or_takes_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     S, passes = make_saliency(3), []
-    expected = metrics.deletion(CNN, images, S, 1, precision="float32")
 
     def observe(view: ol.Classifier, *image: Tensor | int | None) -> Tensor:
-        p, at = untouched(CNN, *image), image[4]
+        log_odds, at = untouched(CNN, *image) / 10, image[4]  # far from p = 0 and 1
         if view.precision == torch.bfloat16:
-            return err(at, p)
+            return err(at, log_odds)
         passes.append(len(at))
-        return p
+        return log_odds
 
-    untouched = curves._observe
-    monkeypatch.setattr(curves, "_observe", observe)
+    untouched = curves._log_odds
+    monkeypatch.setattr(curves, "_log_odds", observe)
+    expected = metrics.deletion(CNN, images, S, 1, precision="float32")
+    passes.clear()
     found = metrics.deletion(CNN, images, S, 1, precision="bfloat16")
     torch.testing.assert_close(found.values, expected.values, atol=1e-6, rtol=0)
     torch.testing.assert_close(found.areas, expected.areas, atol=1e-6, rtol=0)
@@ -293,9 +294,9 @@ def test_defined_at_p_0_and_1(logit: float) -> None:
     network[3].bias = nn.Parameter(torch.tensor([logit, 0.0]))
     classifier = ol.Classifier(network, "0", size=16, device="cpu")
     images, S = make_images(1, 16, 16), torch.zeros(1, 1, 16, 16)
-    expected = float(logit > 0)
-    assert metrics.insertion(classifier, images, S, 0).areas.tolist() == [expected]
-    assert metrics.deletion(classifier, images, S, 0).areas.tolist() == [expected]
+    expected = pytest.approx([float(logit > 0)], abs=1e-12)
+    assert metrics.insertion(classifier, images, S, 0).areas.tolist() == expected
+    assert metrics.deletion(classifier, images, S, 0).areas.tolist() == expected
     assert metrics.aopc(classifier, images, S, 0, patch=4).areas.tolist() == [0]
 
 
