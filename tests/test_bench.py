@@ -16,6 +16,7 @@ from bench.peers import DIFFERENT, PEERS
 from conftest import make_classifier, make_images
 
 import opticam_lite as ol
+from opticam_lite import precision
 
 
 def small(kind: str = "cnn") -> Case:
@@ -39,7 +40,7 @@ def test_a_run_and_its_page(tmp_path):
     assert set(record["curves"]) == {"ours", "plain loop of RISE", "Quantus, three times the steps"}
     assert record["curves"]["plain loop of RISE"]["difference"] < 0.01
     assert "correlation" not in record["curves"]["Quantus, three times the steps"]  # longer
-    assert set(record["overhead"]) == {"float32", "bfloat16"}
+    assert list(record["overhead"]) == run.precisions()
     assert set(record["quality"]) == {"float32", "auto"}
     for seconds in record["overhead"].values():
         for values in seconds.values():
@@ -64,6 +65,15 @@ def test_a_run_and_its_page(tmp_path):
     assert page.count("… grad-cam package") == 2
     assert "No peer" in page
     assert page.count("**deletion**") == 2
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"), [({"avx512_bf16"}, ["float32", "bfloat16"]), (set(), ["float32"])]
+)
+def test_bfloat16_is_timed_where_there_is_hardware(monkeypatch, able, expected):
+    monkeypatch.setattr(precision, "_cpu_abilities", lambda: able)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run.precisions() == expected
 
 
 @pytest.mark.parametrize("load", [small, small_vit])

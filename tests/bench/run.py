@@ -21,6 +21,7 @@ import psutil
 import torch
 
 from opticam_lite import reports
+from opticam_lite.precision import dtype_of
 
 from . import measure
 from .measure import BATCH, Case, Load
@@ -29,7 +30,6 @@ from .peers import CURVES, DIFFERENT, NO_PEER
 # How many times as fast as a peer a method has to be at least.
 WANTED = {"score-cam": 3.0, "ablation-cam": 100.0, "deletion": 3.0}
 OVERHEAD = 1.15  # an iteration of Opti-CAM in bare passes, at most
-PRECISIONS = ("float32", "bfloat16")
 GROWTH = (8, 32, 128)
 GROWING = ("grad-cam", "opti-cam")
 _VERSIONS = ("torch", "torchvision", "timm", "grad-cam", "captum", "lime", "numpy")
@@ -88,6 +88,13 @@ def _serve(
                 connection.send(function(*given))
             except Exception as error:
                 connection.send(error)
+
+
+def precisions() -> list[str]:
+    """Return the number formats worth timing: float32, and bfloat16 where there is hardware."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    quick = str(dtype_of("auto", device)).removeprefix("torch.")
+    return list(dict.fromkeys(("float32", quick)))
 
 
 def load_case(parameters: dict[str, Any]) -> Case:
@@ -149,7 +156,7 @@ def bench(
         makers = {name: partial(measure.timed_curve, load, name) for name in CURVES}
         record["curves"] = _compare(makers, whole, repeats, budget)
     if "opti-cam" in methods:
-        for precision in PRECISIONS:
+        for precision in precisions():
             say(f"an iteration of opti-cam in {precision}")
             record["overhead"][precision] = alone(measure.overhead, load, precision, 6 * repeats)
         for precision in ("float32", "auto"):
