@@ -198,7 +198,10 @@ class _First:
         # torchvision: attention(q, k, v)[0]
         if x.target is operator.getitem and x.args[1] == 0:
             layer = self._layer(y)
-            if isinstance(layer, nn.MultiheadAttention) and layer.batch_first:
+            masked = y.op == "call_module" and (
+                len(y.args) != 3 or set(y.kwargs) - {"need_weights"}
+            )
+            if isinstance(layer, nn.MultiheadAttention) and layer.batch_first and not masked:
                 return self._attention_of_layer(y, layer)
         return None
 

@@ -165,6 +165,27 @@ def test_masked_attention_stays_as_it_is() -> None:
     assert torch.equal(module(x), network(x))
 
 
+def test_a_mask_of_a_whole_layer_is_heeded() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 8, 8)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 5)
+            self.register_buffer("mask", torch.arange(16).expand(16, 16) > 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            y = self.attention(x, x, x, need_weights=False, attn_mask=self.mask)[0]
+            return self.head(y[:, 0])
+
+    torch.manual_seed(0)
+    network, x = Network().eval(), make_images(2)
+    module = Traced(network, (32, 32)).module
+    read_tokens_only(module)
+    torch.testing.assert_close(module(x), network(x))
+
+
 @pytest.mark.parametrize(("flags", "opened"), [({"avx512_bf16"}, True), ({"amx_bf16"}, False)])
 def test_attention_is_opened_where_the_fused_kernel_is_slow(
     monkeypatch: pytest.MonkeyPatch, flags: set[str], opened: bool
