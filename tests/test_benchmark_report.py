@@ -16,6 +16,7 @@ import opticam_lite as ol
 from opticam_lite import benchmark, reports
 from opticam_lite.methods import METHODS
 from opticam_lite.metrics import METRICS
+from opticam_lite.reports import runner
 
 # Papermill and Jupyter's libraries are still on their way to the newest Python.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -90,10 +91,10 @@ def test_what_the_paper_says_of_its_tables_holds_of_their_transcription():
 # ---------------------------------------------------------------------------------- parameters
 
 
-@pytest.mark.parametrize("report", reports.checks())
+@pytest.mark.parametrize("report", runner.checks())
 def test_parameters_of_each_notebook_are_those_of_its_check(report):
-    parameters, out, _ = reports.parse([], report=report)
-    signature = inspect.signature(reports.checks()[report]).parameters
+    parameters, out, _ = runner.parse([], report=report)
+    signature = inspect.signature(runner.checks()[report]).parameters
     assert parameters == {name: p.default for name, p in signature.items()}
     assert out == Path(f"build/{report}_report")
 
@@ -109,7 +110,7 @@ def test_parameters_of_each_notebook_are_those_of_its_check(report):
     ],
 )
 def test_reports_are_chosen_by_name(arguments, chosen):
-    found, others = reports.choose_reports(arguments)
+    found, others = runner.choose_reports(arguments)
     assert found == chosen
     assert others == [a for a in arguments if a.startswith("MODEL")]
 
@@ -131,7 +132,7 @@ def test_a_wrong_parameter_ends_before_anything_runs(arguments, words, tmp_path,
     out = tmp_path / "out"
     given = ["REPORT=benchmark", "WEIGHTS=random", f"OUT={out}"]
     given = given[1:] if arguments[0].startswith("REPORT") else given
-    assert reports.main([*given, *arguments]) == 2
+    assert runner.main([*given, *arguments]) == 2
     message = capsys.readouterr().err
     assert message.startswith("report: ")
     assert message.count("\n") == 1
@@ -144,12 +145,12 @@ def test_all_reports_are_checked_before_the_first_runs(monkeypatch, capsys):
 
     def run(parameters, out, timeout, report):
         ran.append(report)
-        return [reports.Failure("cell 3", "ValueError: no")] if report == "saliency" else []
+        return [runner.Failure("cell 3", "ValueError: no")] if report == "saliency" else []
 
-    monkeypatch.setattr(reports, "run", run)
-    monkeypatch.setattr(reports, "prepare", lambda **_: None)
-    monkeypatch.setattr(reports, "prepare_benchmark", lambda **_: None)
-    assert reports.main([]) == 1
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(runner, "prepare", lambda **_: None)
+    monkeypatch.setattr(runner, "prepare_benchmark", lambda **_: None)
+    assert runner.main([]) == 1
     assert ran == ["saliency", "benchmark"]
     shown = capsys.readouterr()
     assert shown.out.split() == [
@@ -164,8 +165,8 @@ def test_all_reports_are_checked_before_the_first_runs(monkeypatch, capsys):
         raise ValueError("the second is wrong")
 
     ran.clear()
-    monkeypatch.setattr(reports, "prepare_benchmark", wrong)
-    assert reports.main([]) == 2
+    monkeypatch.setattr(runner, "prepare_benchmark", wrong)
+    assert runner.main([]) == 2
     assert ran == []
 
 
@@ -280,7 +281,7 @@ def test_a_broken_image_is_left_out_of_best_and_worst(subject, frame):
 def test_a_good_run_writes_page_notebook_metrics_and_rows(tmp_path):
     out = tmp_path / "out"
     given = [f"{name.upper()}={value}" for name, value in QUICK.items()]
-    assert reports.main(["REPORT=benchmark", *given, f"OUT={out}"]) == 0
+    assert runner.main(["REPORT=benchmark", *given, f"OUT={out}"]) == 0
     assert {p.name for p in out.iterdir()} == {
         *("benchmark_report.html", "benchmark_report.ipynb", "metrics.json", "rows")
     }
@@ -314,7 +315,7 @@ def test_a_failing_cell_leaves_the_page_and_the_rows(tmp_path):
         parameters='out: str = ""\nrows: str = ""',
     )
     out = tmp_path / "out"
-    (failure,) = reports.run({}, out, notebook=bad, report="benchmark")
+    (failure,) = runner.run({}, out, notebook=bad, report="benchmark")
     assert failure.error == "ZeroDivisionError: division by zero"
     assert (out / "rows" / "part").exists()
     page = Page((out / "benchmark_report.html").read_text(encoding="utf-8"))

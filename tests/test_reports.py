@@ -16,6 +16,7 @@ from PIL import Image
 
 import opticam_lite as ol
 from opticam_lite import reports
+from opticam_lite.reports import runner
 
 # Papermill and Jupyter's libraries are still on their way to the newest Python.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -88,7 +89,7 @@ def table():
 
 
 def test_parameters_of_the_notebook_are_those_of_prepare():
-    parameters, out, _ = reports.parse([])
+    parameters, out, _ = runner.parse([])
     defaults = {
         name: p.default for name, p in inspect.signature(reports.prepare).parameters.items()
     }
@@ -97,7 +98,7 @@ def test_parameters_of_the_notebook_are_those_of_prepare():
 
 
 def test_parameters_are_converted_and_empty_ones_left_at_their_default():
-    parameters, out, timeout = reports.parse(
+    parameters, out, timeout = runner.parse(
         ["LIMIT=7", "normalize=No", "IMAGES=my = photos", "LAYER=", "OUT=some where", "TIMEOUT=9.5"]
     )
     assert (parameters["limit"], parameters["normalize"]) == (7, False)
@@ -118,7 +119,7 @@ def test_parameters_are_converted_and_empty_ones_left_at_their_default():
 )
 def test_wrong_parameters_are_told(argument, words):
     with pytest.raises(reports.ReportError) as error:
-        reports.parse([argument])
+        runner.parse([argument])
     assert all(word in str(error.value) for word in words)
 
 
@@ -141,7 +142,7 @@ def test_wrong_parameters_are_told(argument, words):
 )
 def test_a_wrong_parameter_ends_before_anything_runs(arguments, words, tmp_path, capsys):
     out = tmp_path / "out"
-    assert reports.main(["WEIGHTS=random", *arguments, f"OUT={out}"]) == 2
+    assert runner.main(["WEIGHTS=random", *arguments, f"OUT={out}"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("report: ")
     assert message.count("\n") == 1
@@ -152,20 +153,20 @@ def test_a_wrong_parameter_ends_before_anything_runs(arguments, words, tmp_path,
 def test_a_damaged_image_is_found_before_anything_runs(photos, tmp_path, capsys):
     (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:200])
     out = tmp_path / "out"
-    assert reports.main([*QUICK, f"IMAGES={photos}", f"OUT={out}"]) == 2
+    assert runner.main([*QUICK, f"IMAGES={photos}", f"OUT={out}"]) == 2
     assert "b.png" in capsys.readouterr().err
     assert not out.exists()
 
 
 def test_a_file_in_place_of_the_folder_is_told(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    assert reports.main([f"OUT={tmp_path / 'file' / 'below'}"]) == 2
+    assert runner.main([f"OUT={tmp_path / 'file' / 'below'}"]) == 2
     assert "is a file" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_help_names_every_parameter(capsys):
-    assert reports.main(["--help"]) == 0
+    assert runner.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(
         f"  {name.upper()} " in shown for name in inspect.signature(reports.prepare).parameters
@@ -309,7 +310,7 @@ def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("a report") / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    code = reports.main([*QUICK, "METHODS=cam,grad-cam,opti-cam,fake-cam", f"OUT={out}"])
+    code = runner.main([*QUICK, "METHODS=cam,grad-cam,opti-cam,fake-cam", f"OUT={out}"])
     return code, out
 
 
@@ -321,7 +322,7 @@ def test_a_good_run_writes_page_notebook_and_metrics(made):
     }
     notebook = nbformat.read(out / "saliency_report.ipynb", as_version=4)
     nbformat.validate(notebook)
-    assert reports.failures(notebook) == []
+    assert runner.failures(notebook) == []
 
 
 def test_the_page_is_self_contained_and_told_to_those_who_can_not_see_it(made):
@@ -359,12 +360,12 @@ def test_a_failing_cell_leaves_the_page_with_the_error_marked(tmp_path):
     good = write_notebook(
         tmp_path / "good.ipynb", "from pathlib import Path; (Path(out) / 'metrics.json').touch()"
     )
-    assert reports.run({}, out, notebook=good) == []
+    assert runner.run({}, out, notebook=good) == []
     assert (out / "metrics.json").exists()
     bad = write_notebook(
         tmp_path / "bad.ipynb", "1 + 1", "# papermill_description=Two_zeros\n0 / 0", "3 + 3"
     )
-    found = reports.run({}, out, notebook=bad)
+    found = runner.run({}, out, notebook=bad)
     assert [(f.where, f.error) for f in found] == [
         ("cell In [4] (Two zeros)", "ZeroDivisionError: division by zero")
     ]
@@ -380,7 +381,7 @@ def test_a_failing_cell_leaves_the_page_with_the_error_marked(tmp_path):
 
 def test_a_widget_leaves_no_text_on_the_page(tmp_path):
     source = "import ipywidgets as w\ndisplay(w.IntProgress(value=7))\nprint('twenty-' + 'one')"
-    assert reports.run({}, tmp_path, notebook=write_notebook(tmp_path / "n.ipynb", source)) == []
+    assert runner.run({}, tmp_path, notebook=write_notebook(tmp_path / "n.ipynb", source)) == []
     kept = nbformat.read(tmp_path / "saliency_report.ipynb", as_version=4).cells[-1].outputs
     assert "IntProgress(value=7)" in str(kept)
     text = (tmp_path / "saliency_report.html").read_text(encoding="utf-8")
@@ -390,9 +391,9 @@ def test_a_widget_leaves_no_text_on_the_page(tmp_path):
 
 def test_main_returns_1_for_a_failing_cell(tmp_path, capsys, monkeypatch):
     bad = write_notebook(tmp_path / "bad.ipynb", "raise ValueError('<so> it is')")
-    monkeypatch.setattr(reports, "notebook_path", lambda *_: bad)
-    monkeypatch.setattr(reports, "prepare", lambda **_: None)
-    assert reports.main([f"OUT={tmp_path / 'out'}"]) == 1
+    monkeypatch.setattr(runner, "notebook_path", lambda *_: bad)
+    monkeypatch.setattr(runner, "prepare", lambda **_: None)
+    assert runner.main([f"OUT={tmp_path / 'out'}"]) == 1
     shown = capsys.readouterr()
     assert "failed with ValueError: <so> it is" in shown.err
     assert "saliency_report.html" in shown.out
@@ -410,7 +411,7 @@ def test_main_returns_1_for_a_failing_cell(tmp_path, capsys, monkeypatch):
 )
 def test_failures_that_are_in_no_cells_output_are_found(source, error, tmp_path):
     notebook = write_notebook(tmp_path / "n.ipynb", source)
-    found = reports.run({}, tmp_path / "out", timeout=5, notebook=notebook)
+    found = runner.run({}, tmp_path / "out", timeout=5, notebook=notebook)
     assert [f.error.partition(":")[0] for f in found] == [error]
     assert error in (tmp_path / "out" / "saliency_report.html").read_text(encoding="utf-8")
 
@@ -418,7 +419,7 @@ def test_failures_that_are_in_no_cells_output_are_found(source, error, tmp_path)
 @pytest.mark.parametrize("source", ["import time; time.sleep(60)", "import os; os._exit(3)"])
 def test_the_cell_that_was_running_is_the_one_that_is_marked(source, tmp_path):
     notebook = write_notebook(tmp_path / "n.ipynb", "1 + 1", f"# the one\n{source}", "3 + 3")
-    assert len(reports.run({}, tmp_path / "out", timeout=5, notebook=notebook)) == 1
+    assert len(runner.run({}, tmp_path / "out", timeout=5, notebook=notebook)) == 1
     cells = nbformat.read(tmp_path / "out" / "saliency_report.ipynb", as_version=4).cells
     failed = [
         c.source for c in cells if any(o.output_type == "error" for o in c.get("outputs", []))
@@ -433,14 +434,14 @@ def test_an_interrupted_run_leaves_the_earlier_report(tmp_path, capsys, monkeypa
     out = tmp_path / "out"
     out.mkdir()
     (out / "saliency_report.html").write_text("earlier")
-    monkeypatch.setattr(reports.papermill, "execute_notebook", interrupted)
-    assert reports.main([*QUICK, f"OUT={out}"]) == 130
+    monkeypatch.setattr(runner.papermill, "execute_notebook", interrupted)
+    assert runner.main([*QUICK, f"OUT={out}"]) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert [p.name for p in out.iterdir()] == ["saliency_report.html"]
     assert (out / "saliency_report.html").read_text() == "earlier"
 
 
 def test_a_missing_notebook_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(reports, "_PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(runner, "_PACKAGE", tmp_path / "package")
     with pytest.raises(FileNotFoundError, match="saliency_report"):
-        reports.notebook_path()
+        runner.notebook_path()

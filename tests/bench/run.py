@@ -21,7 +21,9 @@ import psutil
 import torch
 
 from opticam_lite import reports
+from opticam_lite.methods import METHODS
 from opticam_lite.precision import dtype_of
+from opticam_lite.registry import unknown_name
 
 from . import measure
 from .measure import BATCH, Case, Load
@@ -390,13 +392,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(_USAGE)
         return 0
     values = {"model": "scenes_resnet, scenes_vit", "checkpoint": "", "layer": ""}
-    values |= {"images": "scenes", "labels": "", "methods": ", ".join(reports.METHODS)}
+    values |= {"images": "scenes", "labels": "", "methods": ", ".join(METHODS)}
     values |= {"repeats": "5", "budget": "20", "curves": "1", "title": "", "out": "build/bench"}
     try:
         for argument in arguments:
             name, _, text = argument.partition("=")
             if name.lower() not in values:
-                raise ValueError(reports.unknown_name("parameter", name, map(str.upper, values)))
+                raise ValueError(unknown_name("parameter", name, map(str.upper, values)))
             values[name.lower()] = text.strip() or values[name.lower()]
         repeats, budget = int(values.pop("repeats")), float(values.pop("budget"))
         if repeats < 1 or not budget > 0:

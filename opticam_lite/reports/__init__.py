@@ -1,0 +1,37 @@
+"""Reports: notebooks with parameters, each executed and made one HTML page by `make report`.
+
+What a report is about is in `subject`, what the saliency report shows in `contents`, what the
+benchmark report shows in `opticam_lite.benchmark`; `runner` makes the page.
+"""
+
+from .contents import (
+    about,
+    chart,
+    checklist,
+    comparison,
+    ordering,
+    paper_table,
+    title,
+    versions,
+    write_json,
+    write_metrics,
+)
+from .subject import ReportError, Subject, predictions, prepare, prepare_benchmark
+
+__all__ = [
+    "ReportError",
+    "Subject",
+    "about",
+    "chart",
+    "checklist",
+    "comparison",
+    "ordering",
+    "paper_table",
+    "predictions",
+    "prepare",
+    "prepare_benchmark",
+    "title",
+    "versions",
+    "write_json",
+    "write_metrics",
+]

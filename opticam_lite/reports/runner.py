@@ -1,0 +1,361 @@
+"""Execute a report's notebook and make one HTML page of it.
+
+    NAME=value … ──parse, check──▶ notebook ──papermill──▶ .ipynb, metrics.json ──▶ .html
+
+`make report` calls `main`. A report's parameters are those of its notebook's parameters cell:
+adding one there is all it takes. Everything is checked before anything runs, by the function that
+the notebook itself begins with, such as `prepare`; so what passes the check is what runs. No
+notebook imports this file: papermill and its like take seconds to import, in every kernel again.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from nbclient.exceptions import CellTimeoutError
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+from papermill.execute import remove_error_markers
+
+from .. import studies
+from ..registry import unknown_name
+from .subject import ReportError, Subject, prepare, prepare_benchmark
+
+DEFAULT = "saliency"
+ESSENTIAL = ("saliency", "benchmark")  # what `make report` makes when it is told nothing
+SECONDS_A_CELL = 7200
+_PACKAGE = Path(__file__).resolve().parents[1]
+_TYPES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "yes or no"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
+# Where a notebook puts its numbers is the runner's business, not a parameter of the report.
+_PLACES = ("out", "rows")
+_TRUTH = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+
+
+# ---------------------------------------------------------------------------------- parameters
+
+
+def checks() -> dict[str, Callable[..., Subject | studies.Study]]:
+    """Return report → the function that checks its parameters and loads what they name."""
+    return {"saliency": prepare, "benchmark": prepare_benchmark, "boxes": studies.prepare}
+
+
+def notebook_path(report: str = DEFAULT) -> Path:
+    """Return a report's notebook: in a checkout, or inside the package when installed.
+
+    Raises:
+        FileNotFoundError: If it is in neither place.
+    """
+    places = [
+        root / "notebooks" / "reports" / f"{report}_report.ipynb"
+        for root in (_PACKAGE.parent, _PACKAGE)
+    ]
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"the report's notebook is not at {' or '.join(map(str, places))}")
+
+
+def folder(report: str) -> Path:
+    """Return where a report is written to unless OUT says otherwise."""
+    return Path("build") / f"{report}_report"
+
+
+def choose_reports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the reports that are asked for, and the other arguments.
+
+    `REPORT=name` names one; parameters without it are the saliency report's; no argument at all
+    asks for the essential ones with their defaults.
+
+    Raises:
+        ReportError: For an unknown report.
+    """
+    named = [a for a in arguments if a.partition("=")[0].strip().lower().lstrip("-") == "report"]
+    others = [a for a in arguments if a not in named]
+    chosen = [name for a in named if (name := a.partition("=")[2].strip().lower())]
+    for name in chosen:
+        if name not in checks():
+            raise ReportError(unknown_name("report", name, checks()))
+    return chosen or ([DEFAULT] if others else list(ESSENTIAL)), others
+
+
+def parse(
+    arguments: Sequence[str], notebook: Path | None = None, report: str = DEFAULT
+) -> tuple[dict[str, Any], Path, float]:
+    """Turn `NAME=value` arguments into parameters of the notebook.
+
+    Names may be in upper or lower case; an empty value stands for the default.
+
+    Args:
+        arguments: Such as `["MODEL=resnet50", "LIMIT=20"]`; besides the notebook's parameters OUT
+            (folder) and TIMEOUT (seconds a cell) are known.
+        notebook: Whose parameters. Default: the report's.
+        report: Its name.
+
+    Returns:
+        All parameters of the notebook, those given in place of its defaults; the folder to write
+        to; the seconds that a cell may take.
+
+    Raises:
+        ReportError: For an unknown name or a value of the wrong type.
+    """
+    known = _parameters(notebook or notebook_path(report))
+    values = {name: default for name, (default, _, _) in known.items()}
+    types = {name: kind for name, (_, kind, _) in known.items()}
+    types |= {"out": "str", "timeout": "float"}
+    values |= {"out": str(folder(report)), "timeout": SECONDS_A_CELL}
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not equals:
+            raise ReportError(f"{argument!r} is no parameter; write NAME=value, such as LIMIT=20")
+        key = name.strip().lower().lstrip("-")
+        if key not in types:
+            raise ReportError(
+                unknown_name("parameter", name.strip().upper(), [n.upper() for n in types])
+            )
+        if text.strip():
+            values[key] = _convert(key, text.strip(), types[key])
+    out, timeout = Path(values.pop("out")).expanduser(), values.pop("timeout")
+    if timeout <= 0:
+        raise ReportError(f"TIMEOUT is {timeout:g}; it must be above 0, in seconds a cell")
+    return values, out, timeout
+
+
+def _parameters(notebook: Path) -> dict[str, tuple[Any, str, str]]:
+    """Return name → (default, type, explanation) of the notebook's parameters cell."""
+    return {
+        name: (ast.literal_eval(p["default"]), p["inferred_type_name"], p["help"])
+        for name, p in papermill.inspect_notebook(str(notebook)).items()
+        if name not in _PLACES
+    }
+
+
+def _convert(name: str, text: str, kind: str) -> Any:
+    try:
+        if kind == "bool":
+            return _TRUTH[text.lower()]
+        return {"str": str, "int": int, "float": float}[kind](text)
+    except (KeyError, ValueError) as error:
+        raise ReportError(f"{name.upper()} is {text!r}; it must be {_TYPES[kind]}") from error
+
+
+def usage() -> str:
+    """Return the help text: every report's parameters, what they are for and their defaults."""
+    lines = [
+        "make report              the saliency and the benchmark report on the embedded data",
+        "make report NAME=value … the saliency report with parameters",
+        "make report REPORT=name NAME=value …",
+    ]
+    for report in checks():
+        lines += ["", f"Parameters of REPORT={report}:", ""]
+        rows = [(n, d, h) for n, (d, _, h) in _parameters(notebook_path(report)).items()]
+        rows += [("out", str(folder(report)), "folder to write to")]
+        rows += [("timeout", SECONDS_A_CELL, "seconds that one cell of the notebook may take")]
+        for name, default, explanation in rows:
+            shown = "" if default == "" else f" [{default}]"
+            lines.append(f"  {name.upper():<12}{explanation}{shown}")
+    return "\n".join(lines) + "\n"
+
+
+# -------------------------------------------------------------------------------- making it
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that failed: where, and with which error (one line)."""
+
+    where: str
+    error: str
+
+
+def failures(notebook: NotebookNode) -> list[Failure]:
+    """Find every error in an executed notebook, also those that runners do not see.
+
+    An error inside an `Output` widget is in no cell's outputs but in the widgets' state.
+    """
+    found = []
+    for index, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                found.append(Failure(_where(cell, index), f"{output.ename}: {output.evalue}"))
+    widgets = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json")
+    for model in (widgets or {}).get("state", {}).values():
+        for output in model.get("state", {}).get("outputs", []):
+            if output.get("output_type") == "error":
+                found.append(Failure("a widget", f"{output['ename']}: {output['evalue']}"))
+    return found
+
+
+def _where(cell: NotebookNode, index: int) -> str:
+    first = cell.source.partition("\n")[0]
+    _, given, name = first.partition("papermill_description=")
+    described = f" ({name.strip().replace('_', ' ')})" if given else ""
+    count = cell.get("execution_count")
+    return f"cell {'In [' + str(count) + ']' if count else index + 1}{described}"
+
+
+def run(
+    parameters: Mapping[str, Any],
+    out: Path | None = None,
+    timeout: float = SECONDS_A_CELL,
+    notebook: Path | None = None,
+    report: str = DEFAULT,
+) -> list[Failure]:
+    """Execute the notebook and put the report into a folder.
+
+    What was in the folder from an earlier run stays until this run is over. After a failure the
+    notebook and the page, with the error marked, replace the earlier ones, and `metrics.json` is
+    removed, for its figures would not be those of the page.
+
+    Args:
+        parameters: Of the notebook, checked.
+        out: The folder; created if need be. Default: `folder(report)`. Rows that a notebook
+            measures are kept in its `rows/`, whatever happens, so that a later run resumes.
+        timeout: Seconds that a cell may take.
+        notebook: Default: the report's.
+        report: Its name.
+
+    Returns:
+        What failed; empty for a good run.
+    """
+    out, notebook = out or folder(report), notebook or notebook_path(report)
+    name = f"{report}_report"
+    with tempfile.TemporaryDirectory(prefix="opticam-") as temporary:
+        executed = Path(temporary) / f"{name}.ipynb"
+        places = {"out": temporary, "rows": str(out.absolute() / "rows")}
+        wanted = papermill.inspect_notebook(str(notebook))
+        error = None
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(executed),
+                {**parameters, **{key: places[key] for key in _PLACES if key in wanted}},
+                cwd=str(Path.cwd()),
+                progress_bar=sys.stderr.isatty(),
+                execution_timeout=timeout,
+                kernel_name="python3",
+                # Kernels otherwise warn, on everybody's terminal, that TCP is not encrypted.
+                extra_arguments=["--log-level=ERROR"],
+            )
+        except Exception as caught:
+            # A failed cell, a cell that took too long, a kernel that died: all end on the page.
+            error = caught
+            result = nbformat.read(executed if executed.exists() else notebook, as_version=4)
+            if not isinstance(caught, PapermillExecutionError):
+                _mark(result, caught, timeout)
+        else:
+            result = nbformat.read(executed, as_version=4)
+        found = failures(result)
+        nbformat.write(result, executed)
+        write_html(result, Path(temporary) / f"{name}.html", found)
+        if error is not None or found:
+            (Path(temporary) / "metrics.json").unlink(missing_ok=True)
+        _publish(Path(temporary), out, name)
+    return found
+
+
+def _mark(notebook: NotebookNode, error: Exception, timeout: float) -> None:
+    """Write an error that is no cell's own into the cell that was running."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    # Papermill calls every cell completed once one has ended the run; only start times tell.
+    started = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    running = started[-1] if started else code[0]
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, CellTimeoutError):
+        text = f"the cell took longer than {timeout:g} s; allow it more with TIMEOUT=seconds"
+    # A cell that is stopped shows a KeyboardInterrupt, which nobody caused.
+    running.outputs = [o for o in running.outputs if o.output_type != "error"]
+    running.outputs.append(
+        nbformat.v4.new_output("error", ename=type(error).__name__, evalue=text, traceback=[text])
+    )
+
+
+def _publish(made: Path, out: Path, name: str) -> None:
+    """Put the files into place, each whole or not at all; other files there are not touched."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (f"{name}.ipynb", f"{name}.html", "metrics.json"):
+        if (made / file).exists():
+            part = out / f".{file}.part"
+            shutil.copyfile(made / file, part)
+            part.replace(out / file)
+        else:
+            (out / file).unlink(missing_ok=True)
+
+
+def write_html(notebook: NotebookNode, path: Path, failed: Sequence[Failure] = ()) -> None:
+    """Write a notebook as one self-contained page that needs no network.
+
+    Args:
+        notebook: Executed.
+        path: Of the page.
+        failed: Told in a banner at the top.
+    """
+    # Papermill's own marks say less than the banner and the open, framed cell.
+    notebook = remove_error_markers(copy.deepcopy(notebook))
+    # Nothing on the page could show a widget; a progress bar would stand there as text, half full.
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell["outputs"] = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]
+    template = (_PACKAGE / "report.html.j2").read_text(encoding="utf-8")
+    exporter = HTMLExporter(raw_template=template, embed_images=True)
+    page, _ = exporter.from_notebook_node(notebook, resources={"failed": list(failed)})
+    path.write_text(page, encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make reports from the command line.
+
+    Returns:
+        0 for good reports, 1 if a cell failed (the page marks it), 2 if a parameter is wrong
+        (nothing was run or written), 130 if it was interrupted (no page was written).
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(a in ("-h", "--help") for a in arguments):
+        sys.stdout.write(usage())
+        return 0
+    plans: dict[str, tuple[dict[str, Any], Path, float]] = {}
+    try:
+        chosen, others = choose_reports(arguments)
+        for report in chosen:
+            plans[report] = parse(others, report=report)
+            _check_folder(plans[report][1])
+            checks()[report](**plans[report][0])
+    except (OSError, TypeError, ValueError) as error:
+        sys.stderr.write(f"report: {' '.join(str(error).split())}\n")
+        return 2
+    failed = False
+    for report, (parameters, out, timeout) in plans.items():
+        sys.stderr.write(f"Executing the {report} report's notebook; it is written to {out}\n")
+        try:
+            found = run(parameters, out, timeout, report=report)
+        except KeyboardInterrupt:
+            kept = (
+                f" but the rows measured so far, {out / 'rows'}" if (out / "rows").exists() else ""
+            )
+            sys.stderr.write(f"report: interrupted; nothing was written{kept}\n")
+            return 130
+        for failure in found:
+            sys.stderr.write(f"report: {failure.where} failed with {failure.error}\n")
+        sys.stdout.write(f"{out / report}_report.html\n")
+        failed |= bool(found)
+    return 1 if failed else 0
+
+
+def _check_folder(out: Path) -> None:
+    nearest = next(p for p in (out, *out.resolve().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ReportError(f"OUT is {str(out)!r}, and {nearest} is a file; name a folder")
+    if not os.access(nearest, os.W_OK):
+        raise ReportError(f"OUT is {str(out)!r}, and {nearest} can't be written to")
