@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,18 +68,25 @@ def _start(attempts: int = 3) -> None:
 
 
 class Noted(ol.Dataset):
-    """Images in memory that note which process asks for them; one of them may kill it, once."""
+    """Images in memory that note which process asks for them; one of them may kill it, once.
+
+    They keep a process waiting until so many have asked: a quick one could finish alone.
+    """
 
     name = "noted"
 
-    def __init__(self, folder: Path, n: int, deadly: int | None = None):
+    def __init__(self, folder: Path, n: int, deadly: int | None = None, together: int = 1):
         self._folder, self._images, self._deadly = folder, make_images(n), deadly
+        self._together = together
 
     def __len__(self) -> int:
         return len(self._images)
 
     def sample(self, index: int) -> ol.Sample:
         (self._folder / f"{os.getpid()}.process").touch()
+        deadline = time.monotonic() + 120
+        while len(self.processes()) < self._together and time.monotonic() < deadline:
+            time.sleep(0.05)
         if index == 5:
             raise ol.ImageError("5.jpg is damaged")
         if index == self._deadly and not (self._folder / "killed").exists():
@@ -110,7 +118,8 @@ def test_the_rows_are_those_of_the_local_engine(tmp_path: Path) -> None:
     dataset = Noted(tmp_path, 40)
     local = measure(dataset)
     assert dataset.processes() == {os.getpid()}
-    there = measure(dataset, engine="ray", out=tmp_path / "run", workers=2)
+    shared = Noted(tmp_path, 40, together=3)
+    there = measure(shared, engine="ray", out=tmp_path / "run", workers=2)
     assert len(dataset.processes()) == 3  # this one and two workers
     assert there["error"].notna().sum() == 1
     assert len(there) == 39 * 2 * 3 + 1
