@@ -59,8 +59,8 @@ lint: $(READY)
 	$(PY) -c 'from importlinter.cli import lint_imports_command as main; main()'
 
 # Two processes of one thread each: most tests are too small for two threads. A notebook's cells stay
-# together, in their order.
-PARALLEL := --numprocesses 2 --dist loadfile
+# together, in their order, and files come in the order that tests/conftest.py gives them.
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: export OMP_NUM_THREADS := 1
 test: lint
 	@$(if $(UNIT),echo "No Chromium here: the explorer's browser tests are left out (apt-get install chromium)")

@@ -12,6 +12,7 @@ import copy
 import inspect
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
-from .rearrange import does_nothing, read_tokens_only
+from .rearrange import OfFew, behind_attention, does_nothing, read_tokens_only
 from .registry import unknown_name
 
 
@@ -389,7 +390,6 @@ class Cut:
     ) -> None:
         self.layer, self.layout, self.reader = layer, layout, reader
         self._trunk, self._head = trunk, head
-        self._lean_head: fx.GraphModule | None = None
 
     def split(self, x: Tensor) -> tuple[Tensor, Rest]:
         """Run the first half: normalised images `(N, 3, H, W)` → maps `(N, K, h, w)`, rest."""
@@ -402,12 +402,41 @@ class Cut:
 
         A lean head leaves out tokens that nobody reads, so it is equal but for rounding.
         """
-        if lean and self._lean_head is None:
-            self._lean_head = fx.GraphModule(self._head, copy.deepcopy(self._head.graph))
-            read_tokens_only(self._lean_head)
-        run = self._lean_head if lean and self._lean_head is not None else self._head
+        run = self._lean if lean else self._head
         logits: Tensor = run(self.layout.from_maps(maps, rest.aside), *rest.values)
         return logits
+
+    @property
+    def attention(self) -> OfFew | None:
+        """The attention with which the head begins, where only tokens that are set aside ask."""
+        return None if self._attention is None else self._attention[0]
+
+    def head_without(self, k: Tensor, maps: Tensor, rest: Rest) -> Tensor:
+        """Run the second half, which must begin so, once for every channel that the maps lack.
+
+        Args:
+            k: `(n,)` channels; each in turn is 0 in the maps.
+            maps, rest: Of one image, `(1, K, h, w)`.
+
+        Returns:
+            Logits `(n, C)`, equal to those of n copies of the maps but for rounding.
+        """
+        assert self._attention is not None
+        attention, after = self._attention
+        x = self.layout.from_maps(maps, rest.aside)
+        answers = attention.without(k, x, self.layout.prefix)
+        logits: Tensor = after(answers, *rest.repeat(0, len(k)).values)
+        return logits
+
+    @cached_property
+    def _lean(self) -> fx.GraphModule:
+        lean = fx.GraphModule(self._head, copy.deepcopy(self._head.graph))
+        read_tokens_only(lean)
+        return lean
+
+    @cached_property
+    def _attention(self) -> tuple[OfFew, fx.GraphModule] | None:
+        return behind_attention(self._lean, self.layout.prefix)
 
 
 def cut(network: nn.Module, layer: str, size: int | tuple[int, int] = 224) -> Cut:

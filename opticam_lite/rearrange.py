@@ -107,7 +107,7 @@ def read_tokens_only(module: fx.GraphModule) -> None:
 
     The head of a vision transformer reads the class token, `x[:, 0]`. In the last block the other
     tokens matter as keys and values only: their queries, their projection and their MLP, which is
-    most of the block, come to nothing. Few queries even need no keys and values (`_OfFew`).
+    most of the block, come to nothing. Few queries even need no keys and values (`OfFew`).
     """
     read = [node for node in module.graph.nodes if _picks_a_token(node)]
     if read:
@@ -131,7 +131,7 @@ def _picks_a_token(node: fx.Node) -> bool:
     return len(_shape(node.all_input_nodes[0])) == 3 and rows == slice(None) and alone
 
 
-class _OfFew(nn.Module):
+class OfFew(nn.Module):
     """Attention for the queries of few tokens: (q W_k) xᵀ and (a x) W_v.
 
     The same as q (x W_k)ᵀ and a (x W_v), whose keys and values of all tokens are most of the work.
@@ -141,25 +141,85 @@ class _OfFew(nn.Module):
         weight: `(3 D, D)`, of queries, keys and values.
         bias: `(3 D,)`, or None.
         heads: H, the number of heads.
+        asking: t, how many tokens ask.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, heads: int) -> None:
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, heads: int, asking: int
+    ) -> None:
         super().__init__()
-        self.weight, self.bias, self.heads = weight, bias, heads
+        self.weight, self.bias, self.heads, self.asking = weight, bias, heads, asking
 
     def forward(self, asking: Tensor, x: Tensor) -> Tensor:
         """Return `(N, t, D)` for tokens `(N, t, D)` that ask and all tokens `(N, T, D)`."""
-        W_q, W_k, W_v = self.weight.unflatten(0, (3, self.heads, -1))  # (H, d, D) each
+        a = (x @ self._ask(asking).mT).softmax(1)  # (N, T, H·t)
+        return self._answer(a.mT @ x)
+
+    def without(self, k: Tensor, x: Tensor, aside: int) -> Tensor:
+        """Return `(K, t, D)`: the answers to the first tokens of one image without channel k.
+
+        r (x − x_k e_kᵀ)ᵀ = r xᵀ − r_k x_kᵀ, and a (x − x_k e_kᵀ) = a x − (a x_k) e_kᵀ, so no tokens
+        need be made for every k.
+
+        Args:
+            k: `(K,)` channels.
+            x: `(1, T, D)`.
+            aside: So many first tokens, those that ask among them, keep their channels.
+        """
+        r, x_k = self._ask(x[:, : self.asking])[0], x[0, :, k].T.clone()  # (H·t, D), (K, T)
+        x_k[:, :aside] = 0
+        scores = r @ x[0].T - r.T[k, :, None] * x_k[:, None]  # (K, H·t, T)
+        a = scores.softmax(2)
+        z = (a.flatten(0, 1) @ x[0]).unflatten(0, (len(k), len(r)))  # (K, H·t, D)
+        z[torch.arange(len(k), device=k.device), :, k] -= (a @ x_k[..., None])[..., 0]
+        return self._answer(z)
+
+    def _ask(self, asking: Tensor) -> Tensor:
+        """Return q W_k / √d `(N, H·t, D)` of tokens `(N, t, D)`."""
+        W_q, W_k, _ = self.weight.unflatten(0, (3, self.heads, -1))  # (H, d, D) each
         q = torch.einsum("ntk,hdk->nhtd", asking, W_q)
         if self.bias is not None:
-            b_q, _, b_v = self.bias.unflatten(0, (3, self.heads, 1, -1))  # (H, 1, d) each
-            q = q + b_q
-        q = torch.einsum("nhtd,hdk->nhtk", q * q.shape[-1] ** -0.5, W_k)
-        a = (x @ q.flatten(1, 2).mT).softmax(1)  # (N, T, H·t)
-        z = (a.mT @ x).unflatten(1, (self.heads, -1))  # (N, H, t, D)
-        z = torch.einsum("nhtk,hdk->nhtd", z, W_v)
-        z = z if self.bias is None else z + b_v
+            q = q + self.bias.unflatten(0, (3, self.heads, 1, -1))[0]  # (H, 1, d)
+        return torch.einsum("nhtd,hdk->nhtk", q * q.shape[-1] ** -0.5, W_k).flatten(1, 2)
+
+    def _answer(self, z: Tensor) -> Tensor:
+        """Return z W_v `(N, t, D)` of z `(N, H·t, D)`."""
+        W_v = self.weight.unflatten(0, (3, self.heads, -1))[2]
+        z = torch.einsum("nhtk,hdk->nhtd", z.unflatten(1, (self.heads, -1)), W_v)
+        if self.bias is not None:
+            z = z + self.bias.unflatten(0, (3, self.heads, 1, -1))[2]
         return z.transpose(1, 2).flatten(2)
+
+
+def behind_attention(head: fx.GraphModule, aside: int) -> tuple[OfFew, fx.GraphModule] | None:
+    """Split a lean head (`read_tokens_only`) behind the attention with which it begins.
+
+    Args:
+        head: Tokens `(N, T, D)` and other values → logits.
+        aside: How many tokens are set aside; they must be all that ask.
+
+    Returns:
+        The attention, and what follows: its answers and the other values → logits. None if the
+        tokens go anywhere else.
+    """
+    modules = dict(head.named_modules())
+    tokens = next(iter(head.graph.nodes))
+    copied = next(iter(tokens.users))  # every value that is handed over is copied first
+    for few in copied.users:
+        attention = modules.get(str(few.target))
+        if isinstance(attention, OfFew) and attention.asking <= aside:
+            break
+    else:
+        return None
+    asking = few.all_input_nodes[0]
+    if set(copied.users) != {few, asking}:
+        return None
+    graph = fx.Graph()
+    copies = {few: graph.placeholder("answers")}
+    for node in head.graph.nodes:
+        if node not in (tokens, copied, asking, few):
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return attention, fx.GraphModule(head, graph)
 
 
 class _First:
@@ -227,7 +287,7 @@ class _First:
         self, node: fx.Node, weight: Any, bias: Any, heads: int, asking: Any, x: Any
     ) -> fx.Node:
         name = f"{node.target}_of_few"
-        self.module.add_submodule(name, _OfFew(weight, bias, heads))
+        self.module.add_submodule(name, OfFew(weight, bias, heads, self.first.stop))
         return self.graph.call_module(name, (self._cut(asking, 1), x))
 
     def _same_linear(self, *heads: fx.Node) -> fx.Node | None:

@@ -19,6 +19,15 @@ settings.load_profile("untimed")
 # Threads only fight each other on small networks, and two processes run the tests.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
+# Files of few and long tests, the longest first.
+LONG = ("test_imagenet", "test_bench", "test_evaluation_store", "test_explorer_browser", "test_ray")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files, so that no process is left alone with one in the end."""
+    place = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
 
 def cnn(classes: int = 5) -> nn.Module:
     """Convolutions, global average pooling and a linear layer, like a ResNet."""

@@ -216,6 +216,18 @@ def test_gradient_methods_on_other_networks(method: str, targets: Tensor) -> Non
         assert_equals_reference(method, classifier, make_images(3, 64, 64), targets)
 
 
+def test_ablation_cam_where_the_head_begins_with_an_attention(targets: Tensor) -> None:
+    """By default so many channels at a time as the attention's values leave room for."""
+    classifier = ol.load_model("scenes_vit", device="cpu")
+    images, targets = ol.load_dataset("scenes").batch(range(2))
+    assert_equals_reference("ablation-cam", classifier, images, targets)
+    steps: list[ol.methods.Step] = []
+    for chunk, n in ((None, 2), (50, 6)):  # 128 channels
+        steps.clear()
+        ol.explain("ablation-cam", classifier, images, targets, chunk=chunk, callback=steps.append)
+        assert len(steps) == n
+
+
 def test_where_the_head_begins_with_a_pointwise_convolution() -> None:
     def reader(network: nn.Module, layer: str) -> str | None:
         return pointwise_reader(ol.Classifier(network, layer, size=64))

@@ -116,6 +116,55 @@ def test_gradients_and_lean_heads(kind: str) -> None:
         )
 
 
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_the_head_of_maps_without_a_channel(kind: str) -> None:
+    """Where the last attention reads the maps, and only tokens set aside ask: in one go."""
+    network = build(kind)
+    for p in network.parameters():
+        if p.ndim == 2:
+            nn.init.normal_(p, 0, 0.3)  # as they begin, attention hardly changes anything
+    classifier = ol.Classifier(network, size=32, device="cpu")
+    cuts = {layer: classifier.at(layer)._cut for layer in classifier.layers}
+    found = [layer for layer, cut in cuts.items() if cut.attention is not None]
+    if kind in ("norm of queries", "average"):
+        assert found == []
+        return
+    assert found == [classifier.layer]
+    A, rest = classifier.split(make_images(3))
+    k = torch.tensor([0, 5, 23, 7])
+    for i in range(3):
+        maps = A[i].repeat(len(k), 1, 1, 1)
+        maps[torch.arange(len(k)), k] = 0
+        expected = classifier.head(maps, rest.repeat(i, len(k)))
+        assert (expected - classifier.head(A, rest)[i]).abs().amax(1).min() > 1e-4
+        actual = classifier._cut.head_without(k, A[i, None], rest.repeat(i, 1))
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    nothing = classifier._cut.head_without(k[:0], A[:1], rest.repeat(0, 1))
+    assert nothing.shape == (0, 5)
+
+
+@pytest.mark.parametrize("case", ["so", "tokens go elsewhere, too", "a token of the maps asks"])
+def test_where_the_head_begins_with_an_attention(case: str) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.norm = nn.Conv2d(3, 8, 8, 8), nn.LayerNorm(8)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            if case != "a token of the maps asks":
+                x = torch.cat([x.mean(1, keepdim=True), x], 1)
+            x = self.norm(x)
+            y = self.attention(x, x, x, need_weights=False)[0]
+            return self.head((y + x if case == "tokens go elsewhere, too" else y)[:, 0])
+
+    torch.manual_seed(0)
+    classifier = ol.Classifier(Network(), "norm", size=32, device="cpu")
+    assert (classifier._cut.attention is not None) is (case == "so")
+
+
 def test_a_token_that_is_needed_whole_elsewhere_is_not_computed_twice() -> None:
     class Network(nn.Module):
         def __init__(self) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from ..classifier import Classifier
+from ..cut import Rest
 from ..masking import to_masks
-from .chunks import images_at_once
+from .chunks import at_once, images_at_once
 from .registry import METHODS, Callback, Step
 
 
@@ -42,38 +46,52 @@ def ablation_cam(
     Raises:
         ValueError: If chunk is not positive.
     """
-    layers = classifier.layers[classifier.layers.index(classifier.layer) :]
-    chunk = images_at_once(classifier, images, layers) if chunk is None else chunk
-    if chunk < 1:
+    if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
     A, rest = classifier.split(images)  # (N, K, h, w)
-    head, Z, W = classifier.head, A, None
-    if (conv := pointwise_reader(classifier)) is not None:
-        # The head begins with Z_o = Σ_k W_ok A_k + b_o: leaving k out of the sum is less work
-        # than the whole sum without k.
-        after = classifier.at(conv)
-        head, (Z, rest) = after.head, after.split(images)  # (N, O, h, w)
-        W = classifier.network.get_submodule(conv).get_parameter("weight").flatten(1)  # (O, K)
-
-    def logit(maps: Tensor, i: int) -> Tensor:
-        return head(maps, rest.repeat(i, len(maps)), lean=True)[:, targets[i]]
-
-    y = torch.cat([logit(Z[i, None], i) for i in range(len(A))])[:, None]  # (N, 1)
+    if chunk is None and (attention := classifier._cut.attention) is not None:
+        rows = attention.heads * attention.asking
+        chunk = at_once(classifier, rows * max(A.shape[1], A[0, 0].numel()))
+    elif chunk is None:
+        layers = classifier.layers[classifier.layers.index(classifier.layer) :]
+        chunk = images_at_once(classifier, images, layers)
+    head = partial(classifier.head, lean=True)
+    y = torch.cat(
+        [head(A[i, None], rest.repeat(i, 1))[:, c] for i, c in enumerate(targets.tolist())]
+    )[:, None]  # (N, 1)
+    logits_without = _ablation(classifier, A, rest)
     y_without = y.repeat(1, A.shape[1])  # (N, K)
-    kept = 1 - torch.eye(A.shape[1], dtype=A.dtype, device=A.device)[..., None, None]
     active = A.flatten(2).any(dim=2)
     parts = [(i, k) for i in range(len(A)) for k in active[i].nonzero()[:, 0].split(chunk)]
     for index, (i, k) in enumerate(parts, start=1):
-        if W is None:
-            maps = A[i] * kept[k]
-        else:
-            maps = torch.addcmul(Z[i], W.T[k, :, None, None], A[i, k, None], value=-1)
-        y_without[i, k] = logit(maps, i)
+        y_without[i, k] = logits_without(i, k)[:, targets[i]]
         if callback is not None:
             callback(Step(index, len(parts)))
     w = (y - y_without) * torch.where(y < 0, -1.0, 1.0)
     S = torch.einsum("nk,nkhw->nhw", w, A)[:, None].relu()
     return to_masks(S, images.shape[2:])
+
+
+def _ablation(classifier: Classifier, A: Tensor, rest: Rest) -> Callable[[int, Tensor], Tensor]:
+    """Return the head of image i without each of the channels k: (i, `(n,)`) → logits `(n, C)`.
+
+    Where the head begins with a sum over the channels, leaving one out of the sum is less work than
+    the whole sum without it: that of a 1×1 convolution, Z_o = Σ_k W_ok A_k + b_o, and those of an
+    attention (`OfFew.without`).
+    """
+    if classifier._cut.attention is not None:
+        return lambda i, k: classifier._cut.head_without(k, A[i, None], rest.repeat(i, 1))
+    if (name := pointwise_reader(classifier)) is not None:
+        conv, head = classifier.network.get_submodule(name), classifier.at(name).head
+        W, Z = conv.get_parameter("weight").flatten(1), conv(A)  # (O, K), (N, O, h, w)
+
+        def from_sum(i: int, k: Tensor) -> Tensor:
+            maps = torch.addcmul(Z[i], W.T[k, :, None, None], A[i, k, None], value=-1)
+            return head(maps, rest.repeat(i, len(k)), lean=True)
+
+        return from_sum
+    kept = 1 - torch.eye(A.shape[1], dtype=A.dtype, device=A.device)[..., None, None]
+    return lambda i, k: classifier.head(A[i] * kept[k], rest.repeat(i, len(k)), lean=True)
 
 
 def pointwise_reader(classifier: Classifier) -> str | None:

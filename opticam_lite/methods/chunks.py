@@ -14,17 +14,22 @@ from ..classifier import Classifier
 def images_at_once(classifier: Classifier, images: Tensor, layers: Sequence[str]) -> int:
     """Return how many images of this size to run through layers at a time, at least 4.
 
-    A layer needs its input, its output and a copy or two in another memory format: four times the
-    largest map. On a CPU the fastest chunk is a small one, which stays near the caches (64 MB in
-    all); a GPU wants more to do at a time (512 MB).
-
     Args:
         classifier: The network.
         images: `(N, 3, H, W)`; only their size matters.
         layers: Names of the layers that are run, of `classifier.layers`.
     """
     largest = max(math.prod(classifier.layer_shape(layer)) for layer in layers)
-    values = largest * math.prod(images.shape[2:]) / math.prod(classifier.size)
+    return at_once(classifier, largest * math.prod(images.shape[2:]) / math.prod(classifier.size))
+
+
+def at_once(classifier: Classifier, values: float) -> int:
+    """Return how many runs to do at a time, at least 4, whose largest layer has so many values.
+
+    A layer needs its input, its output and a copy or two in another memory format: four times the
+    largest map. On a CPU the fastest chunk is a small one, which stays near the caches (64 MB in
+    all); a GPU wants more to do at a time (512 MB).
+    """
     budget = 2**26 if classifier.device.type == "cpu" else 2**29
     return max(4, int(budget / (4 * 4 * values)))  # four float32 of four bytes
 
