@@ -5,6 +5,10 @@
 #   make report REPORT=benchmark MODEL=resnet50 DATA="my photos" LIMIT=20
 # `make help` lists them all; they are the parameters of the notebooks in notebooks/reports/.
 
+# Threads that wait leave the processor to other programs (opticam_lite/__init__.py), in lessons that
+# import PyTorch first, too.
+export OMP_WAIT_POLICY ?= passive
+
 .DEFAULT_GOAL := help
 .PHONY: help report bench test lint format record lab lock clean clean-all
 

@@ -15,6 +15,12 @@ The map of an image does not depend on its batch-mates, and every call leaves th
 found it.
 """
 
+import os
+
+# PyTorch's threads otherwise wait for each other in busy loops, and one other program that computes
+# makes two of them three times as slow and more. It is read when PyTorch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from . import methods, metrics, plots
 from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
 from .cut import CutError, cut

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -107,6 +108,29 @@ def test_make_hands_parameters_to_the_report_as_they_are():
     last = shown.stdout.strip().splitlines()[-1]
     # The values travel in the environment, where no shell takes them apart.
     assert last.endswith('-m opticam_lite.reports IMAGES="$IMAGES" MODEL="$MODEL"')
+
+
+@pytest.mark.parametrize(
+    ("given", "policy", "spins"),
+    [({}, "passive", "0"), ({"OMP_WAIT_POLICY": "active"}, "active", "30000000000")],
+)
+def test_threads_that_wait_leave_the_processor_to_others(given, policy, spins):
+    """Unless the user wants it otherwise; and it is said before PyTorch comes, which reads it."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    shown = subprocess.run(
+        [sys.executable, "-c", "import opticam_lite, os; print(os.environ['OMP_WAIT_POLICY'])"],
+        env=clean | given | {"OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.strip() == policy
+    if sys.platform == "linux":  # elsewhere PyTorch's OpenMP has no such word
+        assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr
+
+
+def test_make_lets_threads_wait_so_in_lessons_that_import_pytorch_first():
+    assert "OMP_WAIT_POLICY = passive" in make("-np", "lab").stdout
 
 
 def test_make_says_when_python_is_too_old(tmp_path):
