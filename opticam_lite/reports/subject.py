@@ -69,7 +69,7 @@ def prepare(
     images: str = "scenes",
     labels: str = "",
     methods: str = "cam, grad-cam, score-cam, opti-cam, fake-cam",
-    limit: int = 12,
+    limit: int = 8,
     seed: int = 0,
     examples: int = 4,
     iterations: int = 100,
