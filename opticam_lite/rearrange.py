@@ -166,7 +166,7 @@ class OfFew(nn.Module):
             x: `(1, T, D)`.
             aside: So many first tokens, those that ask among them, keep their channels.
         """
-        r, x_k = self._ask(x[:, : self.asking])[0], x[0, :, k].T.clone()  # (H·t, D), (K, T)
+        r, x_k = self._ask(x[:, : self.asking])[0], x[0][:, k].T  # (H·t, D), (K, T)
         x_k[:, :aside] = 0
         scores = r @ x[0].T - r.T[k, :, None] * x_k[:, None]  # (K, H·t, T)
         a = scores.softmax(2)

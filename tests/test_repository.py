@@ -97,8 +97,8 @@ def test_the_lock_names_packages_and_nothing_else():
 
 
 def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    # Tests are themselves started by make, whose flags would be handed on.
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    # Tests are themselves started by make, whose flags and settings would be handed on.
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "OMP_"))}
     return subprocess.run(["make", *arguments], cwd=cwd, env=clean, capture_output=True, text=True)
 
 
