@@ -1007,3 +1007,17 @@ def test_a_notebook_may_end_in_the_middle_of_a_run() -> None:
     assert "<figure" in snapshot[0].data["text/html"]
     assert "the map of grad-cam" in snapshot[0].data["text/html"]
     assert long_run == []
+
+
+def test_settings_changed_during_a_run_are_told_at_its_end(explorer, monkeypatch) -> None:
+    gate = Gate(monkeypatch)
+    explorer.run_button.click()
+    assert gate.entered.wait(30)
+    explorer.target.value = 3
+    gate.open.set()
+    assert explorer.join(30)
+    assert shown(explorer).startswith("Done")
+    assert "Settings changed meanwhile" in shown(explorer)
+    explorer.run_button.click()
+    assert explorer.join(30)
+    assert "changed" not in shown(explorer)

@@ -371,7 +371,9 @@ class Explorer(widgets.VBox):
             case Done(result=result):
                 self._result = result
                 self.progress.value, self.progress.bar_style = self.progress.max, "success"
-                self._say(f" in {result.seconds:.1f} s.", strong="Done")
+                changed = " Settings changed meanwhile: press Run to see their effect."
+                hint = "" if self._asked == self.settings else changed
+                self._say(f" in {result.seconds:.1f} s.{hint}", strong="Done")
                 self._show_maps(event)
                 self.scores_view.value = panels.scores(result)
                 self.scores_view.remove_class("olx-old")
