@@ -298,25 +298,8 @@ class Traced:
                 )
             raise CutError(unknown_name("layer", layer, self.layers, show=60))
         node, layout = self.layers[layer]
-        nodes = list(self.graph.nodes)
-        split = nodes.index(node) + 1
-        before, after = nodes[:split], nodes[split:]
-        needed: list[fx.Node] = []
-        again: set[fx.Node] = set()
-
-        def need(earlier: fx.Node) -> None:
-            if earlier not in before or earlier in (node, *needed, *again):
-                return
-            if earlier in self._per_image:
-                needed.append(earlier)
-            else:  # parameters and sizes are read again rather than handed over
-                again.add(earlier)
-                for input_node in earlier.all_input_nodes:
-                    need(input_node)
-
-        for later in after:
-            for earlier in later.all_input_nodes:
-                need(earlier)
+        before, after = self._halves(node)
+        needed, again = self._crossing(node)
 
         trunk = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
@@ -344,8 +327,40 @@ class Traced:
             self._only_reader(node),
         )
 
+    def _halves(self, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
+        """Return the nodes up to one, and those after it."""
+        nodes = list(self.graph.nodes)
+        split = nodes.index(node) + 1
+        return nodes[:split], nodes[split:]
+
+    def _crossing(self, node: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:
+        """Return what the nodes after one need of those before: handed over, and computed again."""
+        before, after = self._halves(node)
+        needed: list[fx.Node] = []
+        again: set[fx.Node] = set()
+
+        def need(earlier: fx.Node) -> None:
+            if earlier not in before or earlier in (node, *needed, *again):
+                return
+            if earlier in self._per_image:
+                needed.append(earlier)
+            else:  # parameters and sizes are read again rather than handed over
+                again.add(earlier)
+                for input_node in earlier.all_input_nodes:
+                    need(input_node)
+
+        for later in after:
+            for earlier in later.all_input_nodes:
+                need(earlier)
+        return needed, again
+
     def _only_reader(self, node: fx.Node) -> str | None:
-        """Return the layer that reads a value, if it is the only thing that does."""
+        """Return the layer that reads a value, if it is the only thing that does.
+
+        What runs between the two, a parallel branch, would be missing in what the first cut hands
+        over: then there is no such layer.
+        """
+        handed_over = self._crossing(node)[0]
         modules = dict(self.network.named_modules())
         while len(node.users) == 1:
             (node,) = node.users
@@ -353,7 +368,8 @@ class Traced:
                 return None
             name = str(node.target)
             if not does_nothing(modules[name]):
-                return name if self.layers.get(name, (None,))[0] is node else None
+                same = self._crossing(node)[0] == handed_over
+                return name if same and self.layers.get(name, (None,))[0] is node else None
         return None
 
 

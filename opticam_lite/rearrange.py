@@ -326,6 +326,8 @@ class _First:
     def _tokens(self, x: fx.Node) -> list[fx.Node]:
         """Return the inputs of whose tokens the tokens of x are made one by one; or none."""
         layer = self._layer(x)
+        if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
+            return []  # of all tokens together
         if not (
             isinstance(layer, self.MODULES) or does_nothing(layer) or x.target in self.FUNCTIONS
         ):

@@ -499,3 +499,62 @@ def test_flat_channels_cost_nothing(method: str, layer: str) -> None:
     once = {"score-cam": 3 + 1, "ablation-cam": 3}[method]  # features and black; the whole head
     assert sum(counter.batches) == live + once
     torch.testing.assert_close(masks[:, 0], torch.stack(expected), rtol=0, atol=2e-3)
+
+
+# ------------------------------------------------------------------------------- unusual networks
+
+
+class Branched(nn.Module):
+    """A parallel branch runs between the layer and the 1×1 convolution that reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.layer = nn.Conv2d(3, 8, 3, 4), nn.Conv2d(8, 8, 3, padding=1)
+        self.branch, self.point = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        a, b = self.layer(x), self.branch(x)
+        return self.fc((b.relu() + self.point(a)).relu().mean((2, 3)))
+
+
+def test_ablation_cam_beside_a_parallel_branch() -> None:
+    torch.manual_seed(0)
+    classifier = ol.Classifier(Branched(), "layer", size=32, device="cpu")
+    x, c = make_images(1), 2
+    A, rest = classifier.split(x)
+    y = classifier.head(A, rest)[0, c]
+    S = torch.zeros(A.shape[2:])
+    for k in range(A.shape[1]):
+        without = A.clone()
+        without[:, k] = 0
+        S += (y - classifier.head(without, rest)[0, c]) / y * A[0, k]
+    found = ol.explain("ablation-cam", classifier, x, c)[0, 0]
+    torch.testing.assert_close(found, mask(S.relu(), x.shape), rtol=0, atol=1e-4)
+
+
+class TwoHeads(nn.Module):
+    """The last linear layer is not the one that gives the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc, self.auxiliary = nn.Conv2d(3, 8, 3, 2), nn.Linear(8, 5), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+def test_cam_reads_the_weights_of_the_head_that_is_used() -> None:
+    torch.manual_seed(0)
+    classifier = ol.Classifier(TwoHeads(), "conv", size=32, device="cpu")
+    x = make_images(1)
+    S = torch.einsum("k,khw->hw", classifier.network.fc.weight[1], classifier.features(x)[0])
+    torch.testing.assert_close(ol.explain("cam", classifier, x, 1)[0, 0], mask(S, x.shape))
+
+
+def test_ablation_cam_takes_no_rounding_for_a_weight() -> None:
+    """Behind the last attention the patches' tokens reach no logit."""
+    classifier = ol.load_model("scenes_vit", device="cpu").at("blocks.3")
+    images, targets = ol.load_dataset("scenes").batch(range(8))
+    assert not ol.explain("ablation-cam", classifier, images, targets).any()

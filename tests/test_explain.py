@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 import opticam_lite as ol
+from opticam_lite import datasets
 
 
 def test_several_methods(images: Tensor, targets: Tensor) -> None:
@@ -149,3 +150,41 @@ def test_control_c_leaves_the_network_as_found(
     assert_same(before, state_of(classifier))
     again = ol.explain(method, classifier, images, targets)
     torch.testing.assert_close(again, expected, rtol=0, atol=0)
+
+
+class Partly(ol.Dataset):
+    """Two images, of which only the first has a target; it is not the predicted class."""
+
+    name = "partly"
+
+    def __init__(self, images: Tensor, target: int) -> None:
+        self._images, self._target = images, target
+
+    def __len__(self) -> int:
+        return 2
+
+    def sample(self, index: int) -> ol.Sample:
+        return ol.Sample(str(index), self._images[index], self._target if index == 0 else None)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_an_image_without_a_target_takes_none_from_its_batch_mates(
+    batch_size: int, images: Tensor
+) -> None:
+    classifier = make_classifier("cnn")
+    predicted = classifier.predict(images)
+    true = (int(predicted[0]) + 1) % classifier.classes
+    dataset = Partly(images, true)
+    found = ol.explain("grad-cam", classifier, dataset, batch_size=batch_size)
+    expected = ol.explain("grad-cam", classifier, images[:2], [true, int(predicted[1])])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_classes_of_another_network_are_refused() -> None:
+    scenes = ol.load_dataset("scenes")
+    other = ol.Classifier(make_classifier("cnn").network, size=32, labels=list("abcde"))
+    for call in (ol.explain, ol.evaluate):
+        with pytest.raises(ValueError, match=r"does not know the classes of scenes \(.*Unlabelled"):
+            call(*(("fake-cam", other, scenes) if call is ol.explain else (other, scenes, "cam")))
+    frame = ol.evaluate(other, datasets.Unlabelled(scenes), ["fake-cam"], ["AD"], limit=2)
+    assert set(frame["target"]) <= set(range(5))

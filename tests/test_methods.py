@@ -401,3 +401,13 @@ def test_why_cam_does_not_apply() -> None:
     )
     reason = ol.methods.applicable(ol.Classifier(between, "0", size=32))["cam"]
     assert "something other than pooling" in reason
+
+
+def test_opti_cam_without_iterations_is_the_map_of_its_start(
+    images: Tensor, targets: Tensor
+) -> None:
+    classifier = make_classifier("cnn")
+    u = torch.zeros(12)
+    u[3] = 50
+    masks = ol.explain("opti-cam", classifier, images, targets, iterations=0, initial_u=u)
+    torch.testing.assert_close(masks, ol.to_masks(classifier.features(images)[:, 3:4], (32, 32)))

@@ -99,3 +99,21 @@ def test_more_passes_win_more(targets: Tensor) -> None:
 def test_bad_passes(passes: float, images: Tensor) -> None:
     with pytest.raises(ValueError, match=rf"passes is {passes}; a whole number ≥ 2 is needed"):
         ol.explain("opti-cam-fast", make_classifier("cnn"), images, 0, passes=passes)
+
+
+def test_what_is_reached_does_not_depend_on_batch_mates() -> None:
+    """Pixels may differ, for steps magnify rounding; the masked image's probability may not."""
+    classifier = ol.load_model("scenes_resnet", device="cpu")
+    images, targets = ol.load_dataset("scenes").batch(range(3, 7))
+    reached = []
+    for batch_size in (1, 4):
+        masks = ol.explain("opti-cam-fast", classifier, images, targets, batch_size=batch_size)
+        reached.append(ol.masked_probabilities(classifier, images, masks, targets)[1])
+    torch.testing.assert_close(*reached, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("passes", [2.5, "many", math.nan])
+def test_passes_that_are_no_number(passes: object, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"passes is .*; a whole number ≥ 2 is needed"):
+        ol.explain("opti-cam-fast", make_classifier("cnn"), images, 0, passes=passes)
+    assert ol.explain("opti-cam-fast", make_classifier("cnn"), images, 0, passes=3.0).any()

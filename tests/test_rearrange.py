@@ -261,3 +261,25 @@ def test_attention_that_is_not_fused_is_left_alone() -> None:
         assert lengths(module, x)["blocks.1.mlp.fc1"] == [1]
     finally:
         set_fused_attn(True)
+
+
+class NormOfAllTokens(nn.Module):
+    """One layer norm over tokens and channels together: no token can be left out before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 16, 8, 8), nn.LayerNorm((16, 16))
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.patches(x).flatten(2).transpose(1, 2))[:, 0])
+
+
+def test_a_norm_of_all_tokens_keeps_them() -> None:
+    torch.manual_seed(0)
+    classifier = ol.Classifier(NormOfAllTokens(), "patches", size=32, device="cpu")
+    images = make_images(2)
+    expected = classifier.logits(images)
+    torch.testing.assert_close(classifier.at_precision("float32").logits(images), expected)
+    maps, rest = classifier.split(images)
+    torch.testing.assert_close(classifier.head(maps, rest, lean=True), expected)

@@ -12,7 +12,7 @@ from .files import Files, Folders, Photos
 from .imagenet import IMAGENETTE_SPLITS, ImageNet, imagenette
 from .images import ImageError, load_image
 from .medical import CHEST_SPLITS, KVASIR_SPLITS, chest_xray, kvasir
-from .protocol import Dataset, Images, Sample, Unlabelled
+from .protocol import Dataset, Images, Sample, Unlabelled, check_classes, knows_classes
 from .scenes import Scenes
 
 __all__ = [
@@ -26,8 +26,10 @@ __all__ = [
     "Sample",
     "Scenes",
     "Unlabelled",
+    "check_classes",
     "chest_xray",
     "imagenette",
+    "knows_classes",
     "kvasir",
     "load_dataset",
     "load_image",
@@ -73,6 +75,8 @@ def load_dataset(
         ValueError: If labels are given for a set that has its own, the table is wrong, or a name
             or a folder is unknown; the message lists close matches.
     """
+    if not isinstance(name, str | Path):
+        raise TypeError(f"name is {name!r}; the name of a dataset or a path is needed")
     form, colon, path = str(name).partition(":")
     if labels is not None and (form in _FORMS or str(name) in _EMBEDDED):
         raise ValueError(f"{name} has its own labels; leave labels={str(labels)!r} out")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..classifier import Classifier, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,14 @@ class Dataset(ABC):
     Attributes:
         name: What tables call it.
         labels: Names of the classes, or None if there are no targets.
+        settings: How files become images, or None if there are no files to be resized.
         has_boxes: Whether samples know boxes of the target's objects. A single sample may still be
             without: its localisation metrics are then undefined.
     """
 
     name: str
     labels: list[str] | None = None
+    settings: Preprocessing | None = None
     has_boxes: bool = False
 
     @abstractmethod
@@ -62,6 +67,10 @@ class Dataset(ABC):
         """Return the id of a sample without reading it; `#index` where that can't be told."""
         return f"#{index}"
 
+    def target(self, index: int) -> int | None:
+        """Return the true class of a sample without reading it; None where that can't be told."""
+        return None
+
     def __getitem__(self, index: int) -> Sample:
         n = len(self)
         if not -n <= index < n:
@@ -76,6 +85,26 @@ class Dataset(ABC):
         images = torch.stack([s.image for s in samples])
         targets = [s.target for s in samples if s.target is not None]
         return images, torch.tensor(targets) if len(targets) == len(samples) else None
+
+
+def knows_classes(classifier: Classifier, dataset: Dataset) -> bool:
+    """Whether a dataset's targets, if it has any, are classes of a classifier, by their names."""
+    return dataset.labels is None or list(dataset.labels) == list(classifier.labels)
+
+
+def check_classes(classifier: Classifier, dataset: Dataset) -> None:
+    """Raise ValueError if a dataset's targets can't be classes of the classifier.
+
+    A classifier whose classes have no names may know those of a dataset that has as many.
+    """
+    labels = dataset.labels or []
+    nameless = classifier.labels == [f"class {c}" for c in range(len(labels))]
+    if not knows_classes(classifier, dataset) and not nameless:
+        raise ValueError(
+            f"{classifier.name} does not know the classes of {dataset.name} "
+            f"({', '.join(labels[:3])}, …), whose targets would be read as other classes; pass "
+            "ol.datasets.Unlabelled(dataset), and the predicted classes are explained"
+        )
 
 
 class Images(Dataset):
@@ -95,8 +124,11 @@ class Images(Dataset):
 
     def sample(self, index: int) -> Sample:
         """Return the image of an index."""
-        target = None if self._targets is None else int(self._targets[index])
-        return Sample(self.id(index), self._images[index], target)
+        return Sample(self.id(index), self._images[index], self.target(index))
+
+    def target(self, index: int) -> int | None:
+        """Return the given target."""
+        return None if self._targets is None else int(self._targets[index])
 
     def id(self, index: int) -> str:
         """Return the index."""
@@ -107,7 +139,7 @@ class Unlabelled(Dataset):
     """A dataset without its targets, which are classes of another network."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self.name, self._dataset = dataset.name, dataset
+        self.name, self.settings, self._dataset = dataset.name, dataset.settings, dataset
 
     def __len__(self) -> int:
         return len(self._dataset)

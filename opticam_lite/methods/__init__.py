@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..classifier import Classifier
-from ..datasets import Dataset, load_dataset
+from ..datasets import Dataset, check_classes, load_dataset
 from .chunks import keep_freed_memory
 from .registry import METHODS, Step
 from .trace import Trace
@@ -84,9 +84,11 @@ def explain(
             `(3, H, W)`; or a dataset, or the path of an image or of a folder of images, which are
             read batch by batch.
         targets: `(N,)` class indices, or one for all. Default: those of the dataset, else the
-            predicted classes.
+            predicted classes; for an image of the dataset without a target the predicted one.
         batch_size: Images computed at a time. Default: what the free memory holds, at most 8 on a
-            CPU and 64 on a GPU. An image's mask does not depend on its batch-mates.
+            CPU and 64 on a GPU. An image's mask does not depend on its batch-mates but for
+            rounding, which a search of many steps can magnify: what is reached stays the same, and
+            single pixels of the mask may differ.
         progress: Show a progress bar if it takes longer than two seconds.
         options: The method's own options, see its docstring
             (`ol.methods.METHODS["opti-cam"].function`). Of several methods, each is given those
@@ -97,8 +99,8 @@ def explain(
         is the masked image. For several methods a dictionary from their names to their masks.
 
     Raises:
-        ValueError: For an unknown method, wrong shapes, values or options, or a method that
-            can't explain this network.
+        ValueError: For an unknown method, wrong shapes, values or options, a method that can't
+            explain this network, or a dataset of other classes than the network's.
         TypeError: For an unknown option or wrong types.
     """
     if not isinstance(classifier, Classifier):
@@ -123,6 +125,8 @@ def explain(
     n = len(images)
     if targets is not None:
         targets = classifier.check_targets(targets, n)
+    elif isinstance(images, Dataset):
+        check_classes(classifier, images)
     size = images.shape[2:] if isinstance(images, Tensor) else classifier.size
     batch_size = batch_size or classifier.images_at_once(size)
     splits = {name: _per_image(wanted[name], n, batch_size) for name in wanted}
@@ -176,18 +180,20 @@ def _batch(
     classifier: Classifier, images: Tensor | Dataset, targets: Tensor | None, indices: range
 ) -> tuple[Tensor, Tensor]:
     """Return images `(n, 3, H, W)` and their targets `(n,)`."""
-    known: Tensor | None = None
+    known: list[int | None] = [None] * len(indices)
     if isinstance(images, Tensor):
         # A clone of a tensor made in inference mode may enter autograd; the tensor itself may not.
         x = images[indices.start : indices.stop].detach().clone()
     else:
-        x, known = images.batch(indices)
-        x = classifier.check_images(x)
+        samples = [images[i] for i in indices]
+        x = classifier.check_images(torch.stack([s.image for s in samples]))
+        known = [s.target for s in samples]
     if targets is not None:
-        known = targets[indices.start : indices.stop].clone()
-    if known is None:
-        known = classifier.predict(x)
-    return x, classifier.check_targets(known, len(x))
+        return x, targets[indices.start : indices.stop].clone()
+    if None in known:
+        predicted = classifier.predict(x).tolist()
+        known = [c if t is None else t for t, c in zip(known, predicted, strict=True)]
+    return x, classifier.check_targets([c for c in known if c is not None], len(x))
 
 
 @contextlib.contextmanager

@@ -56,9 +56,8 @@ def ablation_cam(
         layers = classifier.layers[classifier.layers.index(classifier.layer) :]
         chunk = images_at_once(classifier, images, layers)
     head = partial(classifier.head, lean=True)
-    y = torch.cat(
-        [head(A[i, None], rest.repeat(i, 1))[:, c] for i, c in enumerate(targets.tolist())]
-    )[:, None]  # (N, 1)
+    logits = torch.cat([head(A[i, None], rest.repeat(i, 1)) for i in range(len(A))])  # (N, C)
+    y = logits.gather(1, targets[:, None])  # (N, 1)
     logits_without = _ablation(classifier, A, rest)
     y_without = y.repeat(1, A.shape[1])  # (N, K)
     active = A.flatten(2).any(dim=2)
@@ -67,7 +66,10 @@ def ablation_cam(
         y_without[i, k] = logits_without(i, k)[:, targets[i]]
         if callback is not None:
             callback(Step(index, len(parts)))
-    w = (y - y_without) * torch.where(y < 0, -1.0, 1.0)
+    fall = y - y_without
+    # Logits that do not depend on a channel differ by rounding, which is no weight.
+    fall[fall.abs() <= 1e-6 * logits.abs().amax(1, keepdim=True)] = 0
+    w = fall * torch.where(y < 0, -1.0, 1.0)
     S = torch.einsum("nk,nkhw->nhw", w, A)[:, None].relu()
     return to_masks(S, images.shape[2:])
 

@@ -14,7 +14,7 @@ from ..classifier import Classifier
 from ..masking import normalize
 from ..registry import unknown_name
 from .opti_cam import SELECTORS, select
-from .registry import METHODS, Callback, Step
+from .registry import METHODS, Callback, Step, whole_number
 
 
 @METHODS.register(
@@ -87,7 +87,9 @@ def extremal_perturbation(
     """
     areas = _areas(areas)
     positive = {"learning_rate": learning_rate, "sigma": sigma, "blur": blur, "growth": growth}
-    _check(iterations, momentum, step, levels, weight, selector, chunk, positive)
+    iterations = whole_number("iterations", iterations, 0)
+    step, levels = whole_number("step", step, 1), whole_number("levels", levels, 2)
+    _check(momentum, weight, selector, chunk, positive)
     n, size = len(images), images.shape[2:]
     chunk = classifier.images_at_once(size) if chunk is None else chunk
     quick = classifier.at_precision(precision)
@@ -253,26 +255,17 @@ def _areas(areas: float | Sequence[float]) -> list[float]:
 
 
 def _check(
-    iterations: int,
     momentum: float,
-    step: int,
-    levels: int,
     weight: float,
     selector: str,
     chunk: int | None,
     positive: dict[str, float],
 ) -> None:
-    if iterations != int(iterations) or iterations < 0:
-        raise ValueError(f"iterations is {iterations}; a whole number ≥ 0 is needed")
     for name, value in positive.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}; a positive number is needed")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}; a number from 0 to below 1 is needed")
-    if step != int(step) or step < 1:
-        raise ValueError(f"step is {step}; a whole number ≥ 1 is needed")
-    if levels != int(levels) or levels < 2:
-        raise ValueError(f"levels is {levels}; a whole number ≥ 2 is needed")
     if not 0 <= weight < math.inf:
         raise ValueError(f"weight is {weight}; a number ≥ 0 is needed")
     if selector not in SELECTORS:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..classifier import Classifier
 from ..masking import NORMALIZATIONS, to_masks
 from ..registry import unknown_name
-from .registry import METHODS, Callback, Step
+from .registry import METHODS, Callback, Step, whole_number
 
 OBJECTIVES = ("mask", "diff", "io-mask", "io-diff")
 SELECTORS = ("logit", "probability", "log-probability", "margin")
@@ -45,7 +45,8 @@ def opti_cam(
         classifier: Any, cut at any layer.
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)` class indices.
-        iterations: Most steps of Adam (Appendix A: 100). With 0 the map is the mean feature map.
+        iterations: Most steps of Adam (Appendix A: 100). With 0 the map is that of the
+            start, by default the mean feature map.
         learning_rate: Of Adam (Appendix A: 0.1).
         objective: `"mask"` (eq. 10, default), `"diff"` (eq. 19), `"io-mask"` (eq. A1) or
             `"io-diff"` (eq. A2).
@@ -65,7 +66,7 @@ def opti_cam(
     Raises:
         ValueError: If an option is not one of the values above.
     """
-    _check(iterations, learning_rate, objective, normalization, selector, tolerance)
+    iterations = _check(iterations, learning_rate, objective, normalization, selector, tolerance)
     size = images.shape[2:]
     A = classifier.features(images).detach()  # (N, K, h, w)
     u = _start(initial_u, A)
@@ -90,7 +91,9 @@ def opti_cam(
         return S.detach(), F
 
     n = len(A)
-    saliency = A.mean(1, keepdim=True)  # the present map of every image
+    # The present map of every image. Equal weights: their exact mean, which may be next to 0.
+    start = A.mean(1) if initial_u is None else torch.einsum("nk,nkhw->nhw", u.softmax(1), A)
+    saliency = start[:, None]
     present, best = A.new_full((n,), -math.inf), A.new_full((n,), -math.inf)
     best_saliency = saliency.clone()
     # From here on A, g_x, u, x, c, m, v and running belong to the images `rows` of the batch.
@@ -167,9 +170,9 @@ def _check(
     normalization: str,
     selector: str,
     tolerance: float,
-) -> None:
-    if iterations != int(iterations) or iterations < 0:
-        raise ValueError(f"iterations is {iterations}; a whole number ≥ 0 is needed")
+) -> int:
+    """Return the iterations as an int, or say which option is wrong."""
+    iterations = whole_number("iterations", iterations, 0)
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate is {learning_rate}; a positive number is needed")
     if not tolerance >= 0:
@@ -180,3 +183,4 @@ def _check(
         raise ValueError(unknown_name("normalization", normalization, NORMALIZATIONS))
     if selector not in SELECTORS:
         raise ValueError(unknown_name("selector", selector, SELECTORS))
+    return iterations

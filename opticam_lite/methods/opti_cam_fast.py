@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import to_masks
-from .registry import METHODS, Callback, Step
+from .registry import METHODS, Callback, Step, whole_number
 
 
 @METHODS.register("opti-cam-fast", title="Fast Opti-CAM", source="opticam_lite")
@@ -59,8 +59,7 @@ def opti_cam_fast(
     Raises:
         ValueError: If passes is not a whole number ≥ 2, or the precision is unknown.
     """
-    if passes != int(passes) or passes < 2:
-        raise ValueError(f"passes is {passes}; a whole number ≥ 2 is needed")
+    passes = whole_number("passes", passes, 2)
     size = images.shape[2:]
     A = classifier.features(images).detach()  # (N, K, h, w)
     quick = classifier.at_precision(precision)
