@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .classifier import Classifier
-from .datasets import Dataset, Unlabelled, load_dataset
+from .datasets import Dataset, Unlabelled, knows_classes, load_dataset
 from .evaluation import evaluate, summarize
 from .evaluation.run import lacks
 from .methods import METHODS, applicable
@@ -116,7 +116,7 @@ def _evaluate(given: argparse.Namespace) -> None:
     dataset = load_dataset(
         given.data, labels=given.labels and given.labels.expanduser(), classifier=classifier
     )
-    if dataset.labels is not None and list(dataset.labels) != list(classifier.labels):
+    if not knows_classes(classifier, dataset):
         _tell(
             f"{classifier.name} does not know the classes of {dataset.name}: the predicted classes "
             "are explained"

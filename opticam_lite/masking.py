@@ -42,8 +42,8 @@ def normalize(saliency: Tensor, normalization: str = "range") -> Tensor:
         normalization: `"range"` (A − min A)/(max A − min A), eq. 16, the default;
             `"max"` A/max A, eq. 17, where values below zero become 0; `"sigmoid"`, eq. 18.
 
-    A constant map has no range and becomes zeros (the paper's n(0) := 0), never NaN. A map whose
-    range is below 1e-6 of its largest value is constant but for rounding and is treated so.
+    By range a constant map becomes zeros (the paper's n(0) := 0), never NaN; a map whose range is
+    below 1e-6 of its largest value is constant but for rounding and is treated so.
 
     Raises:
         ValueError: If the normalization is not one of the three.
@@ -69,6 +69,15 @@ def to_masks(saliency: Tensor, size: Sequence[int], normalization: str = "range"
     return normalize(upsample(saliency, size), normalization)
 
 
+def check_range(what: str, values: Tensor) -> None:
+    """Raise ValueError unless values are in [0, 1], but for rounding, and none is NaN."""
+    outside = ~((values >= -1e-6) & (values <= 1 + 1e-6))
+    if outside.any():
+        raise ValueError(
+            f"{what} hold {float(values[outside][0]):.4g}; values in [0, 1] are needed"
+        )
+
+
 def masked_probabilities(
     classifier: Classifier, images: Tensor, masks: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -84,13 +93,15 @@ def masked_probabilities(
         p and o, each `(N,)` float32 in [0, 1].
 
     Raises:
-        ValueError: If shapes or ranges are not those.
+        TypeError, ValueError: If types, shapes or ranges are not those.
     """
+    images = classifier.check_images(images)
     if tuple(masks.shape) != (images.shape[0], 1, *images.shape[2:]):
         raise ValueError(
             f"masks have shape {tuple(masks.shape)}; images of shape {tuple(images.shape)} need "
             f"masks of shape {(images.shape[0], 1, *images.shape[2:])}"
         )
+    check_range("masks", masks)
     targets = classifier.check_targets(targets, len(images)).to(images.device)
     p = classifier.probabilities(images)
     o = classifier.probabilities(images * masks.to(images.device, images.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import urllib.parse
 import urllib.request
@@ -124,32 +125,38 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file at {path}; check the path")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             state: Any = load_file(path)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what torch warns of, the error below says
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of any other kind can make the readers fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{path} can't be read as weights ({reason}); a .safetensors file "
-            "or a state dict saved by torch.save(network.state_dict(), path) is needed: files that "
-            "pickle whole networks are refused, for they can run code"
+            f"{path} can't be read as weights: it is damaged or something else; a "
+            ".safetensors file or a state dict saved by torch.save(network.state_dict(), path) is "
+            "needed: files that pickle whole networks are refused, for they can run code"
         ) from error
-    for key in ("state_dict", "model", "model_state_dict"):
+    for key in ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise ValueError(
             f"{path} holds no state dict (names → tensors); save one with "
             "torch.save(network.state_dict(), path)"
         )
-    # Parallel training puts "module." before every name; half precision is for storage only.
-    return {
-        k.removeprefix("module."): v.float() if v.is_floating_point() else v
-        for k, v in state.items()
-    }
+    state.pop("n_averaged", None)  # AveragedModel's counter
+    # Parallel training, torch.compile and Lightning put a word before every name.
+    for prefix in ("module.", "_orig_mod.", "module.", "model."):
+        if all(k.startswith(prefix) for k in state):
+            state = {k.removeprefix(prefix): v for k, v in state.items()}
+    for k, v in state.items():
+        if v.is_floating_point() and not v.isfinite().all():
+            raise ValueError(f"{path} holds NaN or infinity in {k}; the weights are of no use")
+    # Half precision is for storage only.
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def _embedded(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
@@ -183,6 +190,7 @@ def _torchvision(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module
     if name in ("googlenet", "inception_v3") and not pretrained:
         options.setdefault("init_weights", False)  # their default initialisation takes a minute
         options.setdefault("aux_logits", False)  # auxiliary heads serve training only
+        options.setdefault("transform_input", True)  # as for their published weights
     try:
         network = torchvision.models.get_model(
             name, weights=chosen if pretrained else None, **options
@@ -276,6 +284,13 @@ def _fill(
         # Only the first dimension differs, everywhere by the same number: another class count.
         network, _ = loader(name, False, num_classes=classes.pop())
         own = network.state_dict()
+    # Auxiliary heads serve training only; DenseNet's first published names are still about.
+    auxiliary = ("AuxLogits.", "aux1.", "aux2.")
+    state = {
+        re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", k): v
+        for k, v in state.items()
+        if k in own or not k.startswith(auxiliary)
+    }
     # Batch counters matter to training only, and some files leave them out.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]

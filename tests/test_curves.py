@@ -386,3 +386,15 @@ def test_bad_input(images: Tensor, masks: Tensor, options: dict, message: str) -
             metric(CNN, images, masks, 0, **options)
     with pytest.raises(ValueError, match="regions is 0"):
         metrics.aopc(CNN, images, torch.zeros(3, 1, 32, 32), 0, regions=0)
+
+
+def test_both_ends_of_a_curve_are_images_of_one_shape(images: Tensor) -> None:
+    masks = torch.rand(3, 1, 32, 32)
+    with pytest.raises(ValueError, match=r"start has shape .* and end .*; the same is needed"):
+        metrics.curves.replacement(CNN, images, images[:2], masks, 0)
+    with pytest.raises(ValueError, match=r"RGB in \[0, 1\] is needed"):
+        metrics.curves.replacement(CNN, images, images * 255, masks, 0)
+
+
+def test_no_images_give_no_curve(images: Tensor) -> None:
+    assert metrics.aopc(CNN, images[:0], torch.rand(0, 1, 32, 32), 0).areas.shape == (0,)

@@ -13,6 +13,7 @@ from conftest import make_classifier
 from PIL import Image
 
 import opticam_lite as ol
+from opticam_lite import datasets
 from opticam_lite.classifier import Preprocessing
 from opticam_lite.datasets import Photos, Scenes
 
@@ -236,7 +237,11 @@ def test_labels(table: str, folder: Path, tmp_path: Path) -> None:
         ("file,target\nb.png,-1\n", ValueError, "'-1' is neither a class index nor a class name"),
         ("file,label\nb.png,class 9\n", ValueError, "did you mean"),
         ("file,label\nb.png\n", ValueError, "'' is neither"),
-        ("file,target\n", ValueError, "there are no images"),
+        ("file,target\n", ValueError, "labels.csv names no image"),
+        ("target,file\n3\n", ValueError, "line 2: there is no file name"),
+        ("file,target\nb.png,²\n", ValueError, "'²' is neither a class index"),
+        ("file,target\nb.png,0\nb.png,2\n", ValueError, "names b.png 2 times"),
+        ("file,target\nb.png," + 140_000 * "1", ValueError, "labels.csv can't be read as a table"),
     ],
 )
 def test_bad_tables(
@@ -328,3 +333,36 @@ def test_missing_data_say_where_they_were_sought(
     monkeypatch.setenv("OPTICAM_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="set OPTICAM_DATA"):
         ol.load_dataset("scenes")
+
+
+def test_digits_are_a_class_index_unless_the_column_says_label(
+    folder: Path, tmp_path: Path
+) -> None:
+    classifier = ol.Classifier(make_classifier("cnn").network, size=32, labels=list("12345"))
+    for column, target in {"class_index": 1, "target": 1, "label": 0}.items():
+        table = tmp_path / f"{column}.csv"
+        table.write_text(f"file,{column}\nb.png,1\n")
+        assert Photos(folder, table, classifier)[0].target == target
+
+
+def test_a_table_in_another_encoding(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin.csv").write_bytes("file,label\nb.png,Häher\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.csv can't be read as a table .*UTF-8"):
+        ol.load_dataset(folder, labels=tmp_path / "latin.csv")
+
+
+def test_a_table_for_one_image(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file,target\nb.png,3\n")
+    photo = ol.load_dataset(folder / "b.png", labels=tmp_path / "labels.csv")
+    assert photo[0].target == photo.target(0) == 3
+
+
+def test_a_name_that_is_no_name() -> None:
+    with pytest.raises(TypeError, match="name is 123; the name of a dataset or a path is needed"):
+        ol.load_dataset(123)  # type: ignore[arg-type]
+
+
+def test_targets_are_known_without_reading_images() -> None:
+    scenes = ol.load_dataset("scenes")
+    assert [scenes.target(i) for i in (0, 40, 200)] == [scenes[i].target for i in (0, 40, 200)]
+    assert datasets.Unlabelled(scenes).target(0) is None

@@ -23,6 +23,7 @@ from PIL import Image
 
 import opticam_lite as ol
 from opticam_lite.__main__ import main
+from opticam_lite.classifier import Preprocessing
 from opticam_lite.evaluation import StoreError, read, store
 
 # Children are forked from a small process that has imported everything and runs no threads.
@@ -292,6 +293,42 @@ def test_other_files_of_the_same_number_are_refused(tmp_path: Path) -> None:
     measure(tmp_path, dataset=Named("a"))
     with pytest.raises(StoreError, match="ids is"):
         measure(tmp_path, dataset=Named("b"))
+
+
+class Known(Lazy):
+    """Tells its targets, and how its files are resized."""
+
+    def __init__(self, first: int, resize: int = 40) -> None:
+        super().__init__(4)
+        self._first, self.settings = first, Preprocessing((32, 32), resize)
+
+    def target(self, index: int) -> int:
+        return (self._first + index) % 5
+
+
+@pytest.mark.parametrize(
+    ("other", "what"), [(Known(1), "targets is"), (Known(0, 64), "preprocessing is")]
+)
+def test_other_truths_and_other_pixels_are_refused(other: Known, what: str, tmp_path: Path) -> None:
+    measure(tmp_path, dataset=Known(0))
+    measure(tmp_path, dataset=Known(0))
+    with pytest.raises(StoreError, match=what):
+        measure(tmp_path, dataset=other)
+
+
+def test_a_run_that_came_to_nothing_binds_nobody(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"methods": ["opti-cam"]}
+    with pytest.raises(ValueError, match="iterations is 'abc'; a whole number ≥ 0 is needed"):
+        measure(tmp_path, options={"opti-cam": {"iterations": "abc"}}, **settings)
+    frame = measure(tmp_path, options={"opti-cam": {"iterations": 2}}, **settings)
+    assert len(frame) == 7 * 3
+
+
+@pytest.mark.parametrize("wrong", [{"limit": 1.5}, {"batch_size": 2.5}, {"batch_size": "8"}])
+def test_numbers_that_are_none(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is .*; a whole number ≥ 1 is needed"):
+        measure(tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_of_broken_images_only_is_an_error() -> None:

@@ -274,3 +274,31 @@ def test_bad_input() -> None:
         metrics.saliency_metric(S, [0.5])
     with pytest.raises(ValueError, match="masks hold NaN"):
         metrics.predicted_boxes(S * torch.nan)
+
+
+MASKS = torch.linspace(0, 1, 2 * H * W).view(2, 1, H, W)
+BOXES = [torch.tensor([[0, 0, 4, 4]]), torch.tensor([[1, 2, 5, 9]])]
+
+
+@pytest.mark.parametrize("metric", [metrics.f1_score, metrics.energy_pointing_game])
+def test_masks_out_of_range_are_refused(metric) -> None:
+    with pytest.raises(ValueError, match=r"masks hold -1; values in \[0, 1\] are needed"):
+        metric(2 * MASKS - 1, BOXES)
+
+
+def test_boxes_are_whole_pixels() -> None:
+    with pytest.raises(ValueError, match=r"boxes are .*0\.5.*; whole pixels are needed"):
+        metrics.f1_score(MASKS[:1], [torch.tensor([[0.5, 0, 4, 4]])])
+    whole = metrics.f1_score(MASKS[:1], [BOXES[0].double()])
+    assert torch.equal(whole, metrics.f1_score(MASKS[:1], BOXES[:1]))
+
+
+@pytest.mark.parametrize("correct", [torch.tensor([[True], [False]]), torch.tensor([7, 0])])
+def test_correct_is_a_truth_for_each_mask(correct: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"correct is .*; 2 masks need bool \(2,\)"):
+        metrics.official_metric(MASKS, BOXES, correct)
+
+
+def test_no_images_give_no_values() -> None:
+    assert metrics.saliency_metric(MASKS[:0], torch.zeros(0)).shape == (0,)
+    assert metrics.box_overlaps(MASKS[:0], [], [0.2, 0.5]).shape == (0, 2)

@@ -103,3 +103,18 @@ def test_masked_probabilities(images: torch.Tensor, targets: torch.Tensor) -> No
 def test_masks_of_another_shape_are_refused(images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"need masks of shape \(3, 1, 32, 32\)"):
         ol.masked_probabilities(make_classifier("cnn"), images, torch.ones(3, 32, 32), 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x, m: (x * 255, m), ValueError, "RGB in .0, 1. is needed"),
+        (lambda x, m: ((x * 255).byte(), m), TypeError, "float32 in .0, 1. is needed"),
+        (lambda x, m: (x, 3 * m - 1), ValueError, "masks hold -1; values in .0, 1. are needed"),
+        (lambda x, m: (x, m / 0), ValueError, "masks hold (nan|inf); values"),
+    ],
+)
+def test_values_that_are_no_images_or_masks(change, error, message, images: torch.Tensor) -> None:
+    masks = torch.linspace(0, 1, 32 * 32).view(1, 1, 32, 32).repeat(3, 1, 1, 1)
+    with pytest.raises(error, match=message):
+        ol.masked_probabilities(make_classifier("cnn"), *change(images, masks), 0)

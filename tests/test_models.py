@@ -173,7 +173,7 @@ class Evil:
 def test_pickled_code_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"weights": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match=r"evil\.pth can't be read as weights .*can run code"):
+    with pytest.raises(ValueError, match=r"evil\.pth can't be read as weights.*can run code"):
         ol.load_model("resnet18", checkpoint=tmp_path / "evil.pth")
     (tmp_path / "raw.pkl").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ValueError, match="can't be read as weights"):
@@ -213,3 +213,62 @@ def test_an_unreachable_hub_is_explained(
     assert "checkpoint=" in message
     assert "scenes_resnet" in message
     assert not models.hub.HF_HUB_OFFLINE  # as it was found
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_auxiliary_heads_in_a_checkpoint_are_left_out(name: str, tmp_path: Path) -> None:
+    """The published files have them, and go with inputs that the network transforms."""
+    whole = torchvision.models.get_model(name, weights=None, init_weights=False, num_classes=5)
+    whole.transform_input = True
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    classifier = ol.load_model(name, checkpoint=tmp_path / "whole.pth")
+    images = make_images(1, *classifier.size)
+    x = torchvision.transforms.functional.normalize(
+        images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    )
+    with torch.no_grad():
+        expected = whole.eval()(x)
+    torch.testing.assert_close(classifier.logits(images), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_first_names_of_densenet(tmp_path: Path) -> None:
+    network = torchvision.models.densenet121(num_classes=5)
+    first = {
+        re.sub(r"(denselayer\d+\.(?:norm|relu|conv))([12]\.)", r"\1.\2", k): v
+        for k, v in network.state_dict().items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in first
+    torch.save(first, tmp_path / "first.pth")
+    classifier = ol.load_model("densenet121", checkpoint=tmp_path / "first.pth")
+    for key, value in classifier.network.state_dict().items():
+        assert torch.equal(value, network.state_dict()[key])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"n_averaged": torch.tensor(3), **{f"module.{k}": state[k] for k in state}},
+        lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
+        lambda state: {f"module._orig_mod.{k}": v for k, v in state.items()},
+        lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}},
+        lambda state: {"state_dict_ema": state},
+        lambda state: {"model_ema": state},
+    ],
+)
+def test_what_others_put_around_weights(wrap, tmp_path: Path) -> None:
+    state = network().state_dict()
+    torch.save(wrap(state), tmp_path / "wrapped.pth")
+    read = models.read_checkpoint(tmp_path / "wrapped.pth")
+    assert list(read) == list(state)
+
+
+def test_weights_of_no_use(tmp_path: Path) -> None:
+    state = network().state_dict()
+    key = next(iter(state))
+    state[key].view(-1)[3] = torch.nan
+    save_file(state, tmp_path / "broken.SAFETENSORS")
+    with pytest.raises(ValueError, match=f"holds NaN or infinity in {re.escape(key)}"):
+        models.read_checkpoint(tmp_path / "broken.SAFETENSORS")
+    torch.save({1: torch.zeros(2)}, tmp_path / "numbers.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        models.read_checkpoint(tmp_path / "numbers.pth")

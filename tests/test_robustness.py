@@ -219,3 +219,9 @@ bad: list[tuple[Callable[[], object], str]] = [
 def test_bad_input(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_sensitivity_needs_images_in_range() -> None:
+    images = make_images(1)
+    with pytest.raises(ValueError, match=r"images hold .*; values in \[0, 1\] are needed"):
+        metrics.max_sensitivity(explain, images * 255, explain(images, TARGETS[:1]), TARGETS[:1])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
+import io
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -32,7 +33,8 @@ class Files(Dataset):
         labels: Sequence[str] | None,
         settings: Preprocessing,
     ) -> None:
-        self.name, self.root, self.settings = name, root, settings
+        self.name, self.root = name, root
+        self.settings: Preprocessing = settings
         self.labels = None if labels is None else list(labels)
         self.files = list(files)
         if not self.files:
@@ -52,6 +54,10 @@ class Files(Dataset):
     def id(self, index: int) -> str:
         """Return the path below the folder."""
         return self.files[index][0]
+
+    def target(self, index: int) -> int | None:
+        """Return the class that is known of a file."""
+        return self.files[index][1]
 
 
 class Photos(Files):
@@ -80,7 +86,13 @@ class Photos(Files):
         names = classifier.labels if classifier is not None else None
         files: Iterable[tuple[str, int | None]]
         if labels is not None:
-            files = _read_table(Path(labels), path, names or [])
+            table = Path(labels)
+            files = list(_read_table(table, path if path.is_dir() else path.parent, names or []))
+            if not files:
+                raise ValueError(f"{table} names no image; it needs a line for each")
+            file, times = Counter(name for name, _ in files).most_common(1)[0]
+            if times > 1:
+                raise ValueError(f"{table} names {file} {times} times; one line for each image")
         elif path.is_file():
             files = [(path.name, None)]
         else:
@@ -94,29 +106,36 @@ def _read_table(
 ) -> Iterable[tuple[str, int | None]]:
     if not table.is_file():
         raise FileNotFoundError(f"there is no table of labels at {table}; check the path")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        column = next((c for c in ("class_index", "target", "label") if c in columns), None)
-        if "file" not in columns or column is None:
-            raise ValueError(
-                f"{table} has the columns {', '.join(columns) or '(none)'}; it needs file, "
-                "and class_index or label"
-            )
-        for row in reader:
-            where = f"{table}, line {reader.line_num}"
-            image = folder / row["file"]
-            if not image.is_file():
-                raise FileNotFoundError(f"{where}: there is no image at {image}")
-            yield row["file"], _target(row[column], names, where)
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        columns, rows = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"{table} can't be read as a table ({error}); save it as CSV in UTF-8"
+        ) from error
+    column = next((c for c in ("class_index", "target", "label") if c in columns), None)
+    if "file" not in columns or column is None:
+        raise ValueError(
+            f"{table} has the columns {', '.join(columns) or '(none)'}; it needs file, "
+            "and class_index or label"
+        )
+    for line, row in rows:
+        where = f"{table}, line {line}"
+        if not row["file"]:
+            raise ValueError(f"{where}: there is no file name; remove the line or complete it")
+        image = folder / row["file"]
+        if not image.is_file():
+            raise FileNotFoundError(f"{where}: there is no image at {image}")
+        yield row["file"], _target(row[column], names, where, column == "label")
 
 
-def _target(text: str | None, names: Sequence[str], where: str) -> int:
-    """Turn a class index or a class name into a target."""
+def _target(text: str | None, names: Sequence[str], where: str, by_name: bool) -> int:
+    """Turn a class index or a class name into a target; digits are a name only if it says so."""
     text = (text or "").strip()
-    if text in names:
+    if text in names and (by_name or not text.isdecimal()):
         return names.index(text)
-    if not text.isdigit():
+    if not text.isdecimal():
         known = f"; {unknown_name('class', text, names, show=20)}" if names else ""
         raise ValueError(f"{where}: {text!r} is neither a class index nor a class name{known}")
     if names and int(text) >= len(names):

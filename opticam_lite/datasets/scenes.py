@@ -61,11 +61,15 @@ class Scenes(Dataset):
         environment = shown["environment"]
         home = environment == self.home[scene["class"]]
         extra = {"environment": environment, "home": home, "masks": masks}
-        return Sample(self.id(index), pixels, scene["label"], boxes, extra)
+        return Sample(self.id(index), pixels, self.target(index), boxes, extra)
 
     def id(self, index: int) -> str:
         """Return the scene's id."""
         return str(self._scenes[index]["id"])
+
+    def target(self, index: int) -> int | None:
+        """Return the class of the scene."""
+        return int(self._scenes[index]["label"])
 
     def twin(self, kind: str) -> Scenes:
         """Return the counterfactual twins, in the same order: `"swapped"` or `"empty"`."""

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from ..classifier import Classifier
-from ..datasets import Dataset
+from ..datasets import Dataset, check_classes
 from ..methods import METHODS
 from ..metrics import METRICS
 from ..registry import unknown_name
@@ -156,14 +156,17 @@ def prepare(
         reason = lacks(dataset, metric)
         if reason is not None:
             raise ValueError(f"{metric} can't be measured on {dataset.name}: {reason}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; it must be at least 1, or None for all images")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(
+            f"limit is {limit!r}; a whole number ≥ 1 is needed, or None for all images"
+        )
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; a whole number ≥ 1 is needed")
     if workers < 0:
         raise ValueError(f"workers is {workers}; it must be at least 0")
     if not len(dataset):
         raise ValueError(f"{dataset.name} has no images")
+    check_classes(classifier, dataset)
     return Job(
         classifier,
         dataset,

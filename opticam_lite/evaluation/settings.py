@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ def describe(job: Job, limit: int | None, seed: int, device: str) -> dict[str, A
         "dataset": job.dataset.name,
         "images": len(job.chosen),
         "ids": digest(json.dumps([(i, job.dataset.id(i)) for i in job.chosen]).encode()),
+        "targets": digest(json.dumps([job.dataset.target(i) for i in job.chosen]).encode()),
+        "preprocessing": _plain(asdict(job.dataset.settings)) if job.dataset.settings else None,
         "limit": limit,
         "seed": seed,
         "batch_size": job.batch_size,

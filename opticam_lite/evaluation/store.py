@@ -133,6 +133,8 @@ class Store:
                     "they are; name another folder"
                 )
             held = self._settings
+        elif not parts:
+            held = self._settings  # a run that came to nothing binds nobody
         else:
             held = read_settings(self.folder)
             found = differences(held, self._settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..masking import check_range
 from .faithfulness import Probabilities, drop
 from .registry import METRICS, Case, check_masks
 
@@ -71,7 +72,5 @@ def coherency(masks: Tensor, again: Tensor) -> Tensor:
 def complexity(masks: Tensor) -> Tensor:
     """Return the mean of each mask `(N, 1, H, W)` in [0, 1]; float64 `(N,)`."""
     check_masks(masks)
-    inside = (masks >= 0) & (masks <= 1)
-    if not inside.all():
-        raise ValueError(f"masks hold {float(masks[~inside][0]):.4g}; values in [0, 1] are needed")
+    check_range("masks", masks)
     return masks.double().mean((1, 2, 3))

@@ -31,6 +31,7 @@ The curves of one image are drawn by `ol.plots.curves`:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -186,6 +187,11 @@ def replacement(
     Returns:
         Areas `(N,)` in [0, 1] by the trapezoid rule, and values `(N, H + 1)`.
     """
+    start, end = classifier.check_images(start), classifier.check_images(end)
+    if start.shape != end.shape:
+        raise ValueError(
+            f"start has shape {tuple(start.shape)} and end {tuple(end.shape)}; the same is needed"
+        )
     check_masks(masks, start)
     H, W = masks.shape[2:]
     steps = _ranks(masks.flatten(1), seed).view_as(masks) // W + 1
@@ -263,7 +269,7 @@ def aopc(
     steps = _ranks(sums.flatten(1), seed).view_as(sums) + 1
     steps = steps.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     steps = steps[..., : images.shape[2], : images.shape[3]]
-    regions = min(regions, sums[0].numel())
+    regions = min(regions, math.prod(sums.shape[1:]))
     black = torch.zeros_like(images)
     targets = classifier.check_targets(targets, len(images))
     at = torch.arange(regions + 1)

@@ -12,6 +12,7 @@ U is the union of the true boxes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from scipy import ndimage
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from ..masking import check_range
 from .faithfulness import Probabilities, check_probabilities
 from .registry import METRICS, Case, check_masks
 
@@ -48,6 +50,12 @@ def official_metric(masks: Tensor, boxes: Boxes, correct: Tensor) -> Tensor:
         masks, boxes: See the module.
         correct: bool `(N,)`: whether the predicted class is the true one, c_p = c.
     """
+    correct = torch.as_tensor(correct)
+    if correct.dtype != torch.bool or correct.shape != (len(masks),):
+        raise ValueError(
+            f"correct is {correct.dtype} of shape {tuple(correct.shape)}; {len(masks)} masks need "
+            f"bool ({len(masks)},)"
+        )
     overlap = 1 - localization_error(masks, boxes)
     return 1 - overlap * correct.to(overlap.device)
 
@@ -151,12 +159,11 @@ def box_overlaps(masks: Tensor, boxes: Boxes, thresholds: Sequence[float] = THRE
         thresholds: η. The paper says "a set of values"; here 0, 0.01, …, 0.99.
     """
     boxes = _check_boxes(masks, boxes)
-    return torch.stack(
-        [
-            _overlap(torch.tensor([_largest_box(eta < S) for eta in thresholds]), true)
-            for S, true in zip(masks[:, 0].detach().cpu().numpy(), boxes, strict=True)
-        ]
-    )
+    overlaps = torch.zeros(len(masks), len(thresholds), dtype=torch.float64)
+    for i, S in enumerate(masks[:, 0].detach().cpu().numpy()):
+        predicted = torch.tensor([_largest_box(eta < S) for eta in thresholds])
+        overlaps[i] = _overlap(predicted, boxes[i])
+    return overlaps
 
 
 def _pointing_game(case: Case) -> Tensor:
@@ -228,7 +235,7 @@ def saliency_metric(masks: Tensor, p: Probabilities) -> Tensor:
     """
     p = check_probabilities("p", p, len(masks)).clamp(min=torch.finfo(torch.float32).tiny)
     x0, y0, x1, y1 = predicted_boxes(masks).double().T
-    share = (x1 - x0) * (y1 - y0) / masks[0].numel()
+    share = (x1 - x0) * (y1 - y0) / math.prod(masks.shape[2:])
     return share.clamp(min=0.05).log() - p.log()
 
 
@@ -279,6 +286,7 @@ def _defined(U: Tensor) -> Tensor:
 
 def _check_boxes(masks: Tensor, boxes: Boxes) -> list[Tensor]:
     check_masks(masks)
+    check_range("masks", masks)
     H, W = masks.shape[2:]
     if len(boxes) != len(masks):
         raise ValueError(f"{len(masks)} masks need boxes for each; {len(boxes)} were given")
@@ -292,4 +300,6 @@ def _check_boxes(masks: Tensor, boxes: Boxes) -> list[Tensor]:
                     f"the box {(x0, y0, x1, y1)} is empty or leaves its image of {H}×{W}; boxes "
                     "are x0, y0, x1, y1 in pixels, right and bottom exclusive"
                 )
-    return boxes
+        if (true != true.long()).any():
+            raise ValueError(f"boxes are {true.tolist()}; whole pixels are needed")
+    return [true.long() for true in boxes]

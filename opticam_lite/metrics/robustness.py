@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..masking import check_range
 from .registry import METRICS, Case, check_masks
 
 
@@ -55,6 +56,7 @@ def max_sensitivity(
     Raises:
         ValueError: If shapes or values are not those.
     """
+    check_range("images", images)
     check_masks(masks, images)
     if copies < 1 or not radius > 0:
         raise ValueError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..classifier import Classifier
-from ..datasets import Dataset, ImageError, Unlabelled, load_dataset
+from ..datasets import Dataset, ImageError, Unlabelled, knows_classes, load_dataset
 from ..evaluation import choose
 from ..evaluation.run import lacks
 from ..methods import METHODS, applicable
@@ -228,7 +228,7 @@ def _subject(
     if not chosen:
         name, reason = next(iter(left_out.items()))
         raise ReportError(f"no method of METHODS can explain {classifier.name}; {name}: {reason}")
-    if dataset.labels is not None and dataset.labels != classifier.labels:
+    if not knows_classes(classifier, dataset):
         dataset = Unlabelled(dataset)
         targets = f"predicted class, since {classifier.name} does not know the classes of {data}"
     elif _first_target(dataset) is None:
