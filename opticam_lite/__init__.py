@@ -11,8 +11,8 @@ Conventions, the same everywhere:
 | probabilities | softmax, float32, fractions in [0, 1]; percent only where a table is shown |
 | device | the classifier owns it; masks return to where the images were |
 
-The map of an image does not depend on its batch-mates, and every call leaves the network as it
-found it.
+The map of an image does not depend on its batch-mates but for rounding (which long searches magnify
+in single pixels, not in what they reach), and every call leaves the network as it found it.
 """
 
 import os

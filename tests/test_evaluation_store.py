@@ -324,6 +324,14 @@ def test_a_run_that_came_to_nothing_binds_nobody(tmp_path: Path) -> None:
     assert len(frame) == 7 * 3
 
 
+def test_a_place_where_no_folder_can_be(tmp_path: Path) -> None:
+    nowhere = tmp_path / ("long" * 100)
+    with pytest.raises(StoreError, match=r"no folder can be made there .*; name another"):
+        measure(nowhere)
+    with pytest.raises(TypeError, match=r"options is \['x'\]; a mapping"):
+        measure(options=["x"])
+
+
 @pytest.mark.parametrize("wrong", [{"limit": 1.5}, {"batch_size": 2.5}, {"batch_size": "8"}])
 def test_numbers_that_are_none(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is .*; a whole number ≥ 1 is needed"):

@@ -12,7 +12,7 @@ from .files import Files, Folders, Photos
 from .imagenet import IMAGENETTE_SPLITS, ImageNet, imagenette
 from .images import ImageError, load_image
 from .medical import CHEST_SPLITS, KVASIR_SPLITS, chest_xray, kvasir
-from .protocol import Dataset, Images, Sample, Unlabelled, check_classes, knows_classes
+from .protocol import Dataset, Images, Sample, Unlabelled, knows_classes, of_known_classes
 from .scenes import Scenes
 
 __all__ = [
@@ -26,13 +26,13 @@ __all__ = [
     "Sample",
     "Scenes",
     "Unlabelled",
-    "check_classes",
     "chest_xray",
     "imagenette",
     "knows_classes",
     "kvasir",
     "load_dataset",
     "load_image",
+    "of_known_classes",
 ]
 
 _EMBEDDED = {"scenes": None, "scenes-swapped": "swapped", "scenes-empty": "empty"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,21 +93,6 @@ def knows_classes(classifier: Classifier, dataset: Dataset) -> bool:
     return dataset.labels is None or list(dataset.labels) == list(classifier.labels)
 
 
-def check_classes(classifier: Classifier, dataset: Dataset) -> None:
-    """Raise ValueError if a dataset's targets can't be classes of the classifier.
-
-    A classifier whose classes have no names may know those of a dataset that has as many.
-    """
-    labels = dataset.labels or []
-    nameless = classifier.labels == [f"class {c}" for c in range(len(labels))]
-    if not knows_classes(classifier, dataset) and not nameless:
-        raise ValueError(
-            f"{classifier.name} does not know the classes of {dataset.name} "
-            f"({', '.join(labels[:3])}, …), whose targets would be read as other classes; pass "
-            "ol.datasets.Unlabelled(dataset), and the predicted classes are explained"
-        )
-
-
 class Images(Dataset):
     """A batch in memory as a dataset: images `(N, 3, H, W)` in [0, 1] and targets `(N,)`."""
 
@@ -151,3 +137,20 @@ class Unlabelled(Dataset):
     def id(self, index: int) -> str:
         """Return the id in the other dataset."""
         return self._dataset.id(index)
+
+
+def of_known_classes(classifier: Classifier, dataset: Dataset) -> Dataset:
+    """Return a dataset without its targets, and warn, if they can't be classes of the classifier.
+
+    A classifier whose classes have no names may know those of a dataset that has as many.
+    """
+    labels = dataset.labels or []
+    nameless = classifier.labels == [f"class {c}" for c in range(len(labels))]
+    if knows_classes(classifier, dataset) or nameless:
+        return dataset
+    warnings.warn(
+        f"{classifier.name} does not know the classes of {dataset.name} "
+        f"({', '.join(labels[:3])}, …): the predicted classes are explained",
+        stacklevel=3,
+    )
+    return Unlabelled(dataset)

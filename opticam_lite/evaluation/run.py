@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from ..classifier import Classifier
-from ..datasets import Dataset, check_classes
+from ..datasets import Dataset, of_known_classes
 from ..methods import METHODS
 from ..metrics import METRICS
 from ..registry import unknown_name
@@ -145,7 +145,10 @@ def prepare(
         ValueError: For the first argument that is wrong.
     """
     options = options or {}
+    if not isinstance(options, Mapping):
+        raise TypeError(f"options is {options!r}; a mapping, method → its options, is needed")
     methods, metrics = _names("methods", methods), _names("metrics", metrics)
+    dataset = of_known_classes(classifier, dataset)
     for method in [*methods, *options]:
         METHODS[method].check_options(options.get(method, {}))
     for method in methods:
@@ -166,7 +169,6 @@ def prepare(
         raise ValueError(f"workers is {workers}; it must be at least 0")
     if not len(dataset):
         raise ValueError(f"{dataset.name} has no images")
-    check_classes(classifier, dataset)
     return Job(
         classifier,
         dataset,

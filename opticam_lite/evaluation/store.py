@@ -101,6 +101,11 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise StoreError(f"out is {str(self.folder)!r}, and a file; name a folder") from error
+        except OSError as error:
+            raise StoreError(
+                f"out is {str(self.folder)!r}, and no folder can be made there ({error.strerror}); "
+                "name another"
+            ) from error
         self._lock = FileLock(self.folder / ".lock")
         try:
             self._lock.acquire(timeout=0)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..classifier import Classifier
-from ..datasets import Dataset, check_classes, load_dataset
+from ..datasets import Dataset, load_dataset, of_known_classes
 from .chunks import keep_freed_memory
 from .registry import METHODS, Step
 from .trace import Trace
@@ -84,7 +84,8 @@ def explain(
             `(3, H, W)`; or a dataset, or the path of an image or of a folder of images, which are
             read batch by batch.
         targets: `(N,)` class indices, or one for all. Default: those of the dataset, else the
-            predicted classes; for an image of the dataset without a target the predicted one.
+            predicted classes; the predicted one, too, for an image of the dataset without a target
+            and, with a warning, for a dataset of classes that the network does not know.
         batch_size: Images computed at a time. Default: what the free memory holds, at most 8 on a
             CPU and 64 on a GPU. An image's mask does not depend on its batch-mates but for
             rounding, which a search of many steps can magnify: what is reached stays the same, and
@@ -99,8 +100,8 @@ def explain(
         is the masked image. For several methods a dictionary from their names to their masks.
 
     Raises:
-        ValueError: For an unknown method, wrong shapes, values or options, a method that can't
-            explain this network, or a dataset of other classes than the network's.
+        ValueError: For an unknown method, wrong shapes, values or options, or a method that
+            can't explain this network.
         TypeError: For an unknown option or wrong types.
     """
     if not isinstance(classifier, Classifier):
@@ -126,7 +127,7 @@ def explain(
     if targets is not None:
         targets = classifier.check_targets(targets, n)
     elif isinstance(images, Dataset):
-        check_classes(classifier, images)
+        images = of_known_classes(classifier, images)
     size = images.shape[2:] if isinstance(images, Tensor) else classifier.size
     batch_size = batch_size or classifier.images_at_once(size)
     splits = {name: _per_image(wanted[name], n, batch_size) for name in wanted}
