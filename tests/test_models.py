@@ -218,17 +218,25 @@ def test_an_unreachable_hub_is_explained(
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
 def test_auxiliary_heads_in_a_checkpoint_are_left_out(name: str, tmp_path: Path) -> None:
     """The published files have them, and go with inputs that the network transforms."""
+    torch.manual_seed(0)
     whole = torchvision.models.get_model(name, weights=None, init_weights=False, num_classes=5)
     whole.transform_input = True
-    torch.save(whole.state_dict(), tmp_path / "whole.pth")
-    classifier = ol.load_model(name, checkpoint=tmp_path / "whole.pth")
-    images = make_images(1, *classifier.size)
+    for module in whole.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1  # so that logits depend on the image
+    size = 299 if name == "inception_v3" else 224
     x = torchvision.transforms.functional.normalize(
-        images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        make_images(3, size, size), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     )
     with torch.no_grad():
+        whole.train()(x)
         expected = whole.eval()(x)
-    torch.testing.assert_close(classifier.logits(images), expected, rtol=1e-3, atol=1e-3)
+        whole.transform_input = False
+        assert (expected - whole(x)).abs().max() > 0.01
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    classifier = ol.load_model(name, checkpoint=tmp_path / "whole.pth")
+    found = classifier.logits(make_images(3, size, size))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_first_names_of_densenet(tmp_path: Path) -> None:
