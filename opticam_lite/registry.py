@@ -1,12 +1,15 @@
-"""A dictionary of named functions whose errors help: a wrong name lists the close matches."""
+"""Named functions and their options, and errors that help: a wrong name lists the close matches."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 
 def unknown_name(kind: str, name: object, names: Iterable[str], *, show: int = 40) -> str:
@@ -26,6 +29,20 @@ def unknown_name(kind: str, name: object, names: Iterable[str], *, show: int = 4
     if len(names) <= show:
         return message + f" Valid names: {', '.join(names)}."
     return message + f" ({len(names)} valid names; first: {', '.join(names[:8])}, …)"
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Return a number that has to be whole as an int.
+
+    Raises:
+        ValueError: If it is no whole number, or less than the least.
+    """
+    whole = (
+        isinstance(value, int | float | np.number) and math.isfinite(value) and value == int(value)
+    )
+    if not whole or value < least:
+        raise ValueError(f"{name} is {value!r}; a whole number ≥ {least} is needed")
+    return int(value)
 
 
 @dataclass(frozen=True)

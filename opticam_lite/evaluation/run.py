@@ -15,7 +15,7 @@ from ..classifier import Classifier
 from ..datasets import Dataset, of_known_classes
 from ..methods import METHODS
 from ..metrics import METRICS
-from ..registry import unknown_name
+from ..registry import unknown_name, whole_number
 from . import store
 from .job import Job, Measured, Task
 from .loading import load
@@ -93,6 +93,8 @@ def evaluate(
             raise ValueError(f"{name} is {given}; it is for engine='ray', not {engine!r}")
     if not collect and out is None:
         raise ValueError("collect is False, and out names no folder; the rows would be lost")
+    limit = None if limit is None else whole_number("limit", limit, 1)
+    batch_size = whole_number("batch_size", batch_size, 1)
     gpu = classifier.device.type == "cuda"
     job = prepare(
         classifier,
@@ -159,12 +161,6 @@ def prepare(
         reason = lacks(dataset, metric)
         if reason is not None:
             raise ValueError(f"{metric} can't be measured on {dataset.name}: {reason}")
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise ValueError(
-            f"limit is {limit!r}; a whole number ≥ 1 is needed, or None for all images"
-        )
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}; a whole number ≥ 1 is needed")
     if workers < 0:
         raise ValueError(f"workers is {workers}; it must be at least 0")
     if not len(dataset):

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from ..classifier import Classifier
 from ..masking import normalize
-from ..registry import unknown_name
+from ..registry import unknown_name, whole_number
 from .opti_cam import SELECTORS, select
-from .registry import METHODS, Callback, Step, whole_number
+from .registry import METHODS, Callback, Step
 
 
 @METHODS.register(

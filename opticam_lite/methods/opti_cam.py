@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import NORMALIZATIONS, to_masks
-from ..registry import unknown_name
-from .registry import METHODS, Callback, Step, whole_number
+from ..registry import unknown_name, whole_number
+from .registry import METHODS, Callback, Step
 
 OBJECTIVES = ("mask", "diff", "io-mask", "io-diff")
 SELECTORS = ("logit", "probability", "log-probability", "margin")

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import to_masks
-from .registry import METHODS, Callback, Step, whole_number
+from ..registry import whole_number
+from .registry import METHODS, Callback, Step
 
 
 @METHODS.register("opti-cam-fast", title="Fast Opti-CAM", source="opticam_lite")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from ..classifier import Classifier
@@ -26,20 +23,6 @@ class Method(Entry):
 
 
 METHODS = Registry("method", Method)
-
-
-def whole_number(name: str, value: Any, least: int) -> int:
-    """Return an option as an int.
-
-    Raises:
-        ValueError: If it is no whole number, or less than the least.
-    """
-    whole = (
-        isinstance(value, int | float | np.number) and math.isfinite(value) and value == int(value)
-    )
-    if not whole or value < least:
-        raise ValueError(f"{name} is {value!r}; a whole number ≥ {least} is needed")
-    return int(value)
 
 
 @dataclass(frozen=True)

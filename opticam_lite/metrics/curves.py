@@ -106,7 +106,7 @@ def insertion(
         ValueError: If shapes or values are not those.
     """
     images = classifier.check_images(images)
-    blurred = transforms.gaussian_blur(images, [11, 11], [5.0, 5.0])
+    blurred = transforms.gaussian_blur(images, [11, 11], [5.0, 5.0]).clamp(0, 1)
     targets = classifier.predict(images) if targets is None else targets
     return replacement(
         classifier,
