@@ -66,7 +66,8 @@ def opti_cam(
     Raises:
         ValueError: If an option is not one of the values above.
     """
-    iterations = _check(iterations, learning_rate, objective, normalization, selector, tolerance)
+    iterations = whole_number("iterations", iterations, 0)
+    _check(learning_rate, objective, normalization, selector, tolerance)
     size = images.shape[2:]
     A = classifier.features(images).detach()  # (N, K, h, w)
     u = _start(initial_u, A)
@@ -164,15 +165,12 @@ def _start(initial_u: Tensor | None, A: Tensor) -> Tensor:
 
 
 def _check(
-    iterations: int,
     learning_rate: float,
     objective: str,
     normalization: str,
     selector: str,
     tolerance: float,
-) -> int:
-    """Return the iterations as an int, or say which option is wrong."""
-    iterations = whole_number("iterations", iterations, 0)
+) -> None:
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate is {learning_rate}; a positive number is needed")
     if not tolerance >= 0:
@@ -183,4 +181,3 @@ def _check(
         raise ValueError(unknown_name("normalization", normalization, NORMALIZATIONS))
     if selector not in SELECTORS:
         raise ValueError(unknown_name("selector", selector, SELECTORS))
-    return iterations
