@@ -55,8 +55,7 @@ def rows_folder(rows: str, subject: Subject, settings: Mapping[str, Any]) -> Pat
     if not rows:
         return None
     job = Job(subject.classifier, subject.dataset, subject.indices, {}, [], 8, settings["seed"], 0)
-    device = subject.classifier.device.type
-    known = describe(job, settings["limit"], settings["seed"], device)
+    known = describe(job, subject.classifier.device.type)
     known["iterations"] = settings["iterations"]
     files = [f for name in _MEASURING for f in sorted((_PACKAGE / name).glob("**/*.py"))]
     files += [_PACKAGE / name for name in _MEASURING if name.endswith(".py")]

@@ -272,8 +272,12 @@ class Classifier:
         return torch.cat(batches)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Return the most probable classes `(N,)`, int64."""
-        return self.probabilities(images).argmax(1)
+        """Return the most probable classes `(N,)`, int64, of images `(N, 3, H, W)` in [0, 1].
+
+        Raises:
+            TypeError, ValueError: If the images are not that.
+        """
+        return self.probabilities(self.check_images(images)).argmax(1)
 
     def images_at_once(self, size: Sequence[int] | None = None) -> int:
         """Return how many images to compute at a time: what fits into a quarter of the free memory.

@@ -51,6 +51,7 @@ BOX = "box"  # stands for a method where the mask is B or I∖B and needs none
 MASKS = ("S", "B∩S", "S∖B")
 QUANTITIES = ("object", "environment", "balance")
 CLAIMS = ("mass", "probability")
+FEWEST = 6  # images: of fewer, resamples have nearly all a correlation of 1 or none
 ALL = "all networks"
 
 
@@ -261,6 +262,28 @@ def box_table(frame: pd.DataFrame) -> pd.DataFrame:
 # ------------------------------------------------------------------------- the truth and the maps
 
 
+def box_or_complement(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return what keeping the boxes alone costs, and what keeping everything else costs.
+
+    Args:
+        frame: What `box_study` returned, or several of them joined.
+
+    Returns:
+        A row for each network: network; inside and outside, AD with the masks B and I∖B; `±`, the
+        standard error of their difference, which is that of the images' own differences, as both
+        were measured on the same ones.
+    """
+    rows = []
+    for network, group in frame[frame["method"] == BOX].groupby("network", sort=False):
+        o = group.pivot(index="image", columns="mask", values="o")
+        p = torch.tensor(group[group["mask"] == "B"].set_index("image")["p"][o.index].to_numpy())
+        inside, outside = (100 * drop(p, torch.tensor(o[m].to_numpy())) for m in ("B", "I∖B"))
+        error = (inside - outside).std() / len(p) ** 0.5 if len(p) > 1 else torch.tensor(torch.nan)
+        row = {"inside": inside.mean(), "outside": outside.mean(), "±": error}
+        rows.append({"network": network, **{name: float(value) for name, value in row.items()}})
+    return pd.DataFrame(rows)
+
+
 def reliance(
     classifier: Classifier,
     scenes: Scenes,
@@ -425,19 +448,20 @@ def _compare(
     best = max(rho, key=lambda m: -np.inf if np.isnan(rho[m]) else rho[m])
     rows = []
     for method, r in rho.items():
-        low, high = _interval(redrawn[method])
-        behind_low, behind_high = _interval(redrawn[best] - redrawn[method])
+        low, high = _interval(redrawn[method], len(images))
+        behind_low, behind_high = _interval(redrawn[best] - redrawn[method], len(images))
         row = {"method": method, "rho": r, "low": low, "high": high, "behind": rho[best] - r}
         row |= {"behind_low": behind_low, "behind_high": behind_high, "n": t.size}
         rows.append(row)
     return rows
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    values = values[~np.isnan(values)]
-    if not len(values):
+def _interval(values: np.ndarray, images: int) -> tuple[float, float]:
+    """Return where 95 % of the resamples lie; NaN if that would only seem to be known."""
+    defined = values[~np.isnan(values)]
+    if images < FEWEST or len(defined) < 0.95 * len(values):
         return float("nan"), float("nan")
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -450,8 +474,9 @@ def verdict(agreed: pd.DataFrame, claim: str, *, control: str = "fake-cam") -> d
         control: The method that has not looked.
 
     Returns:
-        best (None if no ρ is defined); rho, low, high of it; true: whether its interval is above
-        0; within_noise: the other methods whose distance to it may be 0; beats_control: whether
+        best (None if no ρ is defined); rho, low, high of it (NaN of too few images); true: whether
+        its interval is above 0; within_noise: the other methods whose distance to it may be 0, or
+        is not known; beats_control: whether
         the control is measured and not among those (None if it was not measured or is the best).
     """
     rows = agreed[(agreed["quantity"] == "balance") & (agreed["claim"] == claim)]
@@ -459,7 +484,7 @@ def verdict(agreed: pd.DataFrame, claim: str, *, control: str = "fake-cam") -> d
     if not len(rows):
         return {"best": None}
     first, others = rows.iloc[0], rows.iloc[1:]
-    near = others.loc[others["behind_low"] <= 0, "method"].tolist()
+    near = others.loc[~(others["behind_low"] > 0), "method"].tolist()  # or not known
     beats = None if control not in set(others["method"]) else control not in near
     figures = {name: float(first[name]) for name in ("rho", "low", "high")}
     certain = {"true": figures["low"] > 0, "within_noise": near, "beats_control": beats}

@@ -266,6 +266,8 @@ def fit(
         )
         kept = np.arange(len(images)) if kept is None else kept
         count = len(kept) - held_out
+        if count < 1:
+            raise ValueError(f"held_out is {held_out}, which leaves none of {len(kept)} images")
         batches = max(count // recipe.batch_size, 1)
         total = batches * sum(stage.epochs for stage in recipe.stages)
         schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -43,6 +43,8 @@ def test_probabilities_and_predictions(images: torch.Tensor, classifier: ol.Clas
     assert not p.requires_grad
     assert classifier.predict(images).tolist() == logits.argmax(1).tolist()
     assert classifier.predict(images).dtype == torch.int64
+    with pytest.raises(ValueError, match=r"values from .* to 255; RGB in \[0, 1\] is needed"):
+        classifier.predict(images * 255 / images.amax())
 
 
 def test_at_cuts_the_same_network_elsewhere(images: torch.Tensor) -> None:

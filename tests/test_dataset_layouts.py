@@ -26,6 +26,7 @@ from opticam_lite.classifier import Preprocessing
 from opticam_lite.datasets.imagenet import synsets
 from opticam_lite.datasets.images import crop_boxes, crop_image
 from opticam_lite.datasets.medical import KVASIR_CLASSES
+from opticam_lite.datasets.protocol import knows_classes
 
 RED = (255, 0, 0)
 # The first ten images of the official ground truth: ids of the kit, and classes as everybody's
@@ -169,6 +170,9 @@ def test_the_kaggle_layout(tmp_path: Path) -> None:
     touch(tmp_path / "LOC_val_solution.csv", solution.replace("n01751748 8", "n99 8").encode())
     with pytest.raises(ValueError, match=r"LOC_val_solution\.csv: 'n99' is none of ImageNet's"):
         ol.load_dataset(f"imagenet:{tmp_path}")
+    touch(tmp_path / "LOC_val_solution.csv", solution.replace("ImageId", "Image").encode())
+    with pytest.raises(ValueError, match="needs the columns ImageId and PredictionString"):
+        ol.load_dataset(f"imagenet:{tmp_path}")
 
 
 @pytest.mark.parametrize("xml", ["beside", "in one folder", "by synset", "none"])
@@ -195,6 +199,28 @@ def test_labels_are_the_networks_where_it_has_all_classes(tmp_path: Path) -> Non
     classifier = ol.Classifier(cnn(1000), "4", labels=labels, size=32, device="cpu")
     dataset = ol.load_dataset(f"imagenet:{official(tmp_path)}", classifier=classifier)
     assert dataset.labels == labels
+
+
+def test_labels_without_a_network_are_those_of_torchvision_and_timm_networks(
+    tmp_path: Path,
+) -> None:
+    dataset = ol.load_dataset(f"imagenet:{official(tmp_path)}")
+    for name in ("squeezenet1_1", "vit_tiny_patch16_224"):
+        classifier = ol.load_model(name, weights="random", device="cpu")
+        assert knows_classes(classifier, dataset)
+
+
+def test_a_fingerprint_is_of_the_image_and_its_annotation(tmp_path: Path) -> None:
+    root = official(tmp_path)
+    dataset = ol.load_dataset(f"imagenet:{root}")
+    before = [dataset.fingerprint(i) for i in range(3)]
+    assert len(set(before)) == 3
+    xml = next(root.rglob(f"{name(1)}.xml"))
+    xml.write_bytes(xml.read_bytes().replace(b"<xmin>", b"<xmin> ", 1))
+    picture(next(root.rglob(f"{name(2)}.JPEG")), colour="red")
+    assert [dataset.fingerprint(i) == f for i, f in enumerate(before)] == [False, False, True]
+    next(root.rglob(f"{name(3)}.xml")).unlink()
+    assert dataset.fingerprint(2) != before[2]
 
 
 @pytest.mark.parametrize("stated", [(80, 60), (160, 120), (40, 90)], ids=str)

@@ -252,6 +252,15 @@ def test_bad_tables(
         Photos(folder, tmp_path / "labels.csv", small())
 
 
+def test_a_name_of_two_classes_is_no_label(folder: Path, tmp_path: Path) -> None:
+    cranes = ol.Classifier(small().network, labels=["duck", "crane", "crane", "a", "b"], size=32)
+    (tmp_path / "labels.csv").write_text("file,label\nb.png,crane\n")
+    with pytest.raises(ValueError, match="line 2: the network has 2 classes named 'crane'; give"):
+        Photos(folder, tmp_path / "labels.csv", cranes)
+    (tmp_path / "labels.csv").write_text("file,class_index\nb.png,2\n")
+    assert Photos(folder, tmp_path / "labels.csv", cranes)[0].target == 2
+
+
 def test_missing_places(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="neither an existing folder or image nor one of"):
         ol.load_dataset(tmp_path / "nowhere")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +18,8 @@ from torch import Tensor
 
 import opticam_lite as ol
 from opticam_lite.__main__ import main
-from opticam_lite.evaluation import choose, read
+from opticam_lite.evaluation import choose, read, summary
+from opticam_lite.metrics.localization import box_accuracy
 
 METHODS = ["grad-cam", "fake-cam", "opti-cam"]
 
@@ -111,6 +115,13 @@ def test_the_choice_of_images() -> None:
         ({"limit": 0}, "limit is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"options": {"optic": {}}}, "unknown method 'optic'"),
+        (
+            {"options": {"opti-cam": {"iterations": 5}}},
+            "options are given for opti-cam, which is not among the methods: grad-cam",
+        ),
+        ({"seed": 1.5}, "seed is 1.5; a whole number ≥ 0 is needed"),
+        ({"workers": 1.5}, "workers is 1.5; a whole number ≥ 0 is needed"),
+        ({"engine": "ray", "processes": 0}, "processes is 0; a whole number ≥ 1 is needed"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(
@@ -119,6 +130,31 @@ def test_bad_arguments_are_refused_before_anything_runs(
     settings = {"methods": ["grad-cam"], "metrics": ["AD"], **arguments}
     with pytest.raises(ValueError, match=message):
         ol.evaluate(make_classifier("cnn"), ol.Images(images), **settings)
+
+
+class Boxed(ol.Images):
+    """Images with a box each."""
+
+    has_boxes = True
+
+    def __init__(self, images: Tensor, boxes: list[list[int]]) -> None:
+        super().__init__(images)
+        self._boxes = boxes
+
+    def sample(self, index: int) -> ol.Sample:
+        box = torch.tensor([self._boxes[index]])
+        return replace(super().sample(index), boxes=box)
+
+
+@pytest.mark.parametrize("box", [[10, 10, 300, 20], [9, 1, 9, 5], [-3, 0, 20, 20]], ids=str)
+def test_a_wrong_box_is_that_images_fault(box: list[int], images: Tensor) -> None:
+    dataset = Boxed(images, [[1, 1, 9, 9], box, [2, 2, 8, 8]])
+    settings: dict[str, Any] = {"progress": None}
+    frame = ol.evaluate(make_classifier("cnn"), dataset, ["grad-cam"], ["AD", "EP"], **settings)
+    assert frame["error"].notna().tolist() == [False, False, True, False, False]
+    assert f"the box {tuple(box)} is empty or leaves its image" in frame["error"].iloc[2]
+    frame = ol.evaluate(make_classifier("cnn"), dataset, ["grad-cam"], ["AD"], **settings)
+    assert frame["error"].isna().all()  # nobody asks for it
 
 
 def test_a_method_that_does_not_fit_is_refused(images: Tensor) -> None:
@@ -254,6 +290,46 @@ def test_the_summary_with_errors(frame: pd.DataFrame) -> None:
         ol.summarize(frame[:0])
 
 
+def test_the_summary_of_folders(images: Tensor, tmp_path: Path) -> None:
+    first, second = make_classifier("cnn"), make_classifier("cnn")
+    with torch.no_grad():
+        next(second.network.parameters())[0] += 1
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for classifier, out in zip((first, second), folders, strict=True):
+        ol.evaluate(classifier, ol.Images(images), ["grad-cam"], ["AD"], out=out)
+    table = ol.summarize(folders, errors=True)
+    assert table.index.names == ["folder", "method"]
+    for folder, row in zip(folders, table.itertuples(), strict=True):
+        alone = ol.summarize(folder, errors=True)
+        assert row.Index == (str(folder), "grad-cam")
+        assert list(row)[1:] == alone.iloc[0].tolist()
+    twice = ol.summarize([folders[0], folders[0]], errors=True)
+    pd.testing.assert_frame_equal(twice, ol.summarize(folders[0], errors=True))
+
+
+def test_the_error_of_a_metric_that_is_no_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of BA, against the spread of BA over many samples of as many images."""
+    monkeypatch.setattr(summary, "DRAWS", 20)  # the mean over samples is what is compared
+    generator = np.random.default_rng(0)
+
+    def sample() -> pd.DataFrame:
+        """Overlaps that are good at another threshold for each image."""
+        best = generator.uniform(0, 100, (32, 1))
+        overlaps = torch.tensor(np.exp(-(((np.arange(100) - best) / 30) ** 2)))
+        rows = pd.DataFrame({"value": 100 * box_accuracy(overlaps).numpy(), "metric": "BA"})
+        rows["detail"] = overlaps.tolist()
+        rows["image"] = rows.index.astype(str)
+        about = {"dataset": "d", "network": "n", "layer": "l", "method": "m", "options": "{}"}
+        return rows.assign(seconds=1.0, **about)
+
+    samples = [sample() for _ in range(60)]
+    tables = pd.concat(ol.summarize(rows, errors=True) for rows in samples)
+    spread, told = tables["BA"].std(), tables["BA ±"].mean()
+    assert told == pytest.approx(spread, rel=0.25)
+    alone = np.mean([rows["value"].std() / 32**0.5 for rows in samples])  # at their own thresholds
+    assert abs(told - spread) < abs(alone - spread) / 2
+
+
 def test_the_summary_of_several_runs(images: Tensor) -> None:
     runs = [
         ol.evaluate(
@@ -270,6 +346,8 @@ def test_the_summary_of_several_runs(images: Tensor) -> None:
     assert len(joined) == 3
     for run, value in zip(runs, joined["AD"], strict=True):
         assert ol.summarize(run)["AD"].item() == pytest.approx(value)
+    with pytest.raises(ValueError, match="opti-cam has AD twice for the image 0: these are rows"):
+        ol.summarize(pd.concat([runs[0], runs[0]]))
     two = ol.summarize(pd.concat([runs[0], runs[2]]))
     assert list(two.index) == [("cnn", "4", "opti-cam"), ("dense", "3", "opti-cam")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -157,7 +158,7 @@ def test_an_exception_keeps_what_is_whole(tmp_path: Path) -> None:
     ("changed", "message"),
     [
         ({"batch_size": 2}, "batch_size is 3 there and 2 here"),
-        ({"limit": 5}, "images is 7 there and 5 here; .*limit is null there and 5 here"),
+        ({"limit": 5}, "images is 7 there and 5 here; other images were chosen"),
         ({"seed": 1}, "seed is 0 there and 1 here"),
         ({"n": 8}, "images is 7 there and 8 here"),
         ({"methods": ["score-cam"], "options": {"score-cam": {"chunk": 8}}}, None),
@@ -186,7 +187,7 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
     other = make_classifier("cnn")
     with torch.no_grad():
         next(other.network.parameters())[0] += 1e-3
-    with pytest.raises(StoreError, match="weights is"):
+    with pytest.raises(StoreError, match="weights or layers have changed"):
         ol.evaluate(other, Lazy(7), METHODS, batch_size=3, out=tmp_path)
     with pytest.raises(StoreError, match='layer is "4" there and "1" here'):
         ol.evaluate(make_classifier("cnn").at("1"), Lazy(7), METHODS, batch_size=3, out=tmp_path)
@@ -271,8 +272,7 @@ def test_a_broken_image_stays_broken_for_its_folder(tmp_path: Path) -> None:
 
 def test_a_broken_file_is_told_by_its_name(tmp_path: Path) -> None:
     for i in range(3):
-        image = (255 * make_images(1, 40, 40, seed=i)[0]).byte().permute(1, 2, 0).numpy()
-        Image.fromarray(image).save(tmp_path / f"{i}.png")
+        photograph(tmp_path / f"{i}.png", i)
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
     photos = ol.load_dataset(tmp_path, classifier=make_classifier("cnn"))
     frame = measure(dataset=photos)
@@ -291,7 +291,7 @@ def test_other_files_of_the_same_number_are_refused(tmp_path: Path) -> None:
             return f"{self._letter}{index}"
 
     measure(tmp_path, dataset=Named("a"))
-    with pytest.raises(StoreError, match="ids is"):
+    with pytest.raises(StoreError, match="other images were chosen"):
         measure(tmp_path, dataset=Named("b"))
 
 
@@ -307,13 +307,116 @@ class Known(Lazy):
 
 
 @pytest.mark.parametrize(
-    ("other", "what"), [(Known(1), "targets is"), (Known(0, 64), "preprocessing is")]
+    ("other", "what"), [(Known(1), "true classes have changed"), (Known(0, 64), "preprocessing is")]
 )
 def test_other_truths_and_other_pixels_are_refused(other: Known, what: str, tmp_path: Path) -> None:
     measure(tmp_path, dataset=Known(0))
     measure(tmp_path, dataset=Known(0))
     with pytest.raises(StoreError, match=what):
         measure(tmp_path, dataset=other)
+
+
+def test_other_pixels_in_memory_are_refused(tmp_path: Path) -> None:
+    first, second = (ol.Images(make_images(3, 32, 32, seed=seed), [0, 1, 2]) for seed in (0, 1))
+    rows = measure(tmp_path, dataset=first)
+    assert_same(measure(tmp_path, dataset=first), rows)
+    with pytest.raises(StoreError, match="images or boxes have changed"):
+        measure(tmp_path, dataset=second)
+
+
+def photograph(path: Path, seed: int) -> None:
+    image = (255 * make_images(1, 40, 40, seed=seed)[0]).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(image).save(path)
+
+
+def test_another_file_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    for i in range(3):
+        photograph(tmp_path / f"{i}.bmp", i)  # all of one size
+    photos = ol.load_dataset(tmp_path, classifier=make_classifier("cnn"))
+    measure(tmp_path / "out", dataset=photos)
+    (tmp_path / "1.bmp").replace(tmp_path / "old")
+    (tmp_path / "old").replace(tmp_path / "1.bmp")  # moved about, but the same
+    measure(tmp_path / "out", dataset=photos)
+    photograph(tmp_path / "1.bmp", 7)
+    with pytest.raises(StoreError, match="images or boxes have changed"):
+        measure(tmp_path / "out", dataset=photos)
+
+
+def test_other_layers_with_the_same_weights_are_refused(tmp_path: Path) -> None:
+    relu, gelu = make_classifier("cnn"), make_classifier("cnn").network
+    for name, module in list(gelu.named_modules()):
+        if isinstance(module, torch.nn.ReLU):
+            gelu.set_submodule(name, torch.nn.GELU())
+    settings: dict[str, Any] = {"methods": METHODS, "progress": None, "out": tmp_path}
+    ol.evaluate(relu, Lazy(3), **settings)
+    with pytest.raises(StoreError, match="weights or layers have changed"):
+        ol.evaluate(ol.Classifier(gelu, size=32, name=relu.name), Lazy(3), **settings)
+
+
+class Vanishing(Lazy):
+    """A place on the network that drops out after a few images, once."""
+
+    def __init__(self, error: OSError | MemoryError) -> None:
+        super().__init__(7)
+        self._error: BaseException | None = error
+
+    def sample(self, index: int) -> ol.Sample:
+        if index == 5 and self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return super().sample(index)
+
+
+@pytest.mark.parametrize("error", [MemoryError("too little"), OSError(errno.ESTALE, "stale")])
+def test_a_passing_fault_breaks_no_image(error: OSError | MemoryError, tmp_path: Path) -> None:
+    dataset = Vanishing(error)
+    with pytest.raises(type(error), match=r"too little|stale"):
+        measure(tmp_path, dataset=dataset)
+    kept = read(tmp_path)
+    assert 0 < kept["image"].nunique() < 7
+    assert_same(measure(tmp_path, dataset=dataset), measure())
+
+
+def test_a_folder_that_is_gone_breaks_no_image(tmp_path: Path) -> None:
+    photos, away = tmp_path / "photos", tmp_path / "away"
+    photos.mkdir()
+    for i in range(3):
+        photograph(photos / f"{i}.png", i)
+    dataset = ol.load_dataset(photos, classifier=make_classifier("cnn"))
+    out = tmp_path / "out"
+    measure(out, dataset=dataset, methods=["fake-cam"])
+    photos.rename(away)
+    with pytest.raises(OSError, match=r"the folder .*photos is gone; bring it back, and repeat"):
+        measure(dataset=dataset)
+    away.rename(photos)
+    assert measure(out, dataset=dataset)["error"].isna().all()
+    (photos / "1.png").unlink()  # a single one is that image's fault
+    assert measure(dataset=dataset)["error"].notna().sum() == 1
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tmp").write_text("mine")
+    (tmp_path / "settings.json").write_text('{"editor": 1}')
+    with pytest.raises(StoreError, match=r"settings.json was not written by evaluate; name anoth"):
+        measure(tmp_path)
+    assert (tmp_path / "settings.json").read_text() == '{"editor": 1}'
+    (tmp_path / "settings.json").unlink()
+    measure(tmp_path)
+    assert (tmp_path / "thesis.tmp").read_text() == "mine"
+    (tmp_path / "settings.json").write_text("[]")
+    with pytest.raises(StoreError, match=r"settings.json was not written by evaluate; name anoth"):
+        ol.summarize(tmp_path)
+
+
+def test_a_method_that_came_to_nothing_binds_nobody(tmp_path: Path) -> None:
+    measure(tmp_path)
+    settings: dict[str, Any] = {"methods": [*METHODS, "opti-cam"]}
+    with pytest.raises(ValueError, match="unknown objective 'nonsense'"):
+        measure(tmp_path, options={"opti-cam": {"objective": "nonsense"}}, **settings)
+    frame = measure(tmp_path, options={"opti-cam": {"iterations": 2}}, **settings)
+    assert frame["method"].nunique() == 3
+    with pytest.raises(StoreError, match="the options of opti-cam are"):
+        measure(tmp_path, options={"opti-cam": {"iterations": 3}}, **settings)
 
 
 def test_a_run_that_came_to_nothing_binds_nobody(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from conftest import make_classifier, make_images
 import opticam_lite as ol
 from opticam_lite.evaluation import read
 from opticam_lite.evaluation.job import Measured, Task
-from opticam_lite.evaluation.on_ray import _drive
+from opticam_lite.evaluation.on_ray import _cluster, _drive
 
 pytestmark = [
     # Of Ray's own code, and of what it leaves to the garbage collector.
@@ -242,6 +242,27 @@ def test_an_error_of_a_method_is_told_as_it_is() -> None:
     error = ray.exceptions.RayTaskError("measure", "its traceback", cause)
     with pytest.raises(ValueError, match="iterations is -1"):
         FakeRay([error], []).drive()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (None, "Ray can't start here .too slow.; try again, or use engine='local'"),
+        ("far:1", "no Ray cluster at 'far:1' .too slow.; try again"),
+    ],
+)
+def test_a_ray_that_does_not_start(
+    address: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(*arguments: Any, **settings: Any) -> None:
+        raise TimeoutError("too slow")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    absent = SimpleNamespace(is_initialized=lambda: False, init=init)
+    with pytest.raises(ConnectionError, match=message), _cluster(absent):
+        pass
 
 
 def test_a_classifier_can_be_pickled(images: torch.Tensor) -> None:

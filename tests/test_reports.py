@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 from html.parser import HTMLParser
@@ -445,3 +446,25 @@ def test_a_missing_notebook_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "_PACKAGE", tmp_path / "package")
     with pytest.raises(FileNotFoundError, match="saliency_report"):
         runner.notebook_path()
+
+
+def test_a_full_disk_leaves_the_earlier_report(tmp_path, capsys, monkeypatch):
+    """The page is whole or not there: that the notebook could still be written changes nothing."""
+
+    def executed(source, target, *_, **__):
+        Path(target).write_bytes(Path(source).read_bytes())
+
+    def full(source, target):
+        if str(target).endswith(".html.part"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        Path(target).write_bytes(Path(source).read_bytes())
+
+    monkeypatch.setattr(runner.papermill, "execute_notebook", executed)
+    monkeypatch.setattr(runner.shutil, "copyfile", full)
+    earlier = {f"saliency_report.{end}": f"earlier {end}" for end in ("html", "ipynb")}
+    for name, text in earlier.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert runner.main(["REPORT=saliency", f"OUT={tmp_path}"]) == 1
+    told = capsys.readouterr().err
+    assert f"could not be written to {tmp_path} (No space left on device); what was there" in told
+    assert {p.name: p.read_text(encoding="utf-8") for p in tmp_path.iterdir()} == earlier

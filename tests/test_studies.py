@@ -120,6 +120,25 @@ def test_box_table_by_hand():
     assert math.isnan(studies.box_table(frame[:1]).iloc[0]["AD ±"])
 
 
+def test_box_or_complement_by_hand():
+    box = pd.DataFrame(
+        {
+            "network": "n",
+            "method": studies.BOX,
+            "image": ["b", "b", "a", "a"],
+            "mask": ["B", "I∖B", "I∖B", "B"],
+            "p": [0.5, 0.5, 0.8, 0.8],
+            "o": [0.25, 0.5, 0.2, 0.8],
+        }
+    )
+    frame = pd.concat([box, box.assign(method="cam", mask="S", o=0.0)])
+    row = studies.box_or_complement(frame).iloc[0]
+    assert row[["inside", "outside"]].tolist() == pytest.approx([25, 37.5])
+    # Differences of 50 and −75: a deviation of 125/√2, over √2 images.
+    assert row["±"] == pytest.approx(62.5)
+    assert math.isnan(studies.box_or_complement(frame[:2]).iloc[0]["±"])
+
+
 def test_box_study_says_what_is_missing(network):
     with pytest.raises(ValueError, match="images has no boxes"):
         studies.box_study(network, ol.datasets.Images(make_images(), [0, 1, 2]), ["cam"])
@@ -273,6 +292,22 @@ def test_verdict():
     control = found[found["method"] == "fake-cam"]
     assert studies.verdict(control[control["network"] == "u"], "mass")["beats_control"] is None
     assert studies.verdict(found.assign(rho=np.nan), "mass") == {"best": None}
+
+
+def test_few_images_say_nothing_surely():
+    truth, told = made_up(networks=("u",), n=studies.FEWEST - 1)
+    found = studies.agreement(truth, told, draws=200)
+    assert found[["low", "high", "behind_low", "behind_high"]].isna().all(axis=None)
+    said = studies.verdict(found, "mass")
+    assert (said["true"], said["beats_control"]) == (False, False)
+    assert "fake-cam" in said["within_noise"]
+    truth, told = made_up(networks=("u",), n=studies.FEWEST)
+    honest = studies.agreement(truth, told, draws=200).query("method == 'honest'")
+    assert honest[["low", "high"]].notna().all(axis=None)
+    told.loc[told["image"] != "i0", "balance"] = 0.0  # a third of the resamples has no i0
+    lone = studies.agreement(truth, told, draws=200).query("quantity == 'balance'")
+    assert lone["rho"].notna().all()
+    assert lone["low"].isna().all()
 
 
 def test_prepare_leaves_out_what_does_not_apply():

@@ -87,6 +87,11 @@ def test_a_step_changes_every_weight(name: str, split: tuple) -> None:
     assert still == []
 
 
+def test_someone_must_be_left_to_train_on(split: tuple) -> None:
+    with pytest.raises(ValueError, match=r"held_out is \d+, which leaves none of \d+ images"):
+        training.fit("scenes_resnet", *split, PLAIN, held_out=len(split[0]))
+
+
 def test_training_repeats_itself_and_leaves_the_random_state(split: tuple) -> None:
     recipe = training.Recipe(stages=(training.Stage(1, 32),), batch_size=8)
     state = torch.get_rng_state()

@@ -8,10 +8,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from ..classifier import Classifier, Preprocessing
 from ..registry import unknown_name
-from .images import IMAGE_SUFFIXES, crop_image, is_image, preprocessing, read_rgb
-from .protocol import Dataset, Sample
+from .images import (
+    IMAGE_SUFFIXES,
+    SourceError,
+    crop_image,
+    is_image,
+    preprocessing,
+    read_rgb,
+)
+from .protocol import Dataset, Sample, checksum
 
 
 class Files(Dataset):
@@ -49,7 +58,7 @@ class Files(Dataset):
     def sample(self, index: int) -> Sample:
         """Read the file of an index."""
         file, target = self.files[index]
-        return Sample(file, crop_image(read_rgb(self.root / file), self.settings), target)
+        return Sample(file, crop_image(self.read(index), self.settings), target)
 
     def id(self, index: int) -> str:
         """Return the path below the folder."""
@@ -58,6 +67,31 @@ class Files(Dataset):
     def target(self, index: int) -> int | None:
         """Return the class that is known of a file."""
         return self.files[index][1]
+
+    def fingerprint(self, index: int) -> str:
+        """Return a file's size and a checksum of its first 64 kB."""
+        path = self.root / self.files[index][0]
+        try:
+            with path.open("rb") as file:
+                return f"{path.stat().st_size} {checksum(file.read(2**16))}"
+        except OSError:
+            return "unreadable"
+
+    def read(self, index: int) -> Image.Image:
+        """Read the file of an index as RGB.
+
+        Raises:
+            SourceError: If the whole folder is gone.
+            ImageError, FileNotFoundError: If this file can't be read.
+        """
+        try:
+            return read_rgb(self.root / self.files[index][0])
+        except FileNotFoundError as error:
+            if self.root.is_dir():
+                raise
+            raise SourceError(
+                f"the folder {self.root} is gone; bring it back, and repeat the same call"
+            ) from error
 
 
 class Photos(Files):
@@ -134,6 +168,11 @@ def _target(text: str | None, names: Sequence[str], where: str, by_name: bool) -
     """Turn a class index or a class name into a target; digits are a name only if it says so."""
     text = (text or "").strip()
     if text in names and (by_name or not text.isdecimal()):
+        if names.count(text) > 1:
+            raise ValueError(
+                f"{where}: the network has {names.count(text)} classes named {text!r}; give the "
+                "class_index instead"
+            )
         return names.index(text)
     if not text.isdecimal():
         known = f"; {unknown_name('class', text, names, show=20)}" if names else ""

@@ -15,12 +15,13 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor
 from torchvision.datasets import Imagenette
+from torchvision.models import ResNet18_Weights
 
 from ..classifier import Classifier
 from ..registry import unknown_name
 from .files import Files, class_folders, existing, images_of
-from .images import ImageError, crop_boxes, crop_image, is_image, preprocessing, read_rgb
-from .protocol import Sample
+from .images import ImageError, crop_boxes, crop_image, is_image, preprocessing
+from .protocol import Sample, checksum
 
 IMAGENETTE_SPLITS = ("val", "train")
 IMAGENETTE_FOLDERS = {"320px": "imagenette2-320", "full": "imagenette2", "160px": "imagenette2-160"}
@@ -47,8 +48,8 @@ def _devkit_order() -> list[str]:
 def _labels(classifier: Classifier | None) -> list[str]:
     if classifier is not None and classifier.classes == 1000:
         return classifier.labels
-    about = ImageNetInfo()
-    return [about.index_to_description(c).split(",")[0] for c in range(about.num_classes())]
+    # The names that networks have here: timm's descriptions have some twice.
+    return list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 class ImageNet(Files):
@@ -116,16 +117,26 @@ class ImageNet(Files):
     def sample(self, index: int) -> Sample:
         """Read the image and the boxes of an index."""
         file, target = self.files[index]
-        image = read_rgb(self.root / file)
+        image = self.read(index)
         boxes = crop_boxes(self._boxes(index, *image.size), *image.size, self.settings)
         return Sample(file, crop_image(image, self.settings), target, boxes)
 
-    def _boxes(self, index: int, width: int, height: int) -> Tensor:
-        """Return the annotated boxes `(M, 4)`, in pixels of the upright image."""
+    def fingerprint(self, index: int) -> str:
+        """Return that of the file, and a checksum of its annotation."""
+        annotation, _ = self._annotation(index)
+        known = checksum(annotation.read_bytes()) if annotation else "no boxes"
+        return f"{super().fingerprint(index)} {known}"
+
+    def _annotation(self, index: int) -> tuple[Path | None, str]:
+        """Return the file with an image's boxes, if there is one, and the image's synset."""
         file, target = self.files[index]
         xml, synset = Path(file).stem + ".xml", list(synsets())[target or 0]
         places = (place / sub / xml for place in self._annotations for sub in ("", synset))
-        annotation = next((place for place in places if place.is_file()), None)
+        return next((place for place in places if place.is_file()), None), synset
+
+    def _boxes(self, index: int, width: int, height: int) -> Tensor:
+        """Return the annotated boxes `(M, 4)`, in pixels of the upright image."""
+        annotation, synset = self._annotation(index)
         if annotation is None:
             return torch.zeros(0, 4)
         try:
@@ -144,8 +155,8 @@ class ImageNet(Files):
         others = {found.findtext("name") or "" for found in about.iterfind("object")} - {synset}
         if others & set(synsets()):
             raise ImageError(
-                f"{annotation} shows {' and '.join(sorted(others))}, but {file} is of the class "
-                f"{synset}; images, classes and boxes must be of the same set"
+                f"{annotation} shows {' and '.join(sorted(others))}, but {self.id(index)} is of "
+                f"the class {synset}; images, classes and boxes must be of the same set"
             )
         boxes = torch.tensor(corners, dtype=torch.float64).reshape(-1, 4)
         boxes[:, 2:] += 1  # right and bottom exclusive
@@ -205,7 +216,10 @@ def _read_solution(truth: Path) -> dict[int, str]:
     """Return the synset of each image's number, the first word of Kaggle's prediction."""
     known = {}
     with truth.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        reader = csv.DictReader(file)
+        if not {"ImageId", "PredictionString"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{truth} needs the columns ImageId and PredictionString")
+        for row in reader:
             synset = (row.get("PredictionString") or "").partition(" ")[0]
             if synset not in synsets():
                 raise ValueError(f"{truth}: {synset!r} is none of ImageNet's 1,000 synsets")

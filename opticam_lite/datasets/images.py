@@ -22,6 +22,10 @@ class ImageError(ValueError):
     """A file of a sample, image or annotation, that can't be read; the message names it."""
 
 
+class SourceError(OSError):
+    """The place where a dataset's files lie can't be reached; no single image is at fault."""
+
+
 def is_image(path: Path) -> bool:
     """Say whether a file's name is that of an image; hidden ones, such as `._1.jpg`, are none."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")

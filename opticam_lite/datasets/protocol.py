@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -72,6 +73,14 @@ class Dataset(ABC):
         """Return the true class of a sample without reading it; None where that can't be told."""
         return None
 
+    def fingerprint(self, index: int) -> str:
+        """Return what tells a sample's content from another's under the same id.
+
+        A folder of results is continued only with the same contents. Empty where that can't be
+        told quickly.
+        """
+        return ""
+
     def __getitem__(self, index: int) -> Sample:
         n = len(self)
         if not -n <= index < n:
@@ -86,6 +95,11 @@ class Dataset(ABC):
         images = torch.stack([s.image for s in samples])
         targets = [s.target for s in samples if s.target is not None]
         return images, torch.tensor(targets) if len(targets) == len(samples) else None
+
+
+def checksum(data: bytes) -> str:
+    """Return a checksum, which accidents don't repeat."""
+    return f"{zlib.crc32(data):08x}"
 
 
 def knows_classes(classifier: Classifier, dataset: Dataset) -> bool:
@@ -120,6 +134,10 @@ class Images(Dataset):
         """Return the index."""
         return str(index)
 
+    def fingerprint(self, index: int) -> str:
+        """Return a checksum of the image's values."""
+        return checksum(self._images[index].detach().cpu().contiguous().numpy().tobytes())
+
 
 class Unlabelled(Dataset):
     """A dataset without its targets, which are classes of another network."""
@@ -137,6 +155,10 @@ class Unlabelled(Dataset):
     def id(self, index: int) -> str:
         """Return the id in the other dataset."""
         return self._dataset.id(index)
+
+    def fingerprint(self, index: int) -> str:
+        """Return the fingerprint in the other dataset."""
+        return self._dataset.fingerprint(index)
 
 
 def of_known_classes(classifier: Classifier, dataset: Dataset) -> Dataset:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..datasets import Sample
+from ..datasets.images import SourceError
+from ..metrics import METRICS
+from ..metrics.localization import check_boxes
 from .job import Job, Task
+
+# The system's, not the file's: too many open files, no memory, a place on the network that is gone.
+PASSING = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,18 @@ def _sample(job: Job, position: int) -> Sample | str:
         job.classifier.check_images(sample.image[None])
         if sample.target is not None:
             job.classifier.check_targets(sample.target, 1)
+        if any(METRICS[name].needs == "boxes" for name in job.metrics):
+            check_boxes(sample.boxes, *sample.image.shape[1:])
         return sample
-    except Exception as error:  # whatever it is, it is this image's fault and stops no other
+    except Exception as error:  # nearly all are this image's fault and stop no other
+        if _passes(error):
+            raise
         return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether an error may be gone when the image is read again: it must not count as broken."""
+    return any(
+        isinstance(e, MemoryError | SourceError) or (isinstance(e, OSError) and e.errno in PASSING)
+        for e in (error, error.__cause__)
+    )

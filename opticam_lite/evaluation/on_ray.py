@@ -65,6 +65,7 @@ def on_ray(
 
     Raises:
         ImportError: If Ray is not installed.
+        ConnectionError: If it can't start, or there is no such cluster.
         ValueError: If the cluster has too few GPUs, or the dataset can't be sent to it.
         RuntimeError: If batches lose one worker after another.
     """
@@ -154,10 +155,17 @@ def _cluster(ray: ModuleType) -> Iterator[None]:
         yield
         return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(**quiet)
-    else:
-        ray.init("local", include_dashboard=False, **quiet)
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address is None:
+            ray.init("local", include_dashboard=False, **quiet)
+        else:
+            ray.init(**quiet)
+    except Exception as error:
+        what = "Ray can't start here" if address is None else f"no Ray cluster at {address!r}"
+        raise ConnectionError(
+            f"{what} ({' '.join(str(error).split())}); try again, or use engine='local'"
+        ) from error
     try:
         yield
     finally:

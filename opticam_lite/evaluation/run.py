@@ -84,7 +84,8 @@ def evaluate(
     Raises:
         ValueError: For unknown names, options or limits, or an `out` that holds another run,
             before anything is computed. After it, if no image at all could be read.
-        OSError: If the disk is full; what was written stays valid.
+        OSError: If the disk is full, or the folder of the images is gone; what was written stays
+            valid, and the same call goes on from there.
     """
     if engine not in ENGINES:
         raise ValueError(unknown_name("engine", engine, ENGINES))
@@ -95,6 +96,7 @@ def evaluate(
         raise ValueError("collect is False, and out names no folder; the rows would be lost")
     limit = None if limit is None else whole_number("limit", limit, 1)
     batch_size = whole_number("batch_size", batch_size, 1)
+    processes = None if processes is None else whole_number("processes", processes, 1)
     gpu = classifier.device.type == "cuda"
     job = prepare(
         classifier,
@@ -111,7 +113,7 @@ def evaluate(
         rows: store.Memory | store.Store = store.Memory()
         if out is not None:
             on_gpu = gpu if num_gpus is None else num_gpus > 0
-            settings = describe(job, limit, seed, "cuda" if on_gpu else "cpu")
+            settings = describe(job, "cuda" if on_gpu else "cpu")
             rows = stack.enter_context(store.Store(out, settings))
         tasks, done = _plan(job, rows)
         shown = stack.enter_context(Tracker(progress, done, len(job.chosen)))
@@ -153,6 +155,11 @@ def prepare(
     dataset = of_known_classes(classifier, dataset)
     for method in [*methods, *options]:
         METHODS[method].check_options(options.get(method, {}))
+        if method not in methods:
+            raise ValueError(
+                f"options are given for {method}, which is not among the methods: "
+                f"{', '.join(methods)}"
+            )
     for method in methods:
         reason = METHODS[method].unfit(classifier)
         if reason is not None:
@@ -161,8 +168,7 @@ def prepare(
         reason = lacks(dataset, metric)
         if reason is not None:
             raise ValueError(f"{metric} can't be measured on {dataset.name}: {reason}")
-    if workers < 0:
-        raise ValueError(f"workers is {workers}; it must be at least 0")
+    workers, seed = whole_number("workers", workers, 0), whole_number("seed", seed, 0)
     if not len(dataset):
         raise ValueError(f"{dataset.name} has no images")
     return Job(

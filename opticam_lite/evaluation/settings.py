@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -17,12 +18,11 @@ from ..precision import dtype_of
 from .job import Job
 
 
-def describe(job: Job, limit: int | None, seed: int, device: str) -> dict[str, Any]:
+def describe(job: Job, device: str) -> dict[str, Any]:
     """Return the settings of a run: all that its rows depend on.
 
     Args:
         job: The run.
-        limit, seed: How its images were chosen: at most so many, with this seed.
         device: Kind of device that computes, `"cpu"` or `"cuda"`.
     """
     classifier = job.classifier
@@ -33,10 +33,10 @@ def describe(job: Job, limit: int | None, seed: int, device: str) -> dict[str, A
         "dataset": job.dataset.name,
         "images": len(job.chosen),
         "ids": digest(json.dumps([(i, job.dataset.id(i)) for i in job.chosen]).encode()),
+        "contents": digest(json.dumps([job.dataset.fingerprint(i) for i in job.chosen]).encode()),
         "targets": digest(json.dumps([job.dataset.target(i) for i in job.chosen]).encode()),
         "preprocessing": _plain(asdict(job.dataset.settings)) if job.dataset.settings else None,
-        "limit": limit,
-        "seed": seed,
+        "seed": job.seed,
         "batch_size": job.batch_size,
         "device": device,
         "precision": str(dtype_of("auto", classifier.device)).removeprefix("torch."),
@@ -55,14 +55,17 @@ def _version() -> str:
 
 
 def weights_digest(classifier: Classifier) -> str:
-    """Return a digest of the network's weights and its normalisation."""
+    """Return a digest of the network's weights, its layers and its normalisation."""
     state = hashlib.blake2b(digest_size=16)
     tensors = {**classifier.network.state_dict(), "mean": classifier._shift}
     tensors["std"] = classifier._scale
     for name, tensor in tensors.items():
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         state.update(_bytes(tensor))
-    state.update(str(classifier.normalize).encode())
+    # Two networks may have the same weights and do different things with them.
+    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(classifier.network))
+    operations = [node.name for node in classifier._traced.graph.nodes]
+    state.update(f"{layers} {operations} {classifier.normalize}".encode())
     return state.hexdigest()
 
 

@@ -43,6 +43,13 @@ SCHEMA = pa.schema(
         "error": pa.string(),
     }
 )
+# Settings whose values tell a reader nothing.
+DIGESTS = {
+    "weights": "the network's weights or layers have changed",
+    "ids": "other images were chosen",
+    "contents": "images or boxes have changed",
+    "targets": "true classes have changed",
+}
 SECONDS_A_PART = 5.0
 ROWS_A_PART = 50_000
 
@@ -114,9 +121,9 @@ class Store:
                 f"another process is writing to {self.folder}; wait for it, or name another folder"
             ) from error
         try:
-            for left_over in self.folder.glob("*.tmp"):
-                left_over.unlink()
             self._agree()
+            for left_over in self.folder.glob("part-*.tmp"):  # of a run that was killed
+                left_over.unlink()
         except BaseException:
             self._lock.release()
             raise
@@ -139,9 +146,13 @@ class Store:
                 )
             held = self._settings
         elif not parts:
+            read_settings(self.folder)  # raises an error if the file is not ours to overwrite
             held = self._settings  # a run that came to nothing binds nobody
         else:
             held = read_settings(self.folder)
+            with_rows = set(read_table(self.folder, ["method"])["method"].unique().to_pylist())
+            for method in set(held["methods"]) - with_rows:
+                del held["methods"][method]  # nor does a method that came to nothing
             found = differences(held, self._settings)
             if found:
                 raise StoreError(
@@ -229,7 +240,9 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StoreError(f"{path} is damaged ({error}); name another folder") from error
-    return dict(settings)
+    if not isinstance(settings, dict) or not {"weights", "methods", "metrics"} <= set(settings):
+        raise StoreError(f"{path} was not written by evaluate; name another folder")
+    return settings
 
 
 def read_table(folder: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -303,7 +316,9 @@ def done(
 def differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Name what differs between two runs' settings, in words; methods and metrics may be added."""
     found = [
-        f"{name} is {_show(held.get(name))} there and {_show(asked.get(name))} here"
+        DIGESTS.get(
+            name, f"{name} is {_show(held.get(name))} there and {_show(asked.get(name))} here"
+        )
         for name in dict.fromkeys([*held, *asked])
         if name not in ("methods", "metrics") and held.get(name) != asked.get(name)
     ]

@@ -13,6 +13,7 @@ from ..metrics import METRICS
 from . import store
 
 ABOUT = ["dataset", "network", "layer"]
+DRAWS = 100  # of the bootstrap
 COLUMNS = [*ABOUT, "image", "options", "value", "seconds", "detail"]
 
 
@@ -24,9 +25,11 @@ def summarize(
     Args:
         rows: What `evaluate` returned, or the folder or folders that it wrote to. Several frames
             may be joined by `pd.concat`. Where dataset, network, layer or options differ, they
-            become part of the index.
-        errors: Add `AD ±`, …, the standard error over images of each metric's values, and
-            `images`, how many were measured.
+            become part of the index. So do folders where they alone tell runs apart, such as those
+            of two checkpoints.
+        errors: Add `AD ±`, …, each metric's standard error over images, and `images`, how many
+            were measured. A metric that is no mean over images, such as BA, has it from a
+            bootstrap of 100 draws.
 
     Returns:
         Index: the methods in their order. Columns: each metric's average as the paper defines it,
@@ -34,13 +37,9 @@ def summarize(
         count. If images could not be read, `broken` says how many.
 
     Raises:
-        ValueError: If there are no rows.
+        ValueError: If there are no rows, or two of one image, method and metric in one run.
     """
-    if isinstance(rows, pd.DataFrame):
-        frame = rows
-    else:
-        folders = [rows] if isinstance(rows, str | Path) else rows
-        frame = pd.concat([store.read(f, COLUMNS) for f in folders], ignore_index=True)
+    frame = rows if isinstance(rows, pd.DataFrame) else _read(rows)
     if "error" in frame:
         broken = frame[frame["error"].notna()]
         frame = frame[frame["error"].isna()]
@@ -48,7 +47,14 @@ def summarize(
         broken = frame[:0]
     if not len(frame):
         raise ValueError("there are no rows to summarise; evaluate measures some")
-    keys = [name for name in ABOUT if frame[name].nunique() > 1]
+    keys = [name for name in [*ABOUT, "folder"] if name in frame and frame[name].nunique() > 1]
+    twice = frame.duplicated([*keys, "method", "options", "image", "metric"])
+    if twice.any():
+        row = frame[twice].iloc[0]
+        raise ValueError(
+            f"{row['method']} has {row['metric']} twice for the image {row['image']}: these are "
+            "rows of two runs, or two images with one id; summarise each run by itself"
+        )
     several = frame.groupby([*keys, "method"])["options"].nunique().max() > 1
     index = [*keys, "method", *(["options"] if several else [])]
     table = {}
@@ -70,6 +76,19 @@ def summarize(
     return found[columns]
 
 
+def _read(folders: str | Path | Sequence[str | Path]) -> pd.DataFrame:
+    """Return the rows of folders, with the folder's name where nothing else tells them apart."""
+    folders = [folders] if isinstance(folders, str | Path) else folders
+    paths = {Path(folder).resolve(): str(folder) for folder in folders}
+    frames = {name: store.read(path, COLUMNS) for path, name in paths.items()}
+    if not frames:
+        raise ValueError("there are no rows to summarise; name the folder of a run")
+    runs = pd.concat([frame[ABOUT].drop_duplicates() for frame in frames.values()])
+    if runs.duplicated().any():
+        frames = {name: frame.assign(folder=name) for name, frame in frames.items()}
+    return pd.concat(frames.values(), ignore_index=True)
+
+
 def _row(group: pd.DataFrame, errors: bool) -> dict[str, float]:
     """Return the averages of one method's rows."""
     row: dict[str, float] = {}
@@ -80,9 +99,17 @@ def _row(group: pd.DataFrame, errors: bool) -> dict[str, float]:
             details = torch.tensor([list(d) for d in of_metric["detail"]], dtype=torch.float64)
         average = METRICS[metric].average if metric in METRICS else lambda v, d: v.nanmean()
         row[str(metric)] = float(average(values, details))
-        known = values[~values.isnan()]
-        n = len(known)
-        row[f"{metric} ±"] = float(known.std()) / math.sqrt(n) if n > 1 else math.nan
+        known = ~values.isnan()
+        n = int(known.sum())
+        if n < 2:
+            row[f"{metric} ±"] = math.nan
+        elif details is None:
+            row[f"{metric} ±"] = float(values[known].std()) / math.sqrt(n)
+        elif errors:
+            drawn = torch.randint(n, (DRAWS, n), generator=torch.Generator().manual_seed(0))
+            values, details = values[known], details[known]
+            again = [average(values[i], details[i]) for i in drawn]
+            row[f"{metric} ±"] = float(torch.tensor(again).std())
     row["T"] = 8 * float(group["seconds"].median())
     row["images"] = group["image"].nunique()
     return row

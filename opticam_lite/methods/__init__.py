@@ -31,13 +31,13 @@ for _file in pkgutil.iter_modules(__path__):
 
 
 def list_methods() -> list[str]:
-    """Return the names of all methods."""
-    return list(METHODS)
+    """Return the names of all methods, in alphabetical order."""
+    return sorted(METHODS)
 
 
 def applicable(classifier: Classifier) -> dict[str, str | None]:
     """Return for each method None if it can explain the classifier, else the reason why not."""
-    return {name: METHODS[name].unfit(classifier) for name in METHODS}
+    return {name: METHODS[name].unfit(classifier) for name in list_methods()}
 
 
 Methods = str | Sequence[str] | Mapping[str, Mapping[str, Any]]

@@ -284,6 +284,20 @@ def _defined(U: Tensor) -> Tensor:
     return torch.where(U.amax((1, 2, 3)) > 0, 1.0, torch.nan)
 
 
+def check_boxes(boxes: Tensor, height: int, width: int) -> None:
+    """Raise ValueError unless boxes are `(M, 4)`, whole pixels of an image of this size."""
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"an image's boxes have shape {tuple(boxes.shape)}; (M, 4) is needed")
+    for x0, y0, x1, y1 in boxes.tolist():
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise ValueError(
+                f"the box {(x0, y0, x1, y1)} is empty or leaves its image of {height}×{width}; "
+                "boxes are x0, y0, x1, y1 in pixels, right and bottom exclusive"
+            )
+    if (boxes != boxes.long()).any():
+        raise ValueError(f"boxes are {boxes.tolist()}; whole pixels are needed")
+
+
 def _check_boxes(masks: Tensor, boxes: Boxes) -> list[Tensor]:
     check_masks(masks)
     check_range("masks", masks)
@@ -292,14 +306,5 @@ def _check_boxes(masks: Tensor, boxes: Boxes) -> list[Tensor]:
         raise ValueError(f"{len(masks)} masks need boxes for each; {len(boxes)} were given")
     boxes = [torch.as_tensor(b, device="cpu") for b in boxes]
     for true in boxes:
-        if true.ndim != 2 or true.shape[1] != 4:
-            raise ValueError(f"an image's boxes have shape {tuple(true.shape)}; (M, 4) is needed")
-        for x0, y0, x1, y1 in true.tolist():
-            if not (0 <= x0 < x1 <= W and 0 <= y0 < y1 <= H):
-                raise ValueError(
-                    f"the box {(x0, y0, x1, y1)} is empty or leaves its image of {H}×{W}; boxes "
-                    "are x0, y0, x1, y1 in pixels, right and bottom exclusive"
-                )
-        if (true != true.long()).any():
-            raise ValueError(f"boxes are {true.tolist()}; whole pixels are needed")
+        check_boxes(true, H, W)
     return [true.long() for true in boxes]

@@ -283,13 +283,20 @@ def _mark(notebook: NotebookNode, error: Exception, timeout: float) -> None:
 
 
 def _publish(made: Path, out: Path, name: str) -> None:
-    """Put the files into place, each whole or not at all; other files there are not touched."""
+    """Put the files into place, all or none of them; other files there are not touched."""
     out.mkdir(parents=True, exist_ok=True)
-    for file in (f"{name}.ipynb", f"{name}.html", "metrics.json"):
-        if (made / file).exists():
-            part = out / f".{file}.part"
+    files = (f"{name}.ipynb", f"{name}.html", "metrics.json")
+    parts = {file: out / f".{file}.part" for file in files if (made / file).exists()}
+    try:
+        for file, part in parts.items():
             shutil.copyfile(made / file, part)
-            part.replace(out / file)
+    except OSError:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+        raise
+    for file in files:
+        if file in parts:
+            parts[file].replace(out / file)
         else:
             (out / file).unlink(missing_ok=True)
 
@@ -318,8 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make reports from the command line.
 
     Returns:
-        0 for good reports, 1 if a cell failed (the page marks it), 2 if a parameter is wrong
-        (nothing was run or written), 130 if it was interrupted (no page was written).
+        0 for good reports, 1 if a cell failed (the page marks it) or the disk is full, 2 if a
+        parameter is wrong (nothing was run or written), 130 if it was interrupted (no page was
+        written).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(a in ("-h", "--help") for a in arguments):
@@ -346,6 +354,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             sys.stderr.write(f"report: interrupted; nothing was written{kept}\n")
             return 130
+        except OSError as error:
+            sys.stderr.write(
+                f"report: the page could not be written to {out} ({error.strerror or error}); what "
+                "was there is unchanged\n"
+            )
+            failed = True
+            continue
         for failure in found:
             sys.stderr.write(f"report: {failure.where} failed with {failure.error}\n")
         sys.stdout.write(f"{out / report}_report.html\n")
