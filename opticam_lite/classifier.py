@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .cut import Rest, Traced
-from .precision import Accelerated, dtype_of
+from .precision import Accelerated, channels_last, dtype_of
+from .registry import whole_number
 
 if TYPE_CHECKING:
     from .cut import Cut
@@ -59,7 +60,8 @@ class Classifier:
     [0, 1] and **not** normalised: `mean` and `std` are applied inside, after any masking.
 
     Args:
-        network: Any traceable `nn.Module`, images → logits `(N, classes)`.
+        network: Any traceable `nn.Module`, images → logits `(N, classes)`. It is copied, with the
+            forward hooks that you put on it.
         layer: Qualified name of the layer whose feature maps are combined. Default: the last
             convolutional output, or the first norm of the last block of a transformer (App. A).
         mean, std: Normalisation of the channels, three values each. Default: none.
@@ -76,6 +78,7 @@ class Classifier:
             can't be traced or has no such layer.
     """
 
+    @torch.inference_mode(False)  # there the copy could not be differentiated later
     def __init__(
         self,
         network: nn.Module,
@@ -95,9 +98,10 @@ class Classifier:
                 f"network must be a torch.nn.Module, not {type(network).__name__}; for a network "
                 "by name use load_model(name)"
             )
+        network = _unwrapped(network)
         self.name = name or type(network).__name__
         self.device = _device(device)
-        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else size
+        self.size = _size(size)
         self.preprocessing = preprocessing or Preprocessing(
             self.size, round(min(self.size) / 0.875)
         )
@@ -109,13 +113,19 @@ class Classifier:
         self._shift = torch.tensor(
             [-m / s for m, s in zip(mean, std, strict=True)], device=self.device
         ).view(1, 3, 1, 1)
-        network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.network = _copied(network).eval().requires_grad_(False)
+        self.network.to(self.device, torch.float32)
         # Convolutions on a CPU are about 1.5 times as fast with channels last, and exact.
-        self.network = network.to(self.device, torch.float32).to(memory_format=torch.channels_last)
+        channels_last(self.network)
         self._traced = Traced(self.network, self.size)
         self._accelerated: dict[torch.dtype, Accelerated | None] = {}  # shared by all cuts
         self.precision: torch.dtype | None = None  # None: the untouched network
         self.classes: int = self._traced.classes
+        if self.classes == 1:
+            raise ValueError(
+                f"{self.name} gives one logit, and the probability of a single class is always 1; "
+                "wrap it in a module that returns torch.cat([torch.zeros_like(y), y], 1)"
+            )
         self.labels = list(labels or (f"class {c}" for c in range(self.classes)))
         if len(self.labels) != self.classes:
             raise ValueError(
@@ -123,6 +133,16 @@ class Classifier:
                 "pass one for each logit, in order"
             )
         self._cut_at(layer or self._traced.default_layer())
+
+    @property
+    def default_layer(self) -> str:
+        """The layer that is explained where none is named."""
+        return self._traced.default_layer()
+
+    @property
+    def reads_maps(self) -> bool:
+        """Whether the logits depend on the layer's maps, not only on tokens set aside."""
+        return self._traced.reads(self.layer)
 
     def _cut_at(self, layer: str) -> None:
         self._cut: Cut = self._traced.cut(layer)
@@ -305,7 +325,8 @@ class Classifier:
         if not isinstance(images, Tensor):
             raise TypeError(
                 f"images must be a torch.Tensor (N, 3, H, W), not {type(images).__name__}; "
-                "ol.load_image(path) makes one of a file"
+                "ol.load_image(path) makes one of a file, torch.from_numpy one of an array and "
+                "torch.stack one of a list"
             )
         if images.ndim == 3:
             raise ValueError(
@@ -350,7 +371,16 @@ class Classifier:
 
     def _check_shape(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images have shape {tuple(images.shape)}; (N, 3, H, W) is needed")
+            way = ""
+            if images.ndim == 4 and images.shape[1] == 1:
+                way = ": use images.expand(-1, 3, -1, -1) for greyscale"
+            elif images.ndim == 4 and images.shape[1] == 4:
+                way = ": use images[:, :3] without transparency"
+            elif images.ndim == 4 and images.shape[3] == 3:
+                way = ": use images.permute(0, 3, 1, 2) where the channels come last"
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; (N, 3, H, W) is needed{way}"
+            )
 
     def _input(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         self._check_shape(images)
@@ -401,6 +431,40 @@ class _Masked(torch.autograd.Function):
         for channel in range(1, x.shape[1]):
             g_s.addcmul_(g[:, channel, None], x[:, channel, None])
         return g * s if ctx.needs_input_grad[0] else None, g_s, None
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network that a wrapper of torch.compile or for several GPUs holds."""
+    while True:
+        inner = dict(network.named_children())
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            network = inner["module"]
+        elif "_orig_mod" in inner:
+            network = inner["_orig_mod"]
+        else:
+            return network
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise ValueError(
+            f"{type(network).__name__} holds TorchScript, which can't be traced; pass the network "
+            "that it was made of"
+        )
+    try:
+        return copy.deepcopy(network)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(network).__name__} can't be copied ({' '.join(str(error).split())}); pass a "
+            "network that was just built and has loaded its weights"
+        ) from error
+
+
+def _size(size: int | Sequence[int]) -> tuple[int, int]:
+    sides = (size, size) if isinstance(size, int | float) else tuple(size)
+    if len(sides) != 2:
+        raise ValueError(f"size is {size!r}; a side or (height, width) is needed")
+    return whole_number("size", sides[0], 1), whole_number("size", sides[1], 1)
 
 
 def _channels_last(x: Tensor) -> Tensor:

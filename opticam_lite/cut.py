@@ -155,6 +155,22 @@ class _Shapes(fx.Interpreter):
         return value
 
 
+class _Keeps(fx.Interpreter):
+    """Runs a graph and keeps some of its values as they were made."""
+
+    def __init__(self, module: fx.GraphModule, wanted: set[fx.Node]) -> None:
+        super().__init__(module)
+        self.wanted = wanted
+        self.values: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.wanted:
+            self.values[n] = value
+            return value.clone()  # the next operation may work in place
+        return value
+
+
 class Traced:
     """A traced network: its layers in forward order, and `cut(layer)`.
 
@@ -172,9 +188,7 @@ class Traced:
         self.graph, self._names = _trace(network)
         self.module = fx.GraphModule(network, self.graph)
         # Two images, so that what is not batched (windows, constants) is recognised by its shape.
-        weight = next(iter(network.parameters()), torch.zeros(1))
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(2, 3, *size, generator=generator).to(weight.device, weight.dtype)
+        probe = self._probe(2)
         interpreter = _Shapes(self.module)
         with torch.no_grad():
             try:
@@ -183,12 +197,18 @@ class Traced:
                 raise CutError(
                     f"{type(network).__name__} fails on a batch of {size[0]}×{size[1]} RGB images "
                     f"({type(error).__name__}: {error}); pass size=(height, width) if it expects "
-                    "another size"
+                    "another size, and wrap it if it expects other channels"
                 ) from error
             if not isinstance(expected, Tensor) or expected.ndim != 2:
+                found = tuple(expected.shape) if isinstance(expected, Tensor) else type(expected)
                 raise CutError(
                     f"{type(network).__name__} must return logits of shape (N, classes), not "
-                    f"{tuple(expected.shape) if isinstance(expected, Tensor) else type(expected)}"
+                    f"{found}; wrap it in a module that returns them alone, such as output[0]"
+                )
+            if not expected.isfinite().all():
+                raise CutError(
+                    f"{type(network).__name__} returns logits that are not finite on random "
+                    "images; look for NaN in its weights"
                 )
             actual = interpreter.run(probe)
         if not torch.allclose(actual, expected, rtol=1e-4, atol=1e-5):
@@ -203,6 +223,12 @@ class Traced:
         self.layers = self._find_layers()
         # How many numbers one image leaves between the layers.
         self.values = sum(s.numel() for s in self._shapes.values()) // 2
+
+    def _probe(self, images: int) -> Tensor:
+        weight = next(iter(self.network.parameters()), torch.zeros(1))
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(images, 3, *self.size, generator=generator)
+        return probe.to(weight.device, weight.dtype)
 
     def _find_values_per_image(self) -> set[fx.Node]:
         """Tensors that depend on the images and hold one entry for each of them."""
@@ -234,6 +260,9 @@ class Traced:
                     last[path] = node
                 path = path.rpartition(".")[0]
         lengths = {s[1] for s in self._shapes.values() if len(s) == 3 and s[0] == 2}
+        widths = {s[2] for s in self._shapes.values() if len(s) == 3 and s[0] == 2}
+        grids = {s[2] * s[3] for s in self._shapes.values() if len(s) == 4 and s[0] == 2}
+        shuffled = self._find_shuffled(order)
         layers = {}
         for name, node in sorted(
             last.items(), key=lambda item: (order[item[1]], -item[0].count("."))
@@ -244,9 +273,66 @@ class Traced:
             if len(shape) == 4 and shape[2] in lengths:
                 continue  # heads × tokens × …: the inside of an attention, not maps
             layout = _layout(shape, self.size, prefix)
-            if layout is not None:
-                layers[name] = (node, layout)
+            if layout is None or node in shuffled:
+                continue
+            tokens = shape[1] - layout.prefix
+            if layout.kind == "tokens" and shape[1] in widths and tokens not in grids:
+                continue  # channels × tokens, as where a mixer mixes tokens
+            layers[name] = (node, layout)
         return layers
+
+    def _find_shuffled(self, order: dict[fx.Node, int]) -> set[fx.Node]:
+        """Return tokens that are not in the order of the image's rows.
+
+        Hiera's `Unroll` puts those of a window together, until pooling has left one of each.
+        """
+        modules = dict(self.network.named_modules())
+        start = [
+            order[node]
+            for node, name in self._names.items()
+            if type(modules.get(name.rpartition(".")[0])).__name__ == "Unroll" and node in order
+        ]
+        tokens = {n: s[1] for n, s in self._shapes.items() if len(s) == 3 and s[0] == 2}
+        if not start:
+            return set()
+        behind = {n: length for n, length in tokens.items() if order[n] >= max(start)}
+        return {n for n, length in behind.items() if length > min(behind.values())}
+
+    def reads(self, layer: str) -> bool:
+        """Whether the logits depend on a layer's maps, not only on tokens that are set aside."""
+        node, layout = self.layers[layer]
+        return not layout.prefix or node not in self._unread
+
+    @cached_property
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def _unread(self) -> set[fx.Node]:
+        """Tokens of which only those that are set aside are read: elsewhere the gradient is 0.
+
+        It is that of the features which the last linear layer reads, whose own weights may be 0
+        before training.
+        """
+        asides = {node: layout.prefix for node, layout in self.layers.values() if layout.prefix}
+        if not asides:
+            return set()
+        features: Any = next(iter(reversed(self.graph.nodes))).args[0]
+        modules = dict(self.network.named_modules())
+        for node in self.graph.nodes:
+            if node.op == "call_module" and type(modules[str(node.target)]) is nn.Linear:
+                read = node.all_input_nodes[0]
+                features = read if len(self._shapes[read]) == 2 else features
+        run = _Keeps(self.module, {features, *asides})
+        run.run(self._probe(1).requires_grad_())
+        y = run.values.pop(features)
+        direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
+        g = torch.autograd.grad(y, list(run.values.values()), direction, allow_unused=True)
+        return {
+            node
+            for node, value in zip(run.values, g, strict=True)
+            if value is not None
+            and value[:, : asides[node]].any()
+            and not value[:, asides[node] :].any()
+        }
 
     def shape(self, layer: str) -> tuple[int, int, int]:
         """Return (K, h, w) of a layer's maps for an image of `size`."""
@@ -264,23 +350,37 @@ class Traced:
         Raises:
             CutError: If no layer gives feature maps.
         """
+        if not self.layers:
+            raise CutError(
+                f"{type(self.network).__name__} has no layer that gives feature maps; write it as "
+                "torch.nn.Sequential(trunk, head) with your own two halves and cut it at layer='0'"
+            )
         modules = dict(self.network.named_modules())
-        for name in reversed(self.layers):
-            node, layout = self.layers[name]
-            pooled = node.op == "call_module" and "Pool" in type(modules[str(node.target)]).__name__
-            if pooled or "pool" in name or self.shape(name)[0] == self.classes:
-                continue
-            if layout.prefix:
-                norms = [n for n in self.layers if n.rpartition(".")[2] in ("norm1", "ln_1")]
-                return norms[-1] if norms else name
-            # One value can end several modules: relu, block, stage. The numbered one is the block.
-            same = [n for n, (other, _) in self.layers.items() if other is node]
-            numbered = [n for n in same if n.rpartition(".")[2].isdigit()]
-            return min(numbered or same, key=lambda n: n.count("."))
-        raise CutError(
-            f"{type(self.network).__name__} has no layer that gives feature maps; write it as "
-            "torch.nn.Sequential(trunk, head) with your own two halves and cut it at layer='0'"
+        fit = [name for name in self.layers if not self._is_beside_the_point(name, modules)]
+        name = (fit or list(self.layers))[-1]
+        node, layout = self.layers[name]
+        if layout.prefix:
+            read = [n for n in self.layers if self.layers[n][1].prefix and self.reads(n)]
+            norms = [n for n in read if n.rpartition(".")[2] in ("norm1", "ln_1")]
+            # Where blocks are built otherwise: what the last attention reads, not its projections.
+            values = [n for n in read if not isinstance(modules[n], nn.Linear)]
+            return (norms or values or [name])[-1]
+        # One value can end several modules: relu, block, stage. The numbered one is the block.
+        same = [n for n, (other, _) in self.layers.items() if other is node]
+        numbered = [n for n in same if n.rpartition(".")[2].isdigit()]
+        return min(numbered or same, key=lambda n: n.count("."))
+
+    def _is_beside_the_point(self, name: str, modules: dict[str, nn.Module]) -> bool:
+        """Whether a layer is a pooling, or already one map a class that is only averaged."""
+        node, _ = self.layers[name]
+        pooled = node.op == "call_module" and "Pool" in type(modules[str(node.target)]).__name__
+        if pooled or "pool" in name:
+            return True
+        weighted = (
+            n.op == "call_module" and any(True for _ in modules[str(n.target)].parameters())
+            for n in self._halves(node)[1]
         )
+        return self.shape(name)[0] == self.classes and not any(weighted)
 
     def cut(self, layer: str) -> Cut:
         """Return the two halves of the network around a layer.

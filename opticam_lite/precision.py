@@ -75,7 +75,8 @@ class Accelerated(nn.Module):
             self.module.to(dtype)
             if last and kept is not None:
                 self.module.set_submodule(last, _Float32(kept))
-        self.module.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.module.requires_grad_(False)
+        channels_last(self.module)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of normalised images."""
@@ -85,6 +86,13 @@ class Accelerated(nn.Module):
         rough = self.dtype != torch.float32
         with torch.autocast(x.device.type, self.dtype if rough else None, enabled=rough):
             return self.module(x).float()
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lay out the weights of convolutions with the channels last; other weights stay."""
+    for weight in network.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 class _Float32(nn.Module):

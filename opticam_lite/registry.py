@@ -31,17 +31,18 @@ def unknown_name(kind: str, name: object, names: Iterable[str], *, show: int = 4
     return message + f" ({len(names)} valid names; first: {', '.join(names[:8])}, …)"
 
 
-def whole_number(name: str, value: Any, least: int) -> int:
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return a number that has to be whole as an int.
 
     Raises:
-        ValueError: If it is no whole number, or less than the least.
+        ValueError: If it is no whole number, less than the least or more than the most.
     """
     whole = (
         isinstance(value, int | float | np.number) and math.isfinite(value) and value == int(value)
     )
-    if not whole or value < least:
-        raise ValueError(f"{name} is {value!r}; a whole number ≥ {least} is needed")
+    if not whole or value < least or (most is not None and value > most):
+        needed = f"≥ {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} is {value!r}; a whole number {needed} is needed")
     return int(value)
 
 

@@ -557,4 +557,21 @@ def test_ablation_cam_takes_no_rounding_for_a_weight() -> None:
     """Behind the last attention the patches' tokens reach no logit."""
     classifier = ol.load_model("scenes_vit", device="cpu").at("blocks.3")
     images, targets = ol.load_dataset("scenes").batch(range(8))
-    assert not ol.explain("ablation-cam", classifier, images, targets).any()
+    assert targets is not None
+    with torch.no_grad():
+        assert not METHODS["ablation-cam"].function(classifier, images, targets).any()
+
+
+def test_cam_of_a_convolution_in_place_of_the_linear_layer(images: Tensor) -> None:
+    """Pooling and a 1×1 convolution are both linear, so their order makes no difference."""
+    trunk, conv = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), nn.Conv2d(8, 5, 1)
+    pooling = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    before = ol.Classifier(nn.Sequential(*trunk, conv, *pooling), size=32, device="cpu")
+    linear = nn.Linear(8, 5)
+    linear.load_state_dict({"weight": conv.weight.flatten(1), "bias": conv.bias})
+    behind = ol.Classifier(nn.Sequential(*trunk, *pooling, linear), size=32, device="cpu")
+    assert before.layer == behind.layer == "1"
+    masks = [ol.explain("cam", classifier, images, [0, 1, 2]) for classifier in (before, behind)]
+    torch.testing.assert_close(*masks)
+    rectified = nn.Sequential(*trunk, conv, nn.ReLU(), *pooling)
+    assert ol.methods.applicable(ol.Classifier(rectified, "1", size=32))["cam"] is not None

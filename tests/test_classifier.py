@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import cnn, make_classifier, make_images
@@ -73,11 +74,61 @@ def test_labels(classifier: ol.Classifier) -> None:
         ({"std": (1, 1, 0)}, "std must be positive"),
         ({"device": "abacus"}, "device 'abacus' can't be used here"),
         ({"layer": "nowhere"}, "unknown layer 'nowhere'"),
+        ({"size": 32.5}, "size is 32.5; a whole number ≥ 1 is needed"),
+        ({"size": (32, 32, 3)}, "size is (32, 32, 3); a side or (height, width) is needed"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        ol.Classifier(cnn(), size=32, **arguments)
+        ol.Classifier(cnn(), **{"size": 32, **arguments})
+
+
+def test_wrappers_are_taken_off(images: torch.Tensor) -> None:
+    network = cnn().eval()
+    for wrapper in (nn.DataParallel, torch.compile):
+        classifier = ol.Classifier(wrapper(network), "4", size=32, device="cpu")
+        assert classifier.name == "Sequential"
+        torch.testing.assert_close(classifier.logits(images), network(images))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_networks_that_cannot_be_copied_or_mean_nothing() -> None:
+    trunk = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    whole = nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for network in (trunk, whole):
+        with pytest.raises(ValueError, match="holds TorchScript, which can't be traced; pass the"):
+            ol.Classifier(network, "0", size=32)
+    left_over = cnn()
+    left_over.loss = left_over(torch.zeros(1, 3, 32, 32)).sum()
+    with pytest.raises(ValueError, match=r"can't be copied .*; pass a network that was just built"):
+        ol.Classifier(left_over, size=32)
+    with pytest.raises(ValueError, match="gives one logit, and the probability of a single class"):
+        ol.Classifier(cnn(1), size=32)
+
+
+def test_a_classifier_made_in_inference_mode_can_be_explained(images: torch.Tensor) -> None:
+    with torch.inference_mode():
+        classifier = ol.Classifier(cnn().eval(), "4", size=32, device="cpu")
+        masks = ol.explain("grad-cam", classifier, images, 0)
+    torch.testing.assert_close(masks, ol.explain("grad-cam", classifier, images, 0))
+
+
+def test_weights_of_five_dimensions(images: torch.Tensor) -> None:
+    class Across(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Conv3d(1, 1, (3, 1, 1), padding=(1, 0, 0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.mix(x[:, None])[:, 0]
+
+    network = nn.Sequential(Across(), *cnn()).eval()
+    classifier = ol.Classifier(network, "5", size=32, device="cpu")
+    torch.testing.assert_close(classifier.logits(images), network(images))
+    quick = classifier.at_precision("float32")
+    assert quick.precision == torch.float32
+    torch.testing.assert_close(quick.logits(images), network(images))
 
 
 def test_a_network_must_be_a_module() -> None:
@@ -89,7 +140,10 @@ def test_a_network_must_be_a_module() -> None:
     ("images", "error", "message"),
     [
         (torch.zeros(32, 32), ValueError, "(N, 3, H, W) is needed"),
-        (torch.zeros(2, 1, 32, 32), ValueError, "(N, 3, H, W) is needed"),
+        (torch.zeros(2, 1, 32, 32), ValueError, "is needed: use images.expand(-1, 3, -1, -1)"),
+        (torch.zeros(2, 4, 32, 32), ValueError, "is needed: use images[:, :3]"),
+        (torch.zeros(2, 32, 32, 3), ValueError, "is needed: use images.permute(0, 3, 1, 2)"),
+        (np.zeros((2, 3, 32, 32)), TypeError, "torch.from_numpy one of an array"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, "use images / 255"),
         (torch.full((1, 3, 32, 32), 2.0), ValueError, "the classifier normalises inside"),
         (torch.full((1, 3, 32, 32), -0.1), ValueError, "RGB in [0, 1] is needed"),

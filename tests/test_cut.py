@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
 import torchvision
 from conftest import make_classifier, make_images
+from timm.models import vision_transformer
+from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 import opticam_lite as ol
 from opticam_lite.cut import CutError, Traced, token_grid
+from opticam_lite.methods.grad_cam import features_and_gradients
 
 VIT_BLOCKS = ["blocks.11.norm1", "blocks.5", "blocks.3.attn.proj", "blocks.8.mlp.fc1"]
 PAPER = {
@@ -230,12 +235,26 @@ def test_a_layer_without_maps_says_so() -> None:
 
 
 def test_networks_that_are_no_classifiers_are_refused() -> None:
-    with pytest.raises(CutError, match="must return logits"):
+    with pytest.raises(CutError, match=r"must return logits .*; wrap it in a module"):
         ol.Classifier(nn.Conv2d(3, 4, 3), size=32)
+    broken = nn.Sequential(nn.Conv2d(3, 4, 3), Head())
+    nn.init.constant_(broken[0].weight, torch.nan)
+    with pytest.raises(CutError, match=r"logits that are not finite .*; look for NaN in its w"):
+        ol.Classifier(broken, size=32)
     with pytest.raises(CutError, match="fails on a batch of 32×32"):
         ol.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(7, 2)), size=32)
     with pytest.raises(CutError, match="no layer that gives feature maps"):
         ol.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), size=32)
+
+
+def test_no_gradient_at_the_layer_says_so(images: torch.Tensor) -> None:
+    class Detached(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.detach()
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), Detached(), Head()).eval()
+    with pytest.raises(ValueError, match="have no gradient at '0': something behind it detaches"):
+        ol.explain("grad-cam", ol.Classifier(network, "0", size=32), images)
 
 
 def test_cut_takes_a_side_or_a_size(images: torch.Tensor) -> None:
@@ -243,3 +262,94 @@ def test_cut_takes_a_side_or_a_size(images: torch.Tensor) -> None:
     for size in (32, (32, 32)):
         half = ol.cut(network, "0", size)
         torch.testing.assert_close(half.head(*half.split(images)), network(images))
+
+
+def vit(**settings: Any) -> nn.Module:
+    """A small transformer, trained enough to have a head that is not 0."""
+    torch.manual_seed(0)
+    shape = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "num_heads": 2, "depth": 2}
+    network = vision_transformer.VisionTransformer(**shape, num_classes=5, **settings).eval()
+    nn.init.normal_(network.head.weight)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("block", "layer"),
+    [
+        ("Block", "blocks.1.norm1"),
+        ("ParallelScalingBlock", "blocks.1.in_norm"),
+        ("ParallelThingsBlock", "blocks.1.attns.1.norm"),
+        ("ResPostBlock", "blocks.0.norm1"),
+    ],
+)
+def test_the_default_layer_is_read_by_the_logits(block: str, layer: str) -> None:
+    """The class token alone reaches the logits from behind the last attention."""
+    network = vit(block_fn=getattr(vision_transformer, block))
+    classifier = ol.Classifier(network, size=64, device="cpu")
+    assert classifier.layer == classifier.default_layer == layer
+    images, targets = make_images(2, 64, 64), torch.tensor([0, 1])
+    for name in classifier.layers:
+        other = classifier.at(name)
+        _, g = features_and_gradients(other, images, targets)
+        assert other.reads_maps == bool(g.any()), name
+        reasons = ol.methods.applicable(other)
+        for method in ("grad-cam", "grad-cam++", "xgrad-cam", "layer-cam", "hires-cam"):
+            assert (reasons[method] is None) == other.reads_maps
+        assert (reasons["ablation-cam"] is None) == other.reads_maps
+    with pytest.raises(ValueError, match=f"class token of 'norm' only, .* cut at '{layer}' or ear"):
+        ol.explain("grad-cam", classifier.at("norm"), images)
+    assert ol.explain("opti-cam", classifier.at("norm"), images, iterations=2).any()
+
+
+def test_a_head_of_zeros_hides_nothing() -> None:
+    network = vit()
+    nn.init.zeros_(network.head.weight)
+    classifier = ol.Classifier(network, size=64, device="cpu")
+    assert classifier.layer == "blocks.1.norm1"
+    assert classifier.reads_maps
+    assert not classifier.at("norm").reads_maps
+
+
+@pytest.mark.parametrize("classes", [11, 12])
+def test_as_many_classes_as_channels(classes: int) -> None:
+    """Maps are those of the classes only if nothing but pooling follows."""
+    convolutions = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU())
+    pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(*convolutions, *pooling, nn.Linear(12, classes))
+    assert ol.Classifier(network, size=32).layer == "3"
+    assert ol.Classifier(nn.Sequential(*convolutions, *pooling), size=32).layer == "1"
+    alone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *pooling)
+    assert ol.Classifier(alone, size=32).layer == "1"
+
+
+def test_tokens_out_of_order_are_no_maps() -> None:
+    """Hiera keeps the tokens of a window together, until its last stage."""
+    network = timm.create_model("hiera_tiny_224", num_classes=5, stages=(1, 1, 1, 1)).eval()
+    classifier = ol.Classifier(network, size=224, device="cpu")
+    assert classifier.layer == "blocks.3"
+    blocks = {name.split(".")[1] for name in classifier.layers if name.startswith("blocks.")}
+    assert blocks == {"3"}
+    grey = torch.full((1, 3, 224, 224), 0.5)
+    spot = grey.clone()
+    spot[..., 64:96, 128:160] = 1
+    for name in ("patch_embed", "blocks.3"):
+        other = classifier.at(name)
+        change = (other.features(spot) - other.features(grey)).abs().sum((0, 1))
+        h, w = change.shape
+        y, x = divmod(int(change.argmax()), w)
+        assert 32 <= y * 224 / h <= 96, name
+        assert 96 <= x * 224 / w <= 160, name
+
+
+def test_channels_are_no_positions() -> None:
+    """A mixer's layers across the tokens hold channels × tokens; 100 of them make a grid, too."""
+    shape = {"img_size": 64, "patch_size": 8, "num_blocks": 1, "num_classes": 5}
+    for channels in (96, 100):
+        network = MlpMixer(embed_dim=channels, **shape).eval()
+        layers = ol.Classifier(network, size=64, device="cpu").layers
+        assert "blocks.0.mlp_channels" in layers
+        assert not any("mlp_tokens" in name for name in layers)
+    square = vision_transformer.VisionTransformer(
+        img_size=64, patch_size=8, embed_dim=64, num_heads=2, depth=1, num_classes=5
+    )  # as many channels as patches
+    assert "blocks.0.norm1" in ol.Classifier(square.eval(), size=64, device="cpu").layers

@@ -259,3 +259,23 @@ def test_the_layer_matters_only_to_methods_that_use_it(
     there = ol.explain(method, elsewhere, images, targets, **OPTIONS.get(method, {}))
     same = torch.allclose(here, there, rtol=0, atol=1e-5)
     assert same != ol.methods.METHODS[method].uses_layer
+
+
+WHOLE = {"chunk", "samples", "seed", "iterations", "passes"}
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [
+        (method, option)
+        for method in ol.list_methods()
+        for option in sorted(WHOLE & set(ol.methods.METHODS[method].options))
+    ],
+)
+def test_whole_numbers(method: str, option: str, images: Tensor) -> None:
+    kind = next(kind for name, kind in FITS if name == method)
+    for value in (1.5, "2", -1):
+        with pytest.raises(ValueError, match=rf"{option} is '?{value}'?; a whole number"):
+            run(method, kind, images, torch.tensor([0, 1, 2]), **{option: value})
+    with pytest.raises(ValueError, match=r"batch_size is 1\.5; a whole number ≥ 1 is needed"):
+        run(method, kind, images, torch.tensor([0, 1, 2]), batch_size=1.5)

@@ -168,7 +168,7 @@ def prepare(
         reason = lacks(dataset, metric)
         if reason is not None:
             raise ValueError(f"{metric} can't be measured on {dataset.name}: {reason}")
-    workers, seed = whole_number("workers", workers, 0), whole_number("seed", seed, 0)
+    workers, seed = whole_number("workers", workers, 0), whole_number("seed", seed, 0, 2**63 - 1)
     if not len(dataset):
         raise ValueError(f"{dataset.name} has no images")
     return Job(

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..classifier import Classifier
 from ..datasets import Dataset, load_dataset, of_known_classes
+from ..registry import whole_number
 from .chunks import keep_freed_memory
 from .registry import METHODS, Step
 from .trace import Trace
@@ -112,8 +113,7 @@ def explain(
     wanted = _wanted(method, options)
     for name in wanted:
         _check_fit(name, classifier)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
     if isinstance(images, str | Path):
         images = load_dataset(images, classifier=classifier)
     if isinstance(images, Tensor) and images.ndim == 3:

@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from ..classifier import Classifier
 from ..cut import Rest
 from ..masking import to_masks
+from ..registry import whole_number
 from .chunks import at_once, images_at_once
+from .grad_cam import unread
 from .registry import METHODS, Callback, Step
 
 
-@METHODS.register("ablation-cam", title="Ablation-CAM", source="Desai and Ramaswamy 2020")
+@METHODS.register(
+    "ablation-cam", title="Ablation-CAM", source="Desai and Ramaswamy 2020", unfit=unread
+)
 def ablation_cam(
     classifier: Classifier,
     images: Tensor,
@@ -46,8 +50,7 @@ def ablation_cam(
     Raises:
         ValueError: If chunk is not positive.
     """
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    chunk = None if chunk is None else whole_number("chunk", chunk, 1)
     A, rest = classifier.split(images)  # (N, K, h, w)
     if chunk is None and (attention := classifier._cut.attention) is not None:
         rows = attention.heads * attention.asking

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..classifier import Classifier
 from ..cut import Rest
@@ -11,15 +12,17 @@ from ..masking import to_masks
 from .registry import METHODS
 
 
-def linear_head(classifier: Classifier) -> nn.Linear | str:
+def linear_head(classifier: Classifier) -> nn.Linear | nn.Conv2d | str:
     """Return the linear layer behind global average pooling, or why the head is no such thing.
 
-    The structure names the candidate; that the head really computes W·mean(A) + b is then checked
-    on random maps, so that a norm or a relu in between is found out.
+    A 1×1 convolution before the pooling is the same function. The structure names the candidate;
+    that the head really computes W·mean(A) + b is then checked on random maps, so that a norm or a
+    relu in between is found out.
     """
     k, h, w = classifier.layer_shape()
-    linears = [m for m in classifier.network.modules() if isinstance(m, nn.Linear)]
-    fitting = [m for m in linears if m.weight.shape == (classifier.classes, k)]
+    linears = [m for m in classifier.network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    shapes = ((classifier.classes, k), (classifier.classes, k, 1, 1))
+    fitting = [m for m in linears if m.weight.shape in shapes]
     if not fitting:
         return f"no linear layer takes the {k} channels of {classifier.layer!r} to the logits"
     generator = torch.Generator().manual_seed(0)
@@ -29,7 +32,11 @@ def linear_head(classifier: Classifier) -> nn.Linear | str:
         maps = torch.randn(2, k, h, w, generator=generator).to(classifier.device)
         logits = classifier.head(maps, rest)
         for linear in fitting:  # another may be an auxiliary head
-            if torch.allclose(linear(maps.mean((2, 3))), logits, atol=1e-3):
+            if torch.allclose(
+                F.linear(maps.mean((2, 3)), linear.weight.flatten(1), linear.bias),
+                logits,
+                atol=1e-3,
+            ):
                 return linear
     return f"something other than pooling lies between {classifier.layer!r} and the linear layer"
 
@@ -37,7 +44,7 @@ def linear_head(classifier: Classifier) -> nn.Linear | str:
 def unfit(classifier: Classifier) -> str | None:
     """Say why CAM can't explain a classifier, or None if it can."""
     head = linear_head(classifier)
-    return None if isinstance(head, nn.Linear) else head
+    return head if isinstance(head, str) else None
 
 
 @METHODS.register("cam", title="CAM", source="Zhou et al. 2016", unfit=unfit)
@@ -64,6 +71,6 @@ def cam(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
             f"{classifier.name} {head}; grad-cam generalises CAM to any network"
         )
     A = classifier.features(images)  # (N, K, h, w)
-    w = head.weight[targets]  # (N, K)
+    w = head.weight.flatten(1)[targets]  # (N, K)
     S = torch.einsum("nk,nkhw->nhw", w, A)[:, None]
     return to_masks(S, images.shape[2:])

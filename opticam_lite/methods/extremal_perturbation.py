@@ -270,5 +270,5 @@ def _check(
         raise ValueError(f"weight is {weight}; a number ≥ 0 is needed")
     if selector not in SELECTORS:
         raise ValueError(unknown_name("selector", selector, SELECTORS))
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    if chunk is not None:
+        whole_number("chunk", chunk, 1)

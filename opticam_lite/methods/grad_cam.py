@@ -10,7 +10,17 @@ from ..masking import to_masks
 from .registry import METHODS
 
 
-@METHODS.register("grad-cam", title="Grad-CAM", source="Selvaraju et al. 2017")
+def unread(classifier: Classifier) -> str | None:
+    """Say why the gradient at the layer's maps is 0 everywhere, or None if it is not."""
+    if classifier.reads_maps:
+        return None
+    return (
+        f"the logits depend on the class token of {classifier.layer!r} only, not on its maps; cut "
+        f"at {classifier.default_layer!r} or earlier"
+    )
+
+
+@METHODS.register("grad-cam", title="Grad-CAM", source="Selvaraju et al. 2017", unfit=unread)
 def grad_cam(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
     """Weigh the feature maps by the mean gradient of the class logit.
 
@@ -43,5 +53,10 @@ def features_and_gradients(
     with torch.enable_grad():
         A = A.detach().requires_grad_()
         y = classifier.head(A, rest).gather(1, targets[:, None])  # (N, 1)
+        if not y.requires_grad:
+            raise ValueError(
+                f"the logits of {classifier.name} have no gradient at {classifier.layer!r}: "
+                "something behind it detaches them or rounds them"
+            )
         (g,) = torch.autograd.grad(y.sum(), A)
     return A.detach(), g

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import to_masks
-from .grad_cam import features_and_gradients
+from .grad_cam import features_and_gradients, unread
 from .registry import METHODS
 
 
-@METHODS.register("grad-cam++", title="Grad-CAM++", source="Chattopadhyay et al. 2018")
+@METHODS.register(
+    "grad-cam++", title="Grad-CAM++", source="Chattopadhyay et al. 2018", unfit=unread
+)
 def grad_cam_plus_plus(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
     """Weigh the feature maps by their positive gradients, each position with its own share α.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import to_masks
+from ..registry import whole_number
 from .registry import METHODS, Callback, Step
 
 
@@ -55,15 +56,12 @@ def gradient_shap(
             of NumPy's.
         ImportError: If captum is missing.
     """
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; it must be at least 1")
+    samples = whole_number("samples", samples, 1)
     chunk = classifier.images_at_once(images.shape[2:]) if chunk is None else chunk
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    chunk = whole_number("chunk", chunk, 1)
     if not 0 <= stdev < np.inf:
         raise ValueError(f"stdev is {stdev}; a number ≥ 0 is needed")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}; a whole number from 0 to 2**32 − 1 is needed")
+    seed = whole_number("seed", seed, 0, 2**32 - 1)
     try:
         from captum.attr import GradientShap
     except ImportError as error:

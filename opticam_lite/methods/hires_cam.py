@@ -6,11 +6,11 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import to_masks
-from .grad_cam import features_and_gradients
+from .grad_cam import features_and_gradients, unread
 from .registry import METHODS
 
 
-@METHODS.register("hires-cam", title="HiRes-CAM", source="Draelos and Carin 2020")
+@METHODS.register("hires-cam", title="HiRes-CAM", source="Draelos and Carin 2020", unfit=unread)
 def hires_cam(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
     """Multiply the feature maps by their gradients, position by position.
 

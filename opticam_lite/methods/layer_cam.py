@@ -6,11 +6,11 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import to_masks
-from .grad_cam import features_and_gradients
+from .grad_cam import features_and_gradients, unread
 from .registry import METHODS
 
 
-@METHODS.register("layer-cam", title="Layer-CAM", source="Jiang et al. 2021")
+@METHODS.register("layer-cam", title="Layer-CAM", source="Jiang et al. 2021", unfit=unread)
 def layer_cam(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
     """Weigh each position of the feature maps by its own positive gradient.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import normalize
+from ..registry import whole_number
 from .chunks import images_at_once
 from .registry import METHODS, Callback, Step
 
@@ -53,13 +54,10 @@ def lime(
         ValueError: If samples or chunk is not positive, or the seed is not one of NumPy's.
         ImportError: If the package is missing.
     """
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; it must be at least 1")
+    samples = whole_number("samples", samples, 1)
     chunk = images_at_once(classifier, images, classifier.layers) if chunk is None else chunk
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}; a whole number from 0 to 2**32 − 1 is needed")
+    chunk = whole_number("chunk", chunk, 1)
+    seed = whole_number("seed", seed, 0, 2**32 - 1)
     passes = -(-samples // chunk)
     maps = []
     for n, (x, c) in enumerate(zip(images, targets.tolist(), strict=True)):

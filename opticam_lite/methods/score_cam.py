@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import to_masks
+from ..registry import whole_number
 from .chunks import images_at_once
 from .registry import METHODS, Callback, Step
 
@@ -52,8 +53,7 @@ def score_cam(
         ValueError: If chunk is not positive, or for an unknown precision.
     """
     chunk = images_at_once(classifier, images, classifier.layers) if chunk is None else chunk
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    chunk = whole_number("chunk", chunk, 1)
     quick = classifier.at_precision(precision)
     A = torch.cat([classifier.features(x) for x in images.split(chunk)])  # (N, K, h, w)
     K = A.shape[1]

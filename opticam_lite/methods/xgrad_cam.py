@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import to_masks
-from .grad_cam import features_and_gradients
+from .grad_cam import features_and_gradients, unread
 from .registry import METHODS
 
 
-@METHODS.register("xgrad-cam", title="XGrad-CAM", source="Fu et al. 2020")
+@METHODS.register("xgrad-cam", title="XGrad-CAM", source="Fu et al. 2020", unfit=unread)
 def xgrad_cam(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
     """Weigh the feature maps by their gradients, averaged where the map is active.
 
