@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
+import opticam_lite as ol
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
@@ -65,6 +68,31 @@ def test_notebooks_hold_no_state_and_only_the_outputs_that_are_compared(path):
 def test_each_lesson_has_results_that_are_compared(path):
     cells = nbformat.read(path, as_version=4).cells
     assert any(set(cell.metadata.get("tags", [])) >= KEPT for cell in cells)
+
+
+def samples(path: Path) -> dict[str, list[int]]:
+    """Expression → indices of each choice of scenes in a lesson, as in `dataset.batch(…)`."""
+    names, found = {"dataset": ol.load_dataset("scenes")}, {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        for node in ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ():
+            match node:
+                case ast.Assign(targets=[ast.Name(id="step")], value=value):
+                    names["step"] = eval(ast.unparse(value), names)
+                case ast.Call(func=ast.Attribute(attr="batch"), args=[chosen]):
+                    known = {n.id for n in ast.walk(chosen) if isinstance(n, ast.Name)}
+                    if known <= {*names, "range", "len", "min", "max"}:
+                        found[ast.unparse(chosen)] = list(eval(ast.unparse(chosen), names))
+    return found
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_the_images_that_a_lesson_takes_are_of_many_classes(path):
+    """The classes of the scenes take turns: a stride that is a multiple of 8 finds one of them."""
+    scenes, taken = ol.load_dataset("scenes"), samples(path)
+    assert taken
+    for chosen, indices in taken.items():
+        classes = {scenes[i].target for i in indices}
+        assert len(classes) == min(len(indices), len(scenes.labels)), f"{chosen}: {classes}"
 
 
 def test_nothing_names_a_path_of_one_machine():
