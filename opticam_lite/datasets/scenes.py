@@ -22,7 +22,8 @@ class Scenes(Dataset):
 
     Args:
         twin: None for the scenes themselves; `"swapped"` for the same objects in another
-            environment, `"empty"` for the same environment without the objects.
+            environment, `"empty"` for the same environment without the class's objects; other
+            things that lie about stay.
 
     Attributes:
         labels: Names of the classes.
