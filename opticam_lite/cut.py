@@ -322,10 +322,13 @@ class Traced:
                 read = node.all_input_nodes[0]
                 features = read if len(self._shapes[read]) == 2 else features
         run = _Keeps(self.module, {features, *asides})
-        run.run(self._probe(1).requires_grad_())
-        y = run.values.pop(features)
-        direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
-        g = torch.autograd.grad(y, list(run.values.values()), direction, allow_unused=True)
+        try:
+            run.run(self._probe(1).requires_grad_())
+            y = run.values.pop(features)
+            direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
+            g = torch.autograd.grad(y, list(run.values.values()), direction, allow_unused=True)
+        except RuntimeError:  # it can't be differentiated from the image on
+            return set()
         return {
             node
             for node, value in zip(run.values, g, strict=True)

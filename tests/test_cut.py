@@ -301,6 +301,32 @@ def test_the_default_layer_is_read_by_the_logits(block: str, layer: str) -> None
     assert ol.explain("opti-cam", classifier.at("norm"), images, iterations=2).any()
 
 
+class InPlace(vision_transformer.ResPostBlock):
+    """Adds to its input, which the attention before has read."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x += self.norm1(self.attn(x))
+        x += self.norm2(self.mlp(x))
+        return x
+
+
+class InPlaceBehindANorm(vision_transformer.Block):
+    """Adds to what a norm needs for its gradient."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x += self.attn(self.norm1(x))
+        return x
+
+
+def test_blocks_that_work_in_place() -> None:
+    classifier = ol.Classifier(vit(block_fn=InPlace), size=64, device="cpu")
+    assert classifier.at("blocks.0").reads_maps
+    assert not classifier.at("blocks.1").reads_maps
+    hidden = ol.Classifier(vit(block_fn=InPlaceBehindANorm), size=64, device="cpu")
+    assert hidden.layer == "blocks.1.norm1"
+    assert hidden.reads_maps
+
+
 def test_a_head_of_zeros_hides_nothing() -> None:
     network = vit()
     nn.init.zeros_(network.head.weight)
