@@ -305,17 +305,15 @@ class InPlace(vision_transformer.ResPostBlock):
     """Adds to its input, which the attention before has read."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x += self.norm1(self.attn(x))
-        x += self.norm2(self.mlp(x))
-        return x
+        x.add_(self.norm1(self.attn(x)))  # += would be traced as a sum that is new
+        return x.add_(self.norm2(self.mlp(x)))
 
 
 class InPlaceBehindANorm(vision_transformer.Block):
     """Adds to what a norm needs for its gradient."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x += self.attn(self.norm1(x))
-        return x
+        return x.add_(self.attn(self.norm1(x)))
 
 
 def test_blocks_that_work_in_place() -> None:
