@@ -31,12 +31,10 @@ def linear_head(classifier: Classifier) -> nn.Linear | nn.Conv2d | str:
         rest: Rest = classifier.split(images)[1]
         maps = torch.randn(2, k, h, w, generator=generator).to(classifier.device)
         logits = classifier.head(maps, rest)
+        pooled = maps.mean((2, 3))
         for linear in fitting:  # another may be an auxiliary head
-            if torch.allclose(
-                F.linear(maps.mean((2, 3)), linear.weight.flatten(1), linear.bias),
-                logits,
-                atol=1e-3,
-            ):
+            y = F.linear(pooled, linear.weight.flatten(1), linear.bias)
+            if torch.allclose(y, logits, atol=1e-3):
                 return linear
     return f"something other than pooling lies between {classifier.layer!r} and the linear layer"
 
