@@ -37,6 +37,7 @@ _OWN = {
     "vit_base_patch16_224": "ViT-B",
     "deit_base_patch16_224": "DeiT-B",
 }
+_UNASKED = "the parameter metrics does not name them; “all” measures every one"
 _PACKAGE = Path(__file__).resolve().parent
 _MEASURING = ("methods", "metrics", "masking.py", "classifier.py", "cut.py", "precision.py")
 
@@ -88,7 +89,7 @@ def section(name: str, subject: Subject, table: pd.DataFrame) -> str:
     reasons: dict[str, list[str]] = {}
     for metric in metrics:
         if metric not in measured:
-            reason = subject.left_out.get(metric, "METRICS=all measures them")
+            reason = subject.left_out.get(metric, _UNASKED)
             reasons.setdefault(reason, []).append(metric)
     absent = "".join(
         f"<p>Not measured: {', '.join(names)} ({html.escape(reason)}).</p>"

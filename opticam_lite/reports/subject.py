@@ -232,7 +232,7 @@ def _subject(
         dataset = Unlabelled(dataset)
         targets = f"predicted class, since {classifier.name} does not know the classes of {data}"
     elif _first_target(dataset) is None:
-        targets = "predicted class, since no table of true classes (LABELS) was given"
+        targets = "predicted class, since no table of true classes (labels) was given"
     else:
         targets = "true class"
     return Subject(
