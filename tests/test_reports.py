@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import inspect
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -280,11 +281,17 @@ def test_the_comparison_shows_measured_and_printed_figures(table):
     assert "<mine>" not in shown
     # Bold: the best of each measured column, but never Fake-CAM.
     best = [cell for cell in shown.split("<td")[1:] if cell.startswith(' class="best"')]
-    assert [cell.partition(">")[2].partition("<")[0] for cell in best[:3]] == [
-        "0.5",
-        "60.0",
-        "90.0",
-    ]
+    assert [cell.split("<b>")[1].partition("<")[0] for cell in best[:3]] == ["0.5", "60.0", "90.0"]
+
+
+def test_tables_bring_their_style_to_a_notebook_opened_by_hand(table):
+    shown = reports.comparison(table, reports.paper_table(1), here="mine")
+    style, _, shown = shown.partition("</style>")
+    rules = {rule.partition("{")[0].strip() for rule in style.split("}")}
+    assert {"table.figures td.best", "table.figures tr.other > *"} <= rules
+    # Without any style the network still stands apart from what is said of it.
+    assert "mine<br><small>measured</small>" in shown
+    assert reports.styled("<table>").endswith("</style><table>")
 
 
 def test_the_chart_tells_its_figures_to_those_who_can_not_see_it(table):
@@ -300,6 +307,13 @@ def test_metrics_never_hold_what_json_does_not_know(table, tmp_path):
     written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert written["mean_probability"] is None
     assert written["ordering_holds"] is True
+
+
+@pytest.mark.parametrize("report", runner.checks())
+def test_notebooks_speak_of_parameters_as_they_are_written_there(report):
+    notebook = nbformat.read(runner.notebook_path(report), as_version=4)
+    for cell in notebook.cells:
+        assert not re.search(r"\b[A-Z]{4,}=", cell.source), "only make writes them in capitals"
 
 
 # -------------------------------------------------------------------------------- making it
@@ -327,8 +341,10 @@ def test_a_good_run_writes_page_notebook_and_metrics(made):
 
 
 def test_the_page_is_self_contained_and_told_to_those_who_can_not_see_it(made):
-    page = Page((made[1] / "saliency_report.html").read_text(encoding="utf-8"))
+    text = (made[1] / "saliency_report.html").read_text(encoding="utf-8")
+    page = Page(text)
     assert page.all("script") == page.all("link") == page.all("iframe") == []
+    assert "table.figures td.best" in text.partition("</head>")[0]
     images = page.all("img")
     assert len(images) == 3
     assert all(image["src"].startswith("data:image/png;base64,") for image in images)

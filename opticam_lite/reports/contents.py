@@ -77,6 +77,37 @@ def title(method: str) -> str:
     return METHODS[method].title if method in METHODS else method
 
 
+FIGURES = """
+table.figures { table-layout: auto; border-collapse: collapse; width: 100%;
+  font-variant-numeric: tabular-nums; font-size: .88rem; }
+table.figures caption { caption-side: bottom; text-align: left; font-size: .84rem;
+  padding-top: .6rem; color: var(--soft, var(--jp-ui-font-color2, #5b6475)); }
+table.figures td, table.figures th { padding: .28rem .5rem; vertical-align: top;
+  border-bottom: 1px solid var(--line, var(--jp-border-color2, #dfe3ea)); }
+table.figures tbody tr { background: none !important; }
+table.figures thead th { border-bottom: 1px solid #9aa3b2; white-space: nowrap; }
+table.figures thead tr:first-child th { border-bottom: 0; padding-bottom: 0; }
+table.figures.figures th { text-align: left; }
+table.figures td, table.figures thead tr:last-child th { text-align: right; }
+table.figures small { font-weight: 400; color: var(--soft, var(--jp-ui-font-color2, #5b6475)); }
+table.figures th[colspan] { text-align: center; }
+table.figures colgroup + colgroup { border-left: 1px solid var(--line, #dfe3ea); }
+table.figures tbody th { font-weight: 600; white-space: nowrap; }
+table.figures tr.other > * { color: #7a8292; font-weight: 400; }
+table.figures td.best { font-weight: 700; }
+table.figures colgroup.measured { background: rgb(0 114 178 / 7%); }
+"""
+"""Style of the tables. They bring it along, for a notebook opened by hand has no page around it;
+the variables are the page's, then JupyterLab's, whose theme may be dark. A class named twice wins
+over JupyterLab's own rules for tables."""
+
+
+def styled(table: str) -> str:
+    """Return an HTML table of the class `figures` with the style that it needs anywhere."""
+    return f"<style>{FIGURES}</style>{table}"
+
+
+# Where a style is not trusted, as on GitHub, a line break and <b> still say what they must.
 _TABLE = Environment(autoescape=True).from_string("""
 <table class="figures">
 <caption>{{ caption }}</caption>
@@ -87,7 +118,7 @@ _TABLE = Environment(autoescape=True).from_string("""
 <thead>
 <tr><th rowspan="2" scope="col">method</th>
 {% for name, note in groups %}
-<th colspan="{{ heads|length }}" scope="colgroup">{{ name }}<small>{{ note }}</small></th>
+<th colspan="{{ heads|length }}" scope="colgroup">{{ name }}<br><small>{{ note }}</small></th>
 {% endfor %}</tr>
 <tr>{% for _ in groups %}{% for head, title in heads %}
 <th scope="col" title="{{ title }}">{{ head }}</th>{% endfor %}{% endfor %}</tr>
@@ -96,7 +127,7 @@ _TABLE = Environment(autoescape=True).from_string("""
 {% for row in rows %}<tr{% if not row.measured %} class="other"{% endif %}>
 <th scope="row">{{ row.title }}</th>
 {% for cell in row.cells %}
-<td{% if cell.best %} class="best"{% endif %}>{{ cell.text }}
+{% if cell.best %}<td class="best"><b>{{ cell.text }}</b>{% else %}<td>{{ cell.text }}{% endif %}
 {%- if cell.error %}<small> ±{{ cell.error }}</small>{% endif %}</td>
 {% endfor %}</tr>
 {% endfor %}</tbody>
@@ -158,7 +189,7 @@ def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = 
     errors = any(f"{c} ±" in table.columns for c in columns)
     units = "; ".join(["Percent", *(text for c, text in _UNITS.items() if c in columns)])
     beside = f", and the paper's {paper.attrs['source']}" if len(paper) else ""
-    return _TABLE.render(
+    page = _TABLE.render(
         caption=(
             f"Measured here{' ± standard error over images' if errors else ''}{beside}. {units}. "
             "Bold: best of its column, Fake-CAM aside."
@@ -168,6 +199,7 @@ def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = 
         heads=[head(c) for c in columns],
         rows=rows,
     )
+    return styled(page)
 
 
 def checklist(claims: Mapping[str, tuple[bool, str]]) -> str:

@@ -31,6 +31,7 @@ from papermill.execute import remove_error_markers
 
 from .. import studies
 from ..registry import unknown_name
+from .contents import FIGURES
 from .subject import ReportError, Subject, prepare, prepare_benchmark
 
 DEFAULT = "saliency"
@@ -317,7 +318,8 @@ def write_html(notebook: NotebookNode, path: Path, failed: Sequence[Failure] = (
         cell["outputs"] = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]
     template = (_PACKAGE / "report.html.j2").read_text(encoding="utf-8")
     exporter = HTMLExporter(raw_template=template, embed_images=True)
-    page, _ = exporter.from_notebook_node(notebook, resources={"failed": list(failed)})
+    resources = {"failed": list(failed), "figures": FIGURES}
+    page, _ = exporter.from_notebook_node(notebook, resources=resources)
     path.write_text(page, encoding="utf-8")
 
 
