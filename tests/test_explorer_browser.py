@@ -226,6 +226,28 @@ def test_a_run_is_seen_and_a_long_one_can_be_cancelled(page: Page, root: Path) -
     expect(page.locator(".jp-OutputArea .jp-RenderedText")).to_have_count(0)  # no stray output
 
 
+def resize(page: Page, width: int) -> None:
+    """Give the output that many pixels, by the width of the window."""
+    output = page.locator(".jp-OutputArea-output").first
+    page.set_viewport_size(
+        {"width": 1100 - output.evaluate("o => o.clientWidth") + width, "height": 1500}
+    )
+    page.wait_for_function(
+        "width => document.querySelector('.jp-OutputArea-output').clientWidth == width", arg=width
+    )
+
+
+def test_rows_stay_rows_beside_the_file_browser(page: Page) -> None:
+    expect(status(page)).to_have_text("Ready: press Run.")
+    resize(page, 848)  # what the file browser leaves of a window of 1280 pixels
+    keep(page, "beside_the_file_browser")
+    rows = page.locator(".olx > .widget-hbox").evaluate_all(
+        "rows => rows.map(r => [...r.children].map(c => c.getBoundingClientRect().top))"
+    )
+    assert [len(row) for row in rows] == [2, 4, 3, 2]
+    assert all(len(set(row)) == 1 for row in (rows[0], rows[2], rows[3]))
+
+
 def test_the_widget_fits_a_column_and_shows_why_a_method_is_missing(page: Page, root: Path) -> None:
     expect(status(page)).to_have_text("Ready: press Run.")
     output = page.locator(".jp-OutputArea-output").first

@@ -20,8 +20,9 @@ from ..plots import Picture, overlay, to_array
 from ..plots import drawing_lock as drawing  # one lock for all that draws
 from .events import Drawn, Result, Settings
 
-TILE = 272
-"""Side of a picture on the screen, in CSS pixels: three of them fill a column of 900."""
+TILE = 260
+"""Side of a picture on the screen, in CSS pixels: three of them fit beside each other in the 848
+that JupyterLab with its file browser leaves of a window of 1280."""
 BEFORE, AFTER = "#6b7280", "#21918c"
 """Colours of what is measured on the image and on the masked image; told apart in grey, too."""
 
@@ -82,13 +83,13 @@ def subject(settings: Settings) -> str:
 def draw_curve(objective: Sequence[float], iterations: int) -> Drawn:
     """Draw the objective against the iteration as a PNG of twice the size on the screen."""
     with drawing:
-        figure = Figure(figsize=(4.2, 2.5), dpi=200, layout="constrained")
+        figure = Figure(figsize=(4, 2.4), dpi=200, layout="constrained")
         FigureCanvasAgg(figure)
         _curve(figure.add_subplot(), objective, iterations)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
     alt = f"Curve of the objective: it {_change(objective)}."
-    return Drawn(buffer.getvalue(), 840, 500, alt)
+    return Drawn(buffer.getvalue(), 800, 480, alt)
 
 
 def _change(objective: Sequence[float]) -> str:

@@ -13,9 +13,11 @@ from ..plots import COLORMAP
 from .drawing import AFTER, BEFORE, TILE
 from .events import Drawn, Result
 
-SIDE = 420
-"""Width of the two panels below the pictures, in CSS pixels."""
-CURVE = 250
+SIDE = 400
+"""Width of the two columns of controls, and of the two panels below the pictures, in CSS pixels."""
+GAP = 16
+"""Between what stands side by side, in CSS pixels."""
+CURVE = 240
 """Height of the curve, in CSS pixels."""
 LAST = 6
 """How many runs the table keeps in sight."""

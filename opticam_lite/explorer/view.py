@@ -191,7 +191,7 @@ class Explorer(widgets.VBox):
             *(self.image, self.target, self.network, self.method, self.layer),
             *self._sliders.values(),
         ):
-            control.layout.width = "414px"
+            control.layout.width = f"{panels.SIDE - 6}px"
         self._tune()
         self.layer_note = widgets.HTML()
         self.run_button = widgets.Button(description="Run", icon="play", button_style="primary")
@@ -209,14 +209,17 @@ class Explorer(widgets.VBox):
 
     def _row(self, *children: widgets.Widget) -> widgets.HBox:
         layout = widgets.Layout(
-            flex_flow="row wrap", grid_gap="6px 24px", align_items="flex-start", margin="6px 0"
+            flex_flow="row wrap",
+            grid_gap=f"6px {panels.GAP}px",
+            align_items="flex-start",
+            margin="6px 0",
         )
         if self.progress in children:
             layout.align_items, layout.grid_gap = "center", "4px 10px"
         return widgets.HBox(children, layout=layout)
 
     def _column(self, *children: widgets.Widget) -> widgets.VBox:
-        return widgets.VBox(children, layout=widgets.Layout(width="420px"))
+        return widgets.VBox(children, layout=widgets.Layout(width=f"{panels.SIDE}px"))
 
     def _observe(self) -> None:
         self.run_button.on_click(lambda button: self.start())
