@@ -764,9 +764,70 @@ def test_another_layer_changes_map_and_methods(explorer, classifier, images) -> 
     finish(explorer)
     expected = ol.explain("opti-cam", classifier.at("1"), images[:1], [0], iterations=3)
     torch.testing.assert_close(explorer.result.mask, expected[0])
+
+
+def test_a_method_that_does_not_fit_for_a_while_comes_back(explorer, classifier) -> None:
+    explorer.method.value = "cam"
+    explorer.layer.value = "1"
+    assert explorer.join(30)
+    finish(explorer)  # as opti-cam, which the user never asked for
+    assert explorer.method.value == "opti-cam"
     explorer.layer.value = "3"
     assert explorer.join(30)
-    assert "cam" in explorer.method.options
+    assert explorer.method.value == "cam"
+    assert shown(explorer) == "cam fits this layer and is chosen again."
+    # A choice made meanwhile is a choice.
+    explorer.layer.value = "1"
+    assert explorer.join(30)
+    explorer.method.value = "grad-cam"
+    explorer.layer.value = "3"
+    assert explorer.join(30)
+    assert explorer.method.value == "grad-cam"
+
+
+def test_a_run_begun_before_the_layer_is_there_keeps_its_method(explorer, monkeypatch) -> None:
+    explorer.method.value = "cam"
+    explorer.layer.value = "1"
+    assert explorer.join(30)
+    with explorer.controller.lock:  # no worker can tell yet that cam fits again
+        explorer.layer.value = "3"
+        explorer.start()
+    assert explorer.join(30)
+    assert explorer.method.value == explorer.result.settings.method == "opti-cam"
+    assert "changed" not in shown(explorer)
+
+
+def test_a_result_of_other_settings_is_paler_and_the_status_says_so(explorer) -> None:
+    def paler() -> bool:
+        found = (explorer.overlay_view, explorer.masked_view, explorer.scores_view)
+        (state,) = {"olx-other" in view._dom_classes for view in found}
+        return state
+
+    explorer.method.value = "grad-cam"
+    finish(explorer)
+    assert not paler()
+    for control, other in ((explorer.layer, "1"), (explorer.target, 3)):
+        own = control.value
+        control.value = other
+        assert explorer.join(30)
+        assert paler()
+        assert shown(explorer) == "Settings changed: press Run to see their effect."
+        control.value = own
+        assert explorer.join(30)
+        assert not paler()
+        assert shown(explorer) == "These settings gave this map."
+    # What a method does not take makes no difference to its map.
+    explorer.method.value = "opti-cam"
+    assert paler()
+    explorer.iterations.value = 7
+    explorer.method.value = "grad-cam"
+    assert not paler()
+    explorer.target.value = 3
+    finish(explorer)
+    assert not paler()
+    explorer.target.value = 2
+    explorer.image.value = 1
+    assert not paler()  # there is no result any more
 
 
 def test_looking_through_the_layers_keeps_the_result_in_sight(explorer, monkeypatch) -> None:
@@ -785,9 +846,9 @@ def test_looking_through_the_layers_keeps_the_result_in_sight(explorer, monkeypa
     assert explorer.join(30)
     assert explorer.overlay_view.value == picture
     assert explorer.result is not None
-    assert shown(explorer) == "Ready: press Run."
+    assert shown(explorer).startswith("Settings changed")
     explorer.cancel_button.click()
-    assert shown(explorer) == "Ready: press Run."
+    assert shown(explorer).startswith("Settings changed")
 
 
 def test_cancelling_a_preparation_says_so(explorer, monkeypatch) -> None:
@@ -1021,3 +1082,15 @@ def test_settings_changed_during_a_run_are_told_at_its_end(explorer, monkeypatch
     explorer.run_button.click()
     assert explorer.join(30)
     assert "changed" not in shown(explorer)
+
+
+def test_photographs_without_classes_are_shown_by_number(classifier, images) -> None:
+    explorer = ol.explore(classifier, images)
+    assert [label for label, _ in explorer.image.options] == ["0", "1", "2"]
+    assert explorer.target.value is None
+    assert "as the network gets it" in explorer.image_view.value
+    assert "its class" not in explorer.image_view.value
+    finish(explorer)
+    label = LABELS[int(classifier.predict(images[:1]))]
+    assert f"Probability of “{label}”" in explorer.scores_view.value
+    explorer.close()

@@ -53,6 +53,7 @@ HEADER = f"""<style>
 .olx th, .olx td {{ padding: 2px 12px 2px 0; text-align: left; font-size: 12px; border: none; }}
 .olx th {{ font-weight: 600; color: var(--jp-ui-font-color2, #555);
   border-bottom: 1px solid var(--jp-border-color2, #ddd); }}
+.olx .olx-other {{ opacity: 0.65; }}
 .olx .olx-old {{ opacity: 0.4; }}
 .olx .olx-under {{ display: block; padding: 0 0 4px 112px; }}
 .olx td.n, .olx th.n {{ text-align: right; }}

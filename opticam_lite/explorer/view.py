@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as widgets
@@ -29,6 +30,16 @@ from .events import (
     Waiting,
 )
 
+_CHANGED = "Settings changed: press Run to see their effect."
+
+
+def _what_counts(settings: Settings) -> Settings:
+    """Return settings without those that make no difference to their method."""
+    method = METHODS[settings.method]
+    options = [o for o in ("learning_rate", "iterations", "passes") if o not in method.options]
+    settings = replace(settings, **{option: getattr(Settings, option) for option in options})
+    return settings if method.uses_layer else replace(settings, layer=None)
+
 
 class Explorer(widgets.VBox):
     """The widget that `ol.explore` returns; display it to use it.
@@ -49,6 +60,7 @@ class Explorer(widgets.VBox):
         self._previewed = False
         self._result: Result | None = None
         self._asked: Settings | None = None  # the settings of the run that found it
+        self._chosen = ""  # the method that the user chose, whether it fits just now or not
         self._prepared: Prepared | None = None  # the network and layer that the controls offer
         # What the sliders were set to for each method: (method, option) → value.
         self._tuned: dict[tuple[str, str], float] = {}
@@ -137,7 +149,7 @@ class Explorer(widgets.VBox):
             RuntimeError: If the run failed or was cancelled; the message says why.
         """
         self.join()
-        if self._result is None or self._asked != self.settings:
+        if self._result is None or self._differs():
             self.start()
             self.join()
         if self._result is None:
@@ -163,7 +175,7 @@ class Explorer(widgets.VBox):
         self.target = widgets.Dropdown(options=[("", None)], description="Class", **wide)
         self.network = widgets.Dropdown(options=names, description="Network", **wide)
         methods = list_methods()
-        first = "opti-cam" if "opti-cam" in methods else methods[0]
+        first = self._chosen = "opti-cam" if "opti-cam" in methods else methods[0]
         self.method = widgets.Dropdown(options=methods, value=first, description="Method", **wide)
         self.layer = widgets.SelectionSlider(
             options=block_layers(classifier),
@@ -272,6 +284,7 @@ class Explorer(widgets.VBox):
         self.prepare()
 
     def _on_method(self) -> None:
+        self._chosen = self.method.value
         with self._quietly():
             self._tune()
         self._enable()
@@ -283,8 +296,20 @@ class Explorer(widgets.VBox):
         self._on_setting()
 
     def _on_setting(self) -> None:
-        if self._result is not None and not self.controller.running:
-            self._say("Settings changed: press Run to see their effect.")
+        if not self.controller.running:
+            self._mark()
+            if text := self._compared():
+                self._say(text)
+
+    def _compared(self) -> str:
+        """Say whether the result in sight is that of the controls; nothing if there is none."""
+        if self._result is None:
+            return ""
+        return _CHANGED if self._differs() else "These settings gave this map."
+
+    def _differs(self) -> bool:
+        """Say whether the controls ask for something else than what the last run was asked."""
+        return self._asked is None or _what_counts(self._asked) != _what_counts(self.settings)
 
     # ------------------------------------ what the controls offer
 
@@ -309,9 +334,16 @@ class Explorer(widgets.VBox):
             target = int(self._targets[self.image.value])
         self.target.value = target
 
-    def _offer(self, event: Prepared) -> None:
-        """Offer what fits the network at this layer, keeping what was chosen where it fits."""
-        chosen = self.method.value
+    def _offer(self, event: Prepared) -> str:
+        """Offer what fits the network at this layer, keeping what was chosen where it fits.
+
+        A method that did not fit for a while comes back, but never in the middle of a run.
+
+        Returns:
+            What is to be said if another method is chosen now, or nothing.
+        """
+        before = self.method.value
+        chosen = before if event.explains else self._chosen
         fits = chosen in event.methods
         with self._quietly():
             if event.labels != self._labels:
@@ -326,8 +358,11 @@ class Explorer(widgets.VBox):
             self.method.value = chosen if fits else fallback
             self._tune()
         self._prepared = event
-        if not fits:
-            self._say(f"{chosen} does not fit this layer; {self.method.value} is chosen now.")
+        if self.method.value == before:
+            return ""
+        if fits:
+            return f"{chosen} fits this layer and is chosen again."
+        return f"{before} does not fit this layer; {self.method.value} is chosen now."
 
     def _enable(self) -> None:
         """Show and switch on the controls that make a difference now."""
@@ -361,9 +396,12 @@ class Explorer(widgets.VBox):
             case Waiting():
                 self._say("Waiting for another run to let go of the network …")
             case Prepared(explains=explains):
-                self._say("Ready: press Run.")
-                self._offer(event)
+                note = self._offer(event)
+                self._mark()
+                self._say(note or self._compared() or "Ready: press Run.")
                 if explains and self._asked is not None:
+                    if self._asked.layer is None:
+                        self._asked = replace(self._asked, layer=event.layer)
                     self._say(f"Running {self._asked.method} …")
             case Progress(index=index, total=total):
                 self.progress.max, self.progress.value = total, index
@@ -375,12 +413,13 @@ class Explorer(widgets.VBox):
                 self._result = result
                 self.progress.value, self.progress.bar_style = self.progress.max, "success"
                 changed = " Settings changed meanwhile: press Run to see their effect."
-                hint = "" if self._asked == self.settings else changed
+                hint = changed if self._differs() else ""
                 self._say(f" in {result.seconds:.1f} s.{hint}", strong="Done")
                 self._show_maps(event)
                 self.scores_view.value = panels.scores(result)
                 self.scores_view.remove_class("olx-old")
                 self.history_view.value = panels.history(self.controller.history)
+                self._mark()
             case Failed(message=message, details=details):
                 self.progress.bar_style = "danger"
                 self._say("", strong="Stopped by an error.")
@@ -388,6 +427,7 @@ class Explorer(widgets.VBox):
                 self.problem.value = panels.problem(message, details)
             case Cancelled(explains=False):
                 self._say(".", strong="Cancelled")
+                self._mark()
             case Cancelled(index=index, total=total):
                 self.progress.bar_style = "warning"
                 text = f" after {index} of {total} steps" if total else ""
@@ -397,6 +437,7 @@ class Explorer(widgets.VBox):
                 else:
                     self._clear("Press Run")
                 self._say(f"{text}.", strong="Cancelled")
+                self._mark()
         self._enable()
 
     def _say(self, text: str, strong: str = "") -> None:
@@ -440,8 +481,20 @@ class Explorer(widgets.VBox):
             if self._result is None:
                 self._clear("Working …")
             self._result, self._previewed = None, False
-        for view in (self.overlay_view, self.masked_view, self.curve_view, self.scores_view):
+        for view in self._found():
             (view.add_class if old else view.remove_class)("olx-old")
+            view.remove_class("olx-other")
+
+    def _mark(self) -> None:
+        """Let what is shown fade a little while the controls say something else."""
+        shown = self._result is not None or self._previewed
+        for view in self._found():
+            other = shown and self._differs()
+            (view.add_class if other else view.remove_class)("olx-other")
+
+    def _found(self) -> tuple[widgets.HTML, ...]:
+        """Return the places of what a run finds."""
+        return self.overlay_view, self.masked_view, self.curve_view, self.scores_view
 
     def _show_maps(self, event: Preview | Done) -> None:
         settings = event.result.settings if isinstance(event, Done) else event.settings
