@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import tqdm.notebook
 from conftest import make_classifier, make_images
 from torch import Tensor
 
 import opticam_lite as ol
 from opticam_lite.__main__ import main
-from opticam_lite.evaluation import choose, read, summary
+from opticam_lite.evaluation import choose, progress, read, summary
 from opticam_lite.metrics.localization import box_accuracy
 
 METHODS = ["grad-cam", "fake-cam", "opti-cam"]
@@ -270,10 +271,38 @@ def test_bars_show_rate_and_time_left(
     ol.evaluate(classifier, ol.Images(images), ["fake-cam", "grad-cam"], progress=True)
     shown = capsys.readouterr().err
     for method in ("fake-cam", "grad-cam"):
-        assert re.search(rf"{method} 100% .* 3/3, [\d.e+]+ img/s, 00:00 left", shown)
-    for progress in (None, False):
-        ol.evaluate(classifier, ol.Images(images), ["fake-cam"], progress=progress)
+        assert re.search(rf"{method} 100% .* 3/3, [\d.]+ img/s, 00:00 left", shown)
+    for silent in (None, False):
+        ol.evaluate(classifier, ol.Images(images), ["fake-cam"], progress=silent)
     assert capsys.readouterr().err == ""
+
+
+def test_bars_in_a_notebook_stand_in_line_and_go_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+
+    class Bar(tqdm.notebook.tqdm):
+        def __init__(self, **options: object) -> None:
+            super().__init__(**options, display=False)
+            made.append(self)
+
+    monkeypatch.setattr(progress, "tqdm", Bar)
+    with progress.Tracker(True, {"cam": 0, "extremal-perturbation": 0}, 3) as tracker:
+        tracker.update("cam", 3, 6.0)
+        texts = [bar.container.children[0] for bar in made]
+        assert {text.layout.width for text in texts} == {"22ch"}
+        tracker.update("extremal-perturbation", 3, 0.001)
+    assert [bar.container.layout.visibility for bar in made] == ["hidden", "hidden"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(1390.4, "1390 img/s"), (9.96, "10 img/s"), (9.94, "9.9 img/s"), (0.545, "0.5 img/s"),
+     (0.02, "50 s/img")],
+)  # fmt: skip
+def test_rates_are_numbers_that_people_read(rate: float, words: str) -> None:
+    assert progress.rate_in_words(rate) == words
 
 
 def test_the_summary_with_errors(frame: pd.DataFrame) -> None:

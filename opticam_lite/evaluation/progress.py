@@ -28,19 +28,26 @@ class Tracker:
         self._bars: dict[str, tqdm] = {}
         if progress is True:
             width = max(map(len, done))
+            notebook = any(c.__module__ == "tqdm.notebook" for c in tqdm.__mro__)
             terminal = sys.stderr.isatty()
+            # Spaces align nothing in a notebook's font; boxes of one width do.
+            bar = "{bar} {percentage:3.0f}%" if notebook else "{percentage:3.0f}% {bar}"
             self._bars = {
                 method: tqdm(
-                    desc=f"{method:<{width}}",
+                    desc=method if notebook else f"{method:<{width}}",
                     total=total,
                     initial=count,
                     delay=SECONDS_BEFORE,
-                    mininterval=0.2 if terminal else 10,  # a log gets fewer lines
-                    bar_format="{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt}{postfix}",
+                    mininterval=0.2 if terminal or notebook else 10,  # a log gets fewer lines
+                    leave=not notebook,  # there the table follows, as the map follows `explain`
+                    bar_format=f"{{desc}} {bar} {{n_fmt}}/{{total_fmt}}{{postfix}}",
                     dynamic_ncols=terminal,
                 )
                 for method, count in done.items()
             }
+            for shown in self._bars.values() if notebook else ():
+                left, _, right = shown.container.children
+                left.layout.width, right.layout.width = f"{width + 1}ch", "42ch"
 
     def __enter__(self) -> Tracker:
         return self
@@ -60,6 +67,13 @@ class Tracker:
             rate = (self._done[method] - self._begun[method]) / max(self._seconds[method], 1e-9)
             left = (self._total - self._done[method]) / rate
             bar.set_postfix_str(
-                f"{rate:.3g} img/s, {tqdm.format_interval(left)} left", refresh=False
+                f"{rate_in_words(rate)}, {tqdm.format_interval(left)} left", refresh=False
             )
             bar.update(images)
+
+
+def rate_in_words(rate: float) -> str:
+    """Return images a second with the digits that matter, or seconds an image if they are few."""
+    if rate < 0.1:
+        return f"{1 / rate:.0f} s/img"
+    return f"{rate:.0f} img/s" if rate >= 9.95 else f"{rate:.1f} img/s"
