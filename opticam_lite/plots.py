@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import math
+import textwrap
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .registry import unknown_name
@@ -114,7 +116,8 @@ def grid(
 
     Args:
         images: `(N, 3, H, W)` in [0, 1]; the first column.
-        masks: Column title → `(N, 1, H, W)` in [0, 1].
+        masks: Column title → `(N, 1, H, W)` in [0, 1]. Titles and captions that are too long for a
+            panel are broken into two lines, and cut where those are too short.
         row_titles: One a row, such as the class; written at the left.
         classes: The class explained in each row; written before the probabilities, cut where it
             is too long for a panel.
@@ -141,8 +144,8 @@ def grid(
                 f"masks of {name!r} have shape {tuple(column.shape)}; {rows} images of "
                 f"{images.shape[2]}×{images.shape[3]} need {(rows, 1, *images.shape[2:])}"
             )
-    room = int(16 * width) - len(" 0.12 → 0.34")  # letters of a class that fit beside them
-    short = classes and [c if len(c) <= room else f"{c[: room - 1].rstrip()}…" for c in classes]
+    room = _room(width, 8) - len(" 0.12 → 0.34")  # letters of a class that fit beside them
+    short = classes and [_cut(c, room) for c in classes]
     told = {**_before_after(probabilities, classes), **(captions or {})}
     captions = {**_before_after(probabilities, short), **(captions or {})}
     for name, lines in captions.items():
@@ -150,10 +153,18 @@ def grid(
             raise ValueError(unknown_name("column", name, columns))
         if len(lines) != rows:
             raise ValueError(f"{name!r} has {len(lines)} captions for {rows} images")
-    panel = width * images.shape[2] / images.shape[3] + (0.25 if captions else 0.06)
+    height = width * images.shape[2] / images.shape[3]
+    heads = [_fit(name, width, 10) for name in columns]
+    sides = [_fit(text, height, 9) for text in row_titles or []]
+    captions = {name: [_fit(text, width, 8) for text in lines] for name, lines in captions.items()}
+    below = [text for lines in captions.values() for text in lines]
+    panel = height + (0.25 + _more(below, 8) if captions else 0.06)
     bar = style != "masked" and bool(masks)
     figure = Figure(
-        figsize=(width * len(columns) + 0.35 + 0.5 * bar, panel * rows + 0.45 + 0.3 * bool(title)),
+        figsize=(
+            width * len(columns) + 0.35 + _more(sides, 9) + 0.5 * bar,
+            panel * rows + 0.45 + _more(heads, 10) + 0.3 * bool(title),
+        ),
         dpi=100,
         layout=ConstrainedLayoutEngine(
             w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01, compress=True
@@ -168,9 +179,9 @@ def grid(
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
             if r == 0:
-                ax.set_title(name, fontsize=10)
+                ax.set_title(heads[c], fontsize=10)
             if c == 0 and row_titles is not None:
-                ax.set_ylabel(row_titles[r], fontsize=9)
+                ax.set_ylabel(sides[r], fontsize=9)
             if name in captions:
                 ax.set_xlabel(captions[name][r], fontsize=8, labelpad=2)
     if title:
@@ -178,6 +189,32 @@ def grid(
     if bar:
         _colorbar(figure, axes, rows)
     return Picture(figure, alt or _describe(title, rows, list(masks), row_titles, told, style))
+
+
+def _room(inches: float, size: float) -> int:
+    """Return how many letters of a font's size, in points, fit."""
+    return max(2, int(128 / size * inches))
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 1].rstrip()}…"
+
+
+def _fit(text: str, inches: float, size: float) -> str:
+    """Break each line of a text into at most two that fit, and cut what is left."""
+    room = _room(inches, size)
+    fitted = []
+    for line in text.split("\n"):
+        if len(line) > room:
+            first, *others = textwrap.wrap(line, room, break_on_hyphens=False) or [""]
+            line = "\n".join([first, _cut(" ".join(others), room)] if others else [first])
+        fitted.append(line)
+    return "\n".join(fitted)
+
+
+def _more(texts: Sequence[str], size: float) -> float:
+    """Return the inches that the tallest of some texts takes beyond a single line."""
+    return max((text.count("\n") for text in texts), default=0) * size * 1.3 / 72
 
 
 def _before_after(
@@ -219,9 +256,13 @@ def _describe(
     captions: Mapping[str, Sequence[str]],
     style: str,
 ) -> str:
-    shown = {"overlay": "saliency maps", "mask": "saliency maps", "masked": "masked images"}[style]
-    lines = [f"{title + ': ' if title else ''}{rows} images and their {shown}"]
-    lines[0] += f" by {', '.join(columns)}." if columns else "."
+    shown = "masked image" if style == "masked" else "saliency map"
+    what = f"1 image and its {shown}" if rows == 1 else f"{rows} images and their {shown}"
+    several = "s" if rows > 1 or len(columns) > 1 else ""
+    lines = [f"{title + ': ' if title else ''}{what}{several}"]
+    # A name with a comma in it would read as two.
+    quoted = [f"“{name}”" if "," in name else name for name in columns]
+    lines[0] += f" by {', '.join(quoted)}." if columns else "."
     for r in range(rows):
         parts = [f"{name} {captions[name][r]}" for name in ["input", *columns] if name in captions]
         if row_titles is not None or parts:
@@ -240,11 +281,11 @@ def gallery(
     alt: str | None = None,
     width: float = 1.8,
 ) -> Picture:
-    """Draw images in rows of `columns`, one line of text under each.
+    """Draw images in rows of `columns`, one or two lines of text under each.
 
     Args:
         images: `(N, 3, H, W)` in [0, 1].
-        captions: One an image, such as its class.
+        captions: One an image, such as its class; cut where two lines are too short for it.
         columns: Images in a row.
         title: Above the figure.
         alt: Alt text. Default: composed of the captions.
@@ -258,7 +299,8 @@ def gallery(
         raise ValueError(f"{len(captions)} captions were given for {n} images; pass one for each")
     columns = min(columns, n)
     rows = -(-n // columns)
-    panel = width * images.shape[2] / images.shape[3] + 0.25
+    short = [_fit(caption, width, 8) for caption in captions]
+    panel = width * images.shape[2] / images.shape[3] + 0.25 + _more(short, 8)
     figure = Figure(
         figsize=(width * columns, panel * rows + 0.3 * bool(title)), dpi=100, layout="compressed"
     )
@@ -267,11 +309,12 @@ def gallery(
         ax.axis("off")
         if i < n:
             ax.imshow(to_array(images[i]))
-            ax.set_title(captions[i], fontsize=8, y=0, va="top", pad=-3)
+            ax.set_title(short[i], fontsize=8, y=0, va="top", pad=-3)
     if title:
         figure.suptitle(title, fontsize=11)
     listed = "; ".join(f"{i} {caption}" for i, caption in enumerate(captions))
-    told = f"{title + ': ' if title else ''}{n} images, by number: {listed}."
+    what = f"1 image: {captions[0]}" if n == 1 else f"{n} images, by number: {listed}"
+    told = f"{title + ': ' if title else ''}{what}."
     return Picture(figure, alt or told.replace("\n", " "))
 
 
@@ -297,6 +340,8 @@ def curves(
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     ax = figure.subplots()
     told = []
+    if x is None or all(float(value).is_integer() for value in x):
+        ax.xaxis.set_major_locator(_whole_numbers())
     for i, (name, values) in enumerate(series.items()):
         y = torch.as_tensor(values).detach().cpu().numpy()
         ax.plot(
@@ -314,6 +359,11 @@ def curves(
         ax.legend(frameon=False, fontsize=8)
     what = f"{title or ylabel or 'Line plot'} against {xlabel or 'the index'}"
     return Picture(figure, alt or f"{what}: {'; '.join(told)}.")
+
+
+def _whole_numbers() -> MaxNLocator:
+    """Return what places ticks where something is counted: there is no iteration 1.5."""
+    return MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
 def trace(
@@ -371,6 +421,7 @@ def trace(
         right.legend(frameon=False, fontsize=8)
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
+        ax.xaxis.set_major_locator(_whole_numbers())
     axes = below.subplots(1, len(shown), squeeze=False)
     for ax, t in zip(axes[0], shown, strict=True):
         ax.imshow(overlay(image, masks[t]))
@@ -383,7 +434,7 @@ def trace(
     if title:
         figure.suptitle(title, fontsize=11)
     told = f"{title + ': ' if title else ''}the objective goes from {y[0]:.3g} to {y[-1]:.3g} in "
-    told += f"{len(y)} iterations"
+    told += f"{len(y)} iteration{'s' if len(y) > 1 else ''}"
     if whole is not None:
         told += f". The probability of the class is {whole:.2f} in the whole image"
     listed = "; ".join(f"iteration {t} {p[t]:.2f}" for t in shown)
@@ -421,9 +472,9 @@ def bars(
         color=COLORS[0],
         width=0.65,
     )
-    # Three digits of the largest, and no more decimals for the others.
+    # Three digits of the largest, but a decimal at least, as tables have; no more for the others.
     largest = max((abs(v) for v in values.values() if math.isfinite(v)), default=0.0)
-    decimals = 2 - math.floor(math.log10(largest)) if largest else 0
+    decimals = max(1, 2 - math.floor(math.log10(largest))) if largest else 0
     labels = {name: f"{round(value, decimals) + 0.0:g}" for name, value in values.items()}
     ax.bar_label(drawn, labels=list(labels.values()), fontsize=8)
     ax.set(ylabel=ylabel, title=title)

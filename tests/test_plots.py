@@ -64,6 +64,15 @@ def test_the_grid_of_images_alone(images: Tensor) -> None:
     picture = plots.grid(images, {})
     assert len(picture.figure.axes) == 3
     assert picture.alt == "3 images and their saliency maps."
+    assert plots.grid(images[:1], {}).alt == "1 image and its saliency map."
+
+
+def test_alt_texts_count_and_name_what_is_there(images: Tensor, masks: Tensor) -> None:
+    one = {"0.9 to 1, stretched": masks[:1], "two": masks[:1]}
+    told = "1 image and its masked images by “0.9 to 1, stretched”, two."
+    assert plots.grid(images[:1], one, style="masked").alt == told
+    assert plots.gallery(images[:1], ["cup"], title="A title").alt == "A title: 1 image: cup."
+    assert plots.gallery(images[:2], ["a", "b"]).alt == "2 images, by number: 0 a; 1 b."
 
 
 def test_bad_grids(images: Tensor, masks: Tensor) -> None:
@@ -115,6 +124,8 @@ def test_bars_have_the_digits_that_can_be_seen() -> None:
     picture = plots.bars(values, ylabel="AD")
     assert picture.alt == "Bar chart of AD: fake-cam 0; rollout 36.1; raw 46.8; none nan; down 0."
     assert [t.get_text() for t in picture.figure.axes[0].texts[:3]] == ["0", "36.1", "46.8"]
+    # A table beside it has one decimal.
+    assert plots.bars({"a": 37.5, "b": 62.5, "c": 100.0}).alt.endswith("a 37.5; b 62.5; c 100.")
     assert plots.bars({"a": 0.01234, "b": 0.0}).alt.endswith("a 0.0123; b 0.")
     assert plots.bars({"a": 0.0}).alt.endswith("a 0.")
 
@@ -174,6 +185,53 @@ def test_the_grid_writes_class_and_probabilities_under_each_map(
     assert "one black-and-gold garden spider 0.20 → 0.50; two b." in picture.alt
     bare = plots.grid(images, {"one": masks}, probabilities={"one": (p, o)})
     assert "Row 1: one 0.10 → 0.90." in bare.alt
+
+
+def overlaps(texts: list) -> bool:
+    """Whether any two texts of a drawn figure cover each other."""
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    return any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_long_titles_and_captions_stay_with_their_panel(images: Tensor, masks: Tensor) -> None:
+    long = "great white shark, man-eater, man-eating shark, Carcharodon carcharias"
+    picture = plots.grid(
+        images,
+        {long: masks, "a long title of a column": masks},
+        row_titles=[long] * 3,
+        captions={long: [long] * 3, "a long title of a column": ["one\ntwo", *[long] * 2]},
+    )
+    picture.png  # noqa: B018 - texts have their places when it is drawn
+    panels = [a for a in picture.figure.axes if a.images]
+    assert not overlaps([part for a in panels for part in (a.title, a.xaxis.label, a.yaxis.label)])
+    assert panels[2].get_title() == "a long title of a\ncolumn"
+    assert panels[0].get_ylabel().endswith("…")
+    assert panels[1].get_xlabel().count("\n") == 1
+    assert panels[2].get_xlabel() == "one\ntwo"
+    # Nothing is cut for those who listen.
+    assert picture.alt.count(long) == 1 + 3 + 3 + 3 + 2
+    bare = plots.grid(images, {"one": masks})
+    assert picture.figure.get_figheight() > bare.figure.get_figheight()
+
+
+def test_long_captions_of_a_gallery_do_not_meet() -> None:
+    captions = [f"class number {i} of a long name" for i in range(11)] + ["x" * 90]
+    picture = plots.gallery(make_images(12), captions)
+    picture.png  # noqa: B018
+    titles = [a.title for a in picture.figure.axes]
+    assert not overlaps(titles)
+    assert titles[10].get_text() == "class number 10 of a long\nname"
+    assert captions[11] in picture.alt
+
+
+def test_what_is_counted_has_whole_ticks(images: Tensor, masks: Tensor) -> None:
+    counted = plots.curves({"a": [0.1, 0.2, 0.3]}, x=range(1, 4))
+    shares = plots.curves({"a": [0.1, 0.2, 0.3]}, x=[0.0, 0.25, 0.5])
+    once = plots.trace(images[0], [1.0], {1: 0.5}, {1: masks[0]})
+    assert " in 1 iteration." in once.alt
+    for axes in (counted.figure.axes, once.figure.axes[:2]):
+        assert all(float(tick).is_integer() for ax in axes for tick in ax.get_xticks())
+    assert 0.1 in shares.figure.axes[0].get_xticks().round(2)
 
 
 def test_what_stands_under_a_map_must_belong_to_one(images: Tensor, masks: Tensor) -> None:
