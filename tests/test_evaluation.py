@@ -120,7 +120,7 @@ def test_the_choice_of_images() -> None:
             {"options": {"opti-cam": {"iterations": 5}}},
             "options are given for opti-cam, which is not among the methods: grad-cam",
         ),
-        ({"seed": 1.5}, "seed is 1.5; a whole number ≥ 0 is needed"),
+        ({"seed": 1.5}, "seed is 1.5; a whole number from 0 to 9223372036854775807 is needed"),
         ({"workers": 1.5}, "workers is 1.5; a whole number ≥ 0 is needed"),
         ({"engine": "ray", "processes": 0}, "processes is 0; a whole number ≥ 1 is needed"),
     ],
