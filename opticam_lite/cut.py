@@ -239,7 +239,10 @@ class Traced:
         return {node for node in varies if self._shapes.get(node, ())[:1] == (2,)}
 
     def _find_layers(self) -> dict[str, tuple[fx.Node, Layout]]:
-        """Layers whose output is a set of maps on which the logits depend, in forward order."""
+        """Layers whose output is a set of maps on which the logits depend, in forward order.
+
+        Of tokens the logits may depend by those that are set aside alone: see `reads`.
+        """
         useful: set[fx.Node] = set()
         for node in reversed(self.graph.nodes):
             if node.op == "output" or any(user in useful for user in node.users):
@@ -359,8 +362,8 @@ class Traced:
                 "torch.nn.Sequential(trunk, head) with your own two halves and cut it at layer='0'"
             )
         modules = dict(self.network.named_modules())
-        fit = [name for name in self.layers if not self._is_beside_the_point(name, modules)]
-        name = (fit or list(self.layers))[-1]
+        names = reversed(self.layers)
+        name = next((n for n in names if not self._is_no_end(n, modules)), list(self.layers)[-1])
         node, layout = self.layers[name]
         if layout.prefix:
             read = [n for n in self.layers if self.layers[n][1].prefix and self.reads(n)]
@@ -373,17 +376,18 @@ class Traced:
         numbered = [n for n in same if n.rpartition(".")[2].isdigit()]
         return min(numbered or same, key=lambda n: n.count("."))
 
-    def _is_beside_the_point(self, name: str, modules: dict[str, nn.Module]) -> bool:
+    def _is_no_end(self, name: str, modules: dict[str, nn.Module]) -> bool:
         """Whether a layer is a pooling, or already one map a class that is only averaged."""
         node, _ = self.layers[name]
         pooled = node.op == "call_module" and "Pool" in type(modules[str(node.target)]).__name__
         if pooled or "pool" in name:
             return True
-        weighted = (
-            n.op == "call_module" and any(True for _ in modules[str(n.target)].parameters())
+        if self.shape(name)[0] != self.classes:
+            return False
+        return not any(
+            n.op == "call_module" and list(modules[str(n.target)].parameters())
             for n in self._halves(node)[1]
         )
-        return self.shape(name)[0] == self.classes and not any(weighted)
 
     def cut(self, layer: str) -> Cut:
         """Return the two halves of the network around a layer.
