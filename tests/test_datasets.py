@@ -261,6 +261,19 @@ def test_a_name_of_two_classes_is_no_label(folder: Path, tmp_path: Path) -> None
     assert Photos(folder, tmp_path / "labels.csv", cranes)[0].target == 2
 
 
+def test_all_broken_files_of_a_batch_are_named(folder: Path) -> None:
+    photos = ol.load_dataset(folder, classifier=small())
+    whole = photos.batch(range(len(photos)))[0]
+    (folder / photos.id(0)).write_bytes(b"nothing")
+    with pytest.raises(ol.ImageError, match=rf"^\S*{re.escape(photos.id(0))} is not an image"):
+        photos.batch(range(len(photos)))
+    (folder / photos.id(1)).write_bytes(b"nothing")
+    with pytest.raises(ol.ImageError) as caught:
+        photos.batch(range(len(photos)))
+    assert all(photos.id(i) in str(caught.value) for i in (0, 1))
+    assert len(whole) == len(photos)
+
+
 def test_missing_places(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="neither an existing folder or image nor one of"):
         ol.load_dataset(tmp_path / "nowhere")

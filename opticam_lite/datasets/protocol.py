@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .images import ImageError
+
 if TYPE_CHECKING:
     from ..classifier import Classifier, Preprocessing
 
@@ -88,8 +90,19 @@ class Dataset(ABC):
         return self.sample(index % n)
 
     def batch(self, indices: Iterable[int]) -> tuple[Tensor, Tensor | None]:
-        """Return images `(N, 3, H, W)` and targets `(N,)`, or None where one has no label."""
-        samples = [self[int(i)] for i in indices]
+        """Return images `(N, 3, H, W)` and targets `(N,)`, or None where one has no label.
+
+        Raises:
+            ImageError: If files are broken; it names all of them.
+        """
+        samples, broken = [], []
+        for i in indices:
+            try:
+                samples.append(self[int(i)])
+            except ImageError as error:
+                broken.append(error)
+        if broken:
+            raise broken[0] if len(broken) == 1 else ImageError("; ".join(map(str, broken)))
         if not samples:
             raise ValueError("a batch needs at least one index, such as range(8)")
         images = torch.stack([s.image for s in samples])
