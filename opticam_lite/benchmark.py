@@ -149,7 +149,7 @@ def extremes(
         images.append(batch)
         masks.append(explain(str(method), subject.classifier, batch, targets, **options))
         titles += [title(str(method))] * len(chosen)
-        classes += [_short(subject.classifier.labels[c]) for c in targets]
+        classes += [subject.classifier.labels[c] for c in targets]
         captions += [f"{p:.2f} → {o:.2f}" for p, o in zip(chosen["p"], chosen["o"], strict=True)]
     return grid(
         torch.cat(images),
@@ -158,10 +158,6 @@ def extremes(
         captions={"input": classes, "map": captions},
         title="Best: the probability rises most" if best else "Worst: it falls most",
     )
-
-
-def _short(text: str, length: int = 24) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def write_metrics(
