@@ -103,7 +103,7 @@ def opti_cam(
     m, v = torch.zeros_like(u), torch.zeros_like(u)  # Adam's moments
     running = torch.ones_like(rows, dtype=torch.bool)
     # Asking a GPU which images have finished makes it wait; a CPU loses nothing.
-    ask_every = 10 if A.is_cuda else 1
+    ask_every = 1 if A.device.type == "cpu" else 10
 
     def keep(S: Tensor, F: Tensor) -> None:
         saliency[rows], present[rows] = S, F

@@ -159,10 +159,10 @@ def box_overlaps(masks: Tensor, boxes: Boxes, thresholds: Sequence[float] = THRE
         thresholds: η. The paper says "a set of values"; here 0, 0.01, …, 0.99.
     """
     boxes = _check_boxes(masks, boxes)
-    overlaps = torch.zeros(len(masks), len(thresholds), dtype=torch.float64)
+    overlaps = masks.new_zeros(len(masks), len(thresholds), dtype=torch.float64)
     for i, S in enumerate(masks[:, 0].detach().cpu().numpy()):
-        predicted = torch.tensor([_largest_box(eta < S) for eta in thresholds])
-        overlaps[i] = _overlap(predicted, boxes[i])
+        predicted = [_largest_box(eta < S) for eta in thresholds]
+        overlaps[i] = _overlap(torch.tensor(predicted, device=masks.device), boxes[i])
     return overlaps
 
 
@@ -234,6 +234,7 @@ def saliency_metric(masks: Tensor, p: Probabilities) -> Tensor:
         float64 `(N,)`, from −3.0 to 87.4.
     """
     p = check_probabilities("p", p, len(masks)).clamp(min=torch.finfo(torch.float32).tiny)
+    p = p.to(masks.device)
     x0, y0, x1, y1 = predicted_boxes(masks).double().T
     share = (x1 - x0) * (y1 - y0) / math.prod(masks.shape[2:])
     return share.clamp(min=0.05).log() - p.log()
@@ -246,7 +247,7 @@ def predicted_boxes(masks: Tensor) -> Tensor:
     # A flat map's mean may be below its values by a rounding error.
     above = S.mean((1, 2), keepdim=True).maximum(S.amin((1, 2), keepdim=True)) < S
     boxes = [_largest_box(pixels) for pixels in above.cpu().numpy()]
-    return torch.tensor(boxes, dtype=torch.int64).view(-1, 4)
+    return torch.tensor(boxes, dtype=torch.int64, device=masks.device).view(-1, 4)
 
 
 def _largest_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
@@ -262,7 +263,7 @@ def _largest_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
 def _overlap(predicted: Tensor, boxes: Tensor) -> Tensor:
     """Return for each predicted box `(T, 4)` the largest IoU with a true one, NaN without any."""
     if not len(boxes):
-        return torch.full((len(predicted),), torch.nan, dtype=torch.float64)
+        return predicted.new_full((len(predicted),), torch.nan, dtype=torch.float64)
     return box_iou(boxes.double(), predicted.double()).amax(0)
 
 
@@ -304,7 +305,7 @@ def _check_boxes(masks: Tensor, boxes: Boxes) -> list[Tensor]:
     H, W = masks.shape[2:]
     if len(boxes) != len(masks):
         raise ValueError(f"{len(masks)} masks need boxes for each; {len(boxes)} were given")
-    boxes = [torch.as_tensor(b, device="cpu") for b in boxes]
+    boxes = [torch.as_tensor(b, device=masks.device) for b in boxes]
     for true in boxes:
         check_boxes(true, H, W)
     return [true.long() for true in boxes]
