@@ -39,7 +39,8 @@ _OWN = {
 }
 _UNASKED = "the parameter metrics does not name them; “all” measures every one"
 _PACKAGE = Path(__file__).resolve().parent
-_MEASURING = ("methods", "metrics", "masking.py", "classifier.py", "cut.py", "precision.py")
+# What shows figures and makes none.
+_SHOWING = ("explorer", "reports", "plots.py", "benchmark.py", "__main__.py")
 
 
 def rows_folder(rows: str, subject: Subject, settings: Mapping[str, Any]) -> Path | None:
@@ -58,8 +59,8 @@ def rows_folder(rows: str, subject: Subject, settings: Mapping[str, Any]) -> Pat
     job = Job(subject.classifier, subject.dataset, subject.indices, {}, [], 8, settings["seed"], 0)
     known = describe(job, subject.classifier.device.type)
     known["iterations"] = settings["iterations"]
-    files = [f for name in _MEASURING for f in sorted((_PACKAGE / name).glob("**/*.py"))]
-    files += [_PACKAGE / name for name in _MEASURING if name.endswith(".py")]
+    files = sorted(_PACKAGE.glob("**/*.py"))
+    files = [file for file in files if file.relative_to(_PACKAGE).parts[0] not in _SHOWING]
     known["code"] = digest(b"".join(file.read_bytes() for file in files))
     name = re.sub(r"[^\w.-]+", "-", subject.classifier.name)
     return Path(rows) / f"{name}-{digest(json.dumps(known).encode())[:12]}"

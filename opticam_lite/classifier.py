@@ -202,6 +202,7 @@ class Classifier:
         other.precision = None if self._accelerated[dtype] is None else dtype
         return other
 
+    @torch.inference_mode(False)  # what it makes is kept, and searches need its gradients
     def _accelerate(self, dtype: torch.dtype) -> Accelerated | None:
         """Return the quick copy of the network, or None if it does not do the same."""
         generator = torch.Generator().manual_seed(0)

@@ -41,7 +41,7 @@ from scipy import stats
 from torch import Tensor
 
 from .classifier import Classifier
-from .datasets import Dataset, Sample, Scenes, load_dataset
+from .datasets import Dataset, Sample, Scenes, knows_classes, load_dataset
 from .evaluation import choose
 from .methods import METHODS, applicable, explain
 from .metrics import drop, gain, increase
@@ -120,8 +120,7 @@ def prepare(
     for classifier, dataset in zip(classifiers, datasets, strict=True):
         if not dataset.has_boxes:
             raise ValueError(f"IMAGES is {images!r}, which has no boxes; this report needs them")
-        if dataset.labels != classifier.labels:
-            raise ValueError(f"{classifier.name} does not know the classes of {images}")
+        _check_classes(classifier, dataset)
         reasons = applicable(classifier)
         fit = [name for name in lists["METHODS"] if reasons[name] is None]
         if not fit:
@@ -167,7 +166,7 @@ def box_study(
         classifier: The network.
         dataset: With boxes and true classes.
         methods: Names, or a mapping from names to options.
-        indices: Of the images. Default: all. Images without a box are left out.
+        indices: Of the images, each taken once. Default: all. Images without a box are left out.
         batch_size: Images at a time.
 
     Returns:
@@ -178,12 +177,13 @@ def box_study(
         does not know these pixels).
 
     Raises:
-        ValueError: If there are no boxes or no true classes.
+        ValueError: If there are no boxes or no true classes, or the network has other classes.
     """
     if not dataset.has_boxes:
         raise ValueError(f"{dataset.name} has no boxes; the box study needs them")
+    _check_classes(classifier, dataset)
     options = methods if isinstance(methods, Mapping) else {name: {} for name in methods}
-    chosen = list(range(len(dataset)) if indices is None else indices)
+    chosen = _chosen(dataset, indices)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(chosen), batch_size):
         samples = [dataset[i] for i in chosen[start : start + batch_size]]
@@ -194,6 +194,31 @@ def box_study(
     frame.insert(0, "dataset", dataset.name)
     frame.insert(1, "network", classifier.name)
     return frame
+
+
+def _check_classes(classifier: Classifier, dataset: Dataset) -> None:
+    if not knows_classes(classifier, dataset):
+        raise ValueError(
+            f"{classifier.name} does not know the classes of {dataset.name}; this study needs a "
+            "network that was trained on them"
+        )
+
+
+def _chosen(dataset: Dataset, indices: Iterable[int] | None) -> list[int]:
+    return list(dict.fromkeys(range(len(dataset)) if indices is None else indices))
+
+
+def _check_study(frame: pd.DataFrame) -> None:
+    """Raise ValueError unless a frame holds each image of one dataset once."""
+    if len(names := frame["dataset"].unique()) > 1:
+        raise ValueError(f"rows of {', '.join(names)} are joined; make a table of one dataset")
+    doubled = frame.duplicated(["network", "image", "method", "mask"])
+    if doubled.any():
+        row = frame[doubled].iloc[0]
+        raise ValueError(
+            f"image {row['image']} of {row['network']} is there twice for {row['method']}; join "
+            "studies of different networks or images only"
+        )
 
 
 def _measure(
@@ -241,22 +266,24 @@ def box_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return Table 5: AD, AG and AI (percent) for each network, method and mask.
 
     Args:
-        frame: What `box_study` returned, or several of them joined.
+        frame: What `box_study` returned, or several of them joined, of other networks or images.
 
     Returns:
         Columns network, method, mask, AD, AG, AI; `AD ±`, `AG ±`, `AI ±`, the standard errors over
         images (NaN for a single one); n, the number of images.
+
+    Raises:
+        ValueError: If the frame holds several datasets, or an image twice.
     """
-    rows = []
-    for (network, method, mask), group in frame.groupby(["network", "method", "mask"], sort=False):
-        p, o = torch.tensor(group["p"].to_numpy()), torch.tensor(group["o"].to_numpy())
-        row: dict[str, Any] = {"network": network, "method": method, "mask": mask}
-        for name, metric in {"AD": drop, "AG": gain, "AI": increase}.items():
-            values = 100 * metric(p, o).numpy()
-            error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-            row |= {name: values.mean(), f"{name} ±": error}
-        rows.append({**row, "n": len(group)})
-    return pd.DataFrame(rows)
+    _check_study(frame)
+    p, o = (torch.tensor(frame[name].to_numpy()) for name in ("p", "o"))
+    metrics = {"AD": drop, "AG": gain, "AI": increase}
+    values = {name: 100 * metric(p, o).numpy() for name, metric in metrics.items()}
+    keys = ["network", "method", "mask"]
+    groups = frame.assign(**values).groupby(keys, sort=False)[list(values)]
+    table = groups.mean().join(groups.sem().add_suffix(" ±"))
+    table = table[[column for name in values for column in (name, f"{name} ±")]]
+    return table.assign(n=groups.size()).reset_index()
 
 
 # ------------------------------------------------------------------------- the truth and the maps
@@ -273,6 +300,7 @@ def box_or_complement(frame: pd.DataFrame) -> pd.DataFrame:
         standard error of their difference, which is that of the images' own differences, as both
         were measured on the same ones.
     """
+    _check_study(frame)
     rows = []
     for network, group in frame[frame["method"] == BOX].groupby("network", sort=False):
         o = group.pivot(index="image", columns="mask", values="o")
@@ -296,7 +324,7 @@ def reliance(
     Args:
         classifier: A network that knows the classes of the scenes.
         scenes: The scenes themselves, not a twin.
-        indices: Of the images. Default: all.
+        indices: Of the images, each taken once. Default: all.
         batch_size: Images at a time.
 
     Returns:
@@ -307,11 +335,8 @@ def reliance(
     Raises:
         ValueError: If the network has other classes.
     """
-    if classifier.labels != scenes.labels:
-        raise ValueError(
-            f"{classifier.name} does not know the classes of {scenes.name}; use an embedded network"
-        )
-    chosen = list(range(len(scenes)) if indices is None else indices)
+    _check_classes(classifier, scenes)
+    chosen = _chosen(scenes, indices)
     samples = [scenes[i] for i in chosen]
     c = torch.tensor([s.target for s in samples])
     views = {"p": scenes, "swapped": scenes.twin("swapped"), "empty": scenes.twin("empty")}
@@ -337,6 +362,7 @@ def claims(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row for each network, image, method and claim (`CLAIMS`): object, environment, balance.
     """
+    _check_study(frame)
     keys = ["network", "image", "method"]
     maps = frame[frame["method"] != BOX]
     whole = maps[maps["mask"] == "S"]
@@ -387,6 +413,13 @@ def agreement(
     Raises:
         ValueError: If the two do not hold the same networks and images.
     """
+    measured = [set(zip(f["network"], f["image"], strict=True)) for f in (truth, claimed)]
+    if measured[0] != measured[1]:
+        network, image = min(measured[0] ^ measured[1])
+        raise ValueError(
+            f"image {image} of {network} is in one of truth and claims only; measure both on the "
+            "same networks and images"
+        )
     networks = list(dict.fromkeys(truth["network"]))
     images = list(dict.fromkeys(truth["image"]))
     generator = np.random.default_rng(seed)

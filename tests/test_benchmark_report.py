@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,9 +198,20 @@ def test_rows_resume_where_nothing_else_changed(subject, tmp_path, monkeypatch):
     shown.add(benchmark.rows_folder(str(tmp_path), subject, {**settings, "iterations": 6}))
     other = replace(subject, classifier=subject.classifier.at("layer3"))
     shown.add(benchmark.rows_folder(str(tmp_path), other, settings))
-    monkeypatch.setattr(benchmark, "_MEASURING", ("methods",))  # stands for a change of the code
-    shown.add(benchmark.rows_folder(str(tmp_path), subject, settings))
-    assert len(shown) == 4
+    assert len(shown) == 3
+    package = shutil.copytree(benchmark._PACKAGE, tmp_path / "package")
+    monkeypatch.setattr(benchmark, "_PACKAGE", package)
+    assert benchmark.rows_folder(str(tmp_path), subject, settings) == first
+    for name, measures in {
+        "rearrange.py": True,
+        "datasets/images.py": True,
+        "plots.py": False,
+    }.items():
+        file = package / name
+        code = file.read_text(encoding="utf-8")
+        file.write_text(code + "\n# changed", encoding="utf-8")
+        assert (benchmark.rows_folder(str(tmp_path), subject, settings) != first) == measures
+        file.write_text(code, encoding="utf-8")
 
 
 @pytest.mark.parametrize(

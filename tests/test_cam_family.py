@@ -553,6 +553,20 @@ def test_cam_reads_the_weights_of_the_head_that_is_used() -> None:
     torch.testing.assert_close(ol.explain("cam", classifier, x, 1)[0, 0], mask(S, x.shape))
 
 
+def test_cam_tries_the_head_once_for_each_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, seen = make_classifier("cnn"), []
+    split = type(classifier).split
+    monkeypatch.setattr(
+        type(classifier), "split", lambda self, x: seen.append(len(x)) or split(self, x)
+    )
+    for _ in range(2):
+        ol.explain("cam", classifier, make_images(3), 0)
+    assert seen == [2, 3, 3]
+    reason = ol.methods.applicable(classifier.at("1"))["cam"]
+    assert reason is not None
+    assert "'1'" in reason
+
+
 def test_ablation_cam_takes_no_rounding_for_a_weight() -> None:
     """Behind the last attention the patches' tokens reach no logit."""
     classifier = ol.load_model("scenes_vit", device="cpu").at("blocks.3")

@@ -11,6 +11,7 @@ from conftest import cnn, make_classifier, make_images
 from torch import nn
 
 import opticam_lite as ol
+from opticam_lite import metrics
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 
@@ -112,6 +113,13 @@ def test_a_classifier_made_in_inference_mode_can_be_explained(images: torch.Tens
         classifier = ol.Classifier(cnn().eval(), "4", size=32, device="cpu")
         masks = ol.explain("grad-cam", classifier, images, 0)
     torch.testing.assert_close(masks, ol.explain("grad-cam", classifier, images, 0))
+
+
+def test_a_quick_copy_made_in_inference_mode_can_be_differentiated(images: torch.Tensor) -> None:
+    classifier = ol.Classifier(cnn().eval(), "4", size=32, device="cpu")
+    with torch.inference_mode():
+        metrics.deletion(classifier, images, torch.rand(len(images), 1, 32, 32))
+    assert ol.explain("opti-cam", classifier, images, 0, iterations=1).isfinite().all()
 
 
 def test_weights_of_five_dimensions(images: torch.Tensor) -> None:

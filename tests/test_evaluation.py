@@ -150,12 +150,30 @@ class Boxed(ol.Images):
 @pytest.mark.parametrize("box", [[10, 10, 300, 20], [9, 1, 9, 5], [-3, 0, 20, 20]], ids=str)
 def test_a_wrong_box_is_that_images_fault(box: list[int], images: Tensor) -> None:
     dataset = Boxed(images, [[1, 1, 9, 9], box, [2, 2, 8, 8]])
-    settings: dict[str, Any] = {"progress": None}
-    frame = ol.evaluate(make_classifier("cnn"), dataset, ["grad-cam"], ["AD", "EP"], **settings)
-    assert frame["error"].notna().tolist() == [False, False, True, False, False]
-    assert f"the box {tuple(box)} is empty or leaves its image" in frame["error"].iloc[2]
-    frame = ol.evaluate(make_classifier("cnn"), dataset, ["grad-cam"], ["AD"], **settings)
-    assert frame["error"].isna().all()  # nobody asks for it
+    # For metrics without boxes, too: all metrics and methods are of the same images.
+    for metrics in (["AD"], ["AD", "EP"]):
+        frame = ol.evaluate(make_classifier("cnn"), dataset, ["grad-cam"], metrics, progress=None)
+        assert frame.drop_duplicates("image")["error"].notna().tolist() == [False, True, False]
+        error = frame["error"].dropna().item()
+        assert f"the box {tuple(box)} is empty or leaves its image" in error
+
+
+def test_options_may_come_with_the_methods(images: Tensor) -> None:
+    classifier, methods = make_classifier("cnn"), {"opti-cam": {"iterations": 1}}
+    frame = ol.evaluate(classifier, ol.Images(images), methods, ["AG"])
+    expected = ol.evaluate(classifier, ol.Images(images), ["opti-cam"], ["AG"], options=methods)
+    assert frame["options"].eq('{"iterations": 1}').all()
+    assert frame["value"].tolist() == expected["value"].tolist()
+    with pytest.raises(ValueError, match="options are given twice"):
+        ol.evaluate(classifier, ol.Images(images), methods, options=methods)
+
+
+def test_a_callback_is_no_option_of_the_rows(images: Tensor) -> None:
+    seen: list[Any] = []
+    methods = {"opti-cam": {"iterations": 1, "callback": seen.append}}
+    frame = ol.evaluate(make_classifier("cnn"), ol.Images(images), methods, ["AG"])
+    assert len(seen) == 1
+    assert frame["options"].eq('{"iterations": 1}').all()
 
 
 def test_a_method_that_does_not_fit_is_refused(images: Tensor) -> None:
@@ -460,7 +478,7 @@ def test_the_command_line_says_what_is_wrong(
 def test_the_command_line_explains_predictions_of_a_network_with_other_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = ol.load_model("scenes_resnet", labels=[f"class {i}" for i in range(8)])
+    other = ol.load_model("scenes_resnet", labels=[f"thing {i}" for i in range(8)])
     monkeypatch.setattr("opticam_lite.__main__.load_model", lambda *a, **k: other)
     assert main([*COMMAND, "--methods", "fake-cam", "--limit", "3", "--out", str(tmp_path)]) == 0
     assert "the predicted classes are explained" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -18,7 +19,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_classifier, make_images
+from conftest import cnn, make_classifier, make_images
 from filelock import FileLock
 from PIL import Image
 
@@ -352,6 +353,34 @@ def test_other_layers_with_the_same_weights_are_refused(tmp_path: Path) -> None:
     arguments = {**relu._arguments(), "network": gelu}
     with pytest.raises(StoreError, match="weights or layers have changed"):
         ol.evaluate(ol.Classifier(**arguments), Lazy(3), **settings)
+
+
+class Scaled(torch.nn.Module):
+    """The small network with logits times a number, which no weight holds."""
+
+    def __init__(self, times: float, hidden: bool) -> None:
+        super().__init__()
+        self.inner = cnn()
+        self.times = times
+        if hidden:
+            del self.times
+            self.register_buffer("times", torch.tensor(times), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * self.times
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["constant", "buffer"])
+def test_numbers_that_are_no_weights_tell_networks_apart(hidden: bool, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"methods": METHODS, "progress": None, "out": tmp_path}
+    for times in (1.0, 1.0, 5.0):
+        network = ol.Classifier(Scaled(times, hidden), "inner.4", size=32, device="cpu")
+        with (
+            contextlib.nullcontext()
+            if times == 1
+            else pytest.raises(StoreError, match="weights or layers have changed")
+        ):
+            ol.evaluate(network, Lazy(3), **settings)
 
 
 class Vanishing(Lazy):

@@ -109,9 +109,8 @@ def test_pixels_that_nobody_knows_have_no_share_and_no_mass_is_nowhere(network):
 
 
 def test_box_table_by_hand():
-    frame = pd.DataFrame(
-        {"network": "n", "method": "m", "mask": "S", "p": [0.5, 0.8], "o": [0.25, 0.9]}
-    )
+    about = {"dataset": "d", "network": "n", "method": "m", "mask": "S"}
+    frame = pd.DataFrame({**about, "image": ["a", "b"], "p": [0.5, 0.8], "o": [0.25, 0.9]})
     row = studies.box_table(frame).iloc[0]
     assert row[["AD", "AG", "AI"]].tolist() == pytest.approx([25, 25, 50])
     # Drops of 50 and 0 percent: a deviation of 50/√2, over √2 images.
@@ -123,6 +122,7 @@ def test_box_table_by_hand():
 def test_box_or_complement_by_hand():
     box = pd.DataFrame(
         {
+            "dataset": "d",
             "network": "n",
             "method": studies.BOX,
             "image": ["b", "b", "a", "a"],
@@ -131,7 +131,7 @@ def test_box_or_complement_by_hand():
             "o": [0.25, 0.5, 0.2, 0.8],
         }
     )
-    frame = pd.concat([box, box.assign(method="cam", mask="S", o=0.0)])
+    frame = pd.concat([box, box[::2].assign(method="cam", mask="S", o=0.0)])
     row = studies.box_or_complement(frame).iloc[0]
     assert row[["inside", "outside"]].tolist() == pytest.approx([25, 37.5])
     # Differences of 50 and −75: a deviation of 125/√2, over √2 images.
@@ -168,13 +168,16 @@ def test_reliance_by_hand():
         assert row["home"] == scenes[i].extra["home"]
 
 
-def test_reliance_needs_a_network_that_knows_the_classes(network):
+def test_studies_need_a_network_that_knows_the_classes(network):
+    scenes = ol.load_dataset("scenes")
     with pytest.raises(ValueError, match="does not know the classes of scenes"):
-        studies.reliance(network, ol.load_dataset("scenes"), indices=[0])
+        studies.reliance(network, scenes, indices=[0])
+    with pytest.raises(ValueError, match="does not know the classes of scenes"):
+        studies.box_study(network, scenes, ["fake-cam"], indices=[0])
 
 
 def test_claims_by_hand():
-    about = {"network": "n", "p": 0.5}
+    about = {"dataset": "d", "network": "n", "p": 0.5}
     frame = pd.DataFrame(
         [
             about | {"image": image, "method": method, "mask": mask, "o": o, "object": s}
@@ -270,8 +273,27 @@ def test_agreement_against_a_loop_over_draws():
 
 def test_agreement_refuses_images_without_a_claim():
     truth, told = made_up(n=5)
-    with pytest.raises(ValueError, match="not known for every network and image"):
+    with pytest.raises(ValueError, match="image i2 of u is in one of truth and claims only"):
         studies.agreement(truth, told[told["image"] != "i2"])
+    with pytest.raises(ValueError, match="of v is in one of truth and claims only"):
+        studies.agreement(truth[truth["network"] == "u"], told)
+    unknown = told.assign(object=told["object"].where(told["image"] != "i2"))
+    with pytest.raises(ValueError, match="object is not known for every network and image"):
+        studies.agreement(truth, unknown)
+
+
+def test_studies_of_the_same_image_are_not_averaged(network):
+    data = Boxed()
+    frame = studies.box_study(network, data, ["fake-cam"], indices=[0, 0, 1])
+    assert frame["image"].unique().tolist() == ["i0", "i1"]
+    assert studies.box_table(frame)["n"].eq(2).all()
+    for joined, message in [
+        (pd.concat([frame, frame]), "image i0 of Sequential is there twice for box"),
+        (pd.concat([frame, frame.assign(dataset="other")]), "rows of boxed, other are joined"),
+    ]:
+        for study in (studies.box_table, studies.box_or_complement, studies.claims):
+            with pytest.raises(ValueError, match=message):
+                study(joined)
 
 
 def test_one_network_is_not_pooled():

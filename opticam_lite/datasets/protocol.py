@@ -116,8 +116,14 @@ def checksum(data: bytes) -> str:
 
 
 def knows_classes(classifier: Classifier, dataset: Dataset) -> bool:
-    """Whether a dataset's targets, if it has any, are classes of a classifier, by their names."""
-    return dataset.labels is None or list(dataset.labels) == list(classifier.labels)
+    """Whether a dataset's targets, if it has any, are classes of a classifier, by their names.
+
+    A classifier whose classes have no names may know those of a dataset that has as many.
+    """
+    if dataset.labels is None:
+        return True
+    nameless = [f"class {c}" for c in range(len(dataset.labels))]
+    return list(classifier.labels) in (list(dataset.labels), nameless)
 
 
 class Images(Dataset):
@@ -175,14 +181,10 @@ class Unlabelled(Dataset):
 
 
 def of_known_classes(classifier: Classifier, dataset: Dataset) -> Dataset:
-    """Return a dataset without its targets, and warn, if they can't be classes of the classifier.
-
-    A classifier whose classes have no names may know those of a dataset that has as many.
-    """
-    labels = dataset.labels or []
-    nameless = classifier.labels == [f"class {c}" for c in range(len(labels))]
-    if knows_classes(classifier, dataset) or nameless:
+    """Return a dataset without its targets, and warn, if the classifier does not know them."""
+    if knows_classes(classifier, dataset):
         return dataset
+    labels = dataset.labels or []
     warnings.warn(
         f"{classifier.name} does not know the classes of {dataset.name} "
         f"({', '.join(labels[:3])}, …): the predicted classes are explained",

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from ..datasets import Sample
 from ..datasets.images import SourceError
-from ..metrics import METRICS
 from ..metrics.localization import check_boxes
 from .job import Job, Task
 
@@ -73,7 +72,8 @@ def _sample(job: Job, position: int) -> Sample | str:
         job.classifier.check_images(sample.image[None])
         if sample.target is not None:
             job.classifier.check_targets(sample.target, 1)
-        if any(METRICS[name].needs == "boxes" for name in job.metrics):
+        # Whatever the metrics are: those that are added later shall find the same images.
+        if job.dataset.has_boxes:
             check_boxes(sample.boxes, *sample.image.shape[1:])
         return sample
     except Exception as error:  # nearly all are this image's fault and stop no other

@@ -17,6 +17,7 @@ from ..metrics import METRICS
 from ..metrics.registry import Case
 from .job import Job, Measured
 from .loading import Loaded
+from .settings import plain
 
 
 class _Group:
@@ -82,7 +83,7 @@ class _Group:
                 **_about(self.job, position),
                 "image": sample.id,
                 "method": method,
-                "options": json.dumps(options, default=str),
+                "options": json.dumps(plain(options)),
                 "metric": name,
                 "value": values[name][i],
                 "target": target,

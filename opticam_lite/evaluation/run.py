@@ -30,7 +30,7 @@ ENGINES = ("local", "ray")
 def evaluate(
     classifier: Classifier,
     dataset: Dataset,
-    methods: Sequence[str],
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     metrics: Sequence[str] = ("AD", "AG", "AI"),
     *,
     limit: int | None = None,
@@ -54,12 +54,13 @@ def evaluate(
     Args:
         classifier: The network, cut at the layer to explain.
         dataset: Images; those without a target are explained for their predicted class.
-        methods: Names of `list_methods()`.
+        methods: Names of `list_methods()`, or a mapping from names to options, such as
+            `{"grad-cam": {}, "opti-cam": {"iterations": 50}}`.
         metrics: Names of `list_metrics()`.
         limit: Use this many images, drawn at random. Default: all.
         seed: Of that draw, and of metrics that draw.
         batch_size: Images at a time (the paper times batches of 8).
-        options: Options of methods, such as `{"opti-cam": {"iterations": 50}}`.
+        options: Options of methods that were given by their names, such a mapping, too.
         progress: True shows a bar a method once two seconds have passed; False or None shows
             nothing. Or a function, called with (method, images done, images in all) after each
             batch.
@@ -79,7 +80,8 @@ def evaluate(
         A row for each image, method and metric, in this order: dataset, image, network, layer,
         method, options (JSON), metric, value, target, p, o, seconds (this image's share of its
         batch), detail (a list, where the metric's average needs more than values), error. An image
-        that can't be read or explained has one row, with the reason under error.
+        that can't be read, or that has a box outside of it, has one row, with the reason under
+        error.
 
     Raises:
         ValueError: For unknown names, options or limits, or an `out` that holds another run,
@@ -134,7 +136,7 @@ def evaluate(
 def prepare(
     classifier: Classifier,
     dataset: Dataset,
-    methods: Sequence[str],
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     metrics: Sequence[str],
     *,
     limit: int | None,
@@ -148,10 +150,15 @@ def prepare(
     Raises:
         ValueError: For the first argument that is wrong.
     """
+    if isinstance(methods, Mapping):
+        if options:
+            raise ValueError("options are given twice: with the methods, and as options")
+        options = methods
     options = options or {}
     if not isinstance(options, Mapping):
         raise TypeError(f"options is {options!r}; a mapping, method → its options, is needed")
-    methods, metrics = _names("methods", methods), _names("metrics", metrics)
+    methods = _names("methods", methods if isinstance(methods, str) else list(methods))
+    metrics = _names("metrics", metrics)
     dataset = of_known_classes(classifier, dataset)
     for method in [*methods, *options]:
         METHODS[method].check_options(options.get(method, {}))

@@ -57,15 +57,15 @@ def _version() -> str:
 def weights_digest(classifier: Classifier) -> str:
     """Return a digest of the network's weights, its layers and its normalisation."""
     state = hashlib.blake2b(digest_size=16)
-    tensors = {**classifier.network.state_dict(), "mean": classifier._shift}
+    tensors = {**classifier.network.state_dict(), **dict(classifier.network.named_buffers())}
+    tensors["mean"] = classifier._shift
     tensors["std"] = classifier._scale
     for name, tensor in tensors.items():
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         state.update(_bytes(tensor))
     # Two networks may have the same weights and do different things with them.
-    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(classifier.network))
-    operations = [node.name for node in classifier._traced.graph.nodes]
-    state.update(f"{layers} {operations} {classifier.normalize}".encode())
+    function = f"{classifier.network!r} {classifier._traced.graph} {classifier.normalize}"
+    state.update(re.sub(r" at 0x[0-9a-f]+", "", function).encode())
     return state.hexdigest()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..classifier import Classifier
-from ..cut import Rest
+from ..cut import Cut, Rest
 from ..masking import to_masks
 from .registry import METHODS
 
@@ -17,8 +19,18 @@ def linear_head(classifier: Classifier) -> nn.Linear | nn.Conv2d | str:
 
     A 1×1 convolution before the pooling is the same function. The structure names the candidate;
     that the head really computes W·mean(A) + b is then checked on random maps, so that a norm or a
-    relu in between is found out.
+    relu in between is found out, once for each cut.
     """
+    cut = classifier._cut
+    if cut not in _heads:
+        _heads[cut] = _find_linear_head(classifier)
+    return _heads[cut]
+
+
+_heads: weakref.WeakKeyDictionary[Cut, nn.Linear | nn.Conv2d | str] = weakref.WeakKeyDictionary()
+
+
+def _find_linear_head(classifier: Classifier) -> nn.Linear | nn.Conv2d | str:
     k, h, w = classifier.layer_shape()
     linears = [m for m in classifier.network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     shapes = ((classifier.classes, k), (classifier.classes, k, 1, 1))
