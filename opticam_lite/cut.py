@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,80 +19,9 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
+from .layout import CutError, Finder, Layout
 from .rearrange import OfFew, behind_attention, does_nothing, read_tokens_only
 from .registry import unknown_name
-
-
-class CutError(ValueError):
-    """A network that can't be traced, or a layer at which it can't be cut."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a layer's output holds its K maps of h×w cells, and how to reach `(N, K, h, w)`.
-
-    `kind` is `"NCHW"` (convolutional), `"NHWC"` (Swin and its like) or `"tokens"` (`(N, L, K)`,
-    the first `prefix` tokens being class or register tokens, which are set aside).
-    """
-
-    kind: str
-    prefix: int = 0
-
-    def to_maps(self, output: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """Return the maps `(N, K, h, w)` and the tokens set aside `(N, prefix, K)`, if any."""
-        if self.kind == "NCHW":
-            return output, None
-        if self.kind == "NHWC":
-            return output.permute(0, 3, 1, 2), None
-        aside, tokens = output[:, : self.prefix], output[:, self.prefix :]
-        grid = token_grid(tokens.shape[1], size)
-        if grid is None:
-            raise CutError(
-                f"{tokens.shape[1]} tokens do not form a grid of the shape of a "
-                f"{size[0]}×{size[1]} image"
-            )
-        return tokens.transpose(1, 2).unflatten(2, grid), aside
-
-    def from_maps(self, maps: Tensor, aside: Tensor | None) -> Tensor:
-        """The inverse of `to_maps`."""
-        if self.kind == "NCHW":
-            return maps
-        if self.kind == "NHWC":
-            return maps.permute(0, 2, 3, 1)
-        tokens = maps.flatten(2).transpose(1, 2)
-        return tokens if aside is None else torch.cat([aside, tokens], dim=1)
-
-
-def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the grid (h, w) with h·w = `tokens` and the aspect of an image of `size`, or None."""
-    h = round(math.sqrt(tokens * size[0] / size[1]))
-    if h < 1 or tokens % h:
-        return None
-    w = tokens // h
-    return (h, w) if _same_aspect(h, w, size) else None
-
-
-def _same_aspect(h: int, w: int, size: tuple[int, int]) -> bool:
-    # Equal up to the rounding of one cell in either direction.
-    return abs(h * size[1] - w * size[0]) < max(size)
-
-
-def _layout(shape: torch.Size, size: tuple[int, int], prefix: int | None) -> Layout | None:
-    """Tell how an output of a batch of two images of `size` holds maps; None if it holds none."""
-    if shape[0] != 2:
-        return None
-    if len(shape) == 4:
-        _, a, b, c = shape
-        if min(b, c) > 1 and _same_aspect(b, c, size) and max(b, c) <= max(size):
-            return Layout("NCHW")
-        if min(a, b) > 1 and _same_aspect(a, b, size) and max(a, b) <= max(size):
-            return Layout("NHWC")
-    if len(shape) == 3:
-        for p in range(17) if prefix is None else (prefix, 0):
-            grid = token_grid(shape[1] - p, size) if shape[1] > p else None
-            if grid is not None and min(grid) > 1:
-                return Layout("tokens", p)
-    return None
 
 
 class _Tracer(NodePathTracer):
@@ -247,7 +175,6 @@ class Traced:
         for node in reversed(self.graph.nodes):
             if node.op == "output" or any(user in useful for user in node.users):
                 useful.add(node)
-        prefix = getattr(self.network, "num_prefix_tokens", None)
         modules = dict(self.network.named_modules())
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         last: dict[str, fx.Node] = {}
@@ -262,44 +189,14 @@ class Traced:
                 if path in modules:
                     last[path] = node
                 path = path.rpartition(".")[0]
-        lengths = {s[1] for s in self._shapes.values() if len(s) == 3 and s[0] == 2}
-        widths = {s[2] for s in self._shapes.values() if len(s) == 3 and s[0] == 2}
-        grids = {s[2] * s[3] for s in self._shapes.values() if len(s) == 4 and s[0] == 2}
-        shuffled = self._find_shuffled(order)
+        finder = Finder(self.graph, self._names, self._shapes, self.network, self.size)
         layers = {}
         for name, node in sorted(
             last.items(), key=lambda item: (order[item[1]], -item[0].count("."))
         ):
-            shape = self._shapes.get(node)
-            if node not in useful or shape is None:
-                continue
-            if len(shape) == 4 and shape[2] in lengths:
-                continue  # heads × tokens × …: the inside of an attention, not maps
-            layout = _layout(shape, self.size, prefix)
-            if layout is None or node in shuffled:
-                continue
-            tokens = shape[1] - layout.prefix
-            if layout.kind == "tokens" and shape[1] in widths and tokens not in grids:
-                continue  # channels × tokens, as where a mixer mixes tokens
-            layers[name] = (node, layout)
+            if node in useful and (layout := finder.of(node)) is not None:
+                layers[name] = (node, layout)
         return layers
-
-    def _find_shuffled(self, order: dict[fx.Node, int]) -> set[fx.Node]:
-        """Return tokens that are not in the order of the image's rows.
-
-        Hiera's `Unroll` puts those of a window together, until pooling has left one of each.
-        """
-        modules = dict(self.network.named_modules())
-        start = [
-            order[node]
-            for node, name in self._names.items()
-            if type(modules.get(name.rpartition(".")[0])).__name__ == "Unroll" and node in order
-        ]
-        tokens = {n: s[1] for n, s in self._shapes.items() if len(s) == 3 and s[0] == 2}
-        if not start:
-            return set()
-        behind = {n: length for n, length in tokens.items() if order[n] >= max(start)}
-        return {n for n, length in behind.items() if length > min(behind.values())}
 
     def reads(self, layer: str) -> bool:
         """Whether the logits depend on a layer's maps, not only on tokens that are set aside."""

@@ -14,7 +14,8 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 import opticam_lite as ol
-from opticam_lite.cut import CutError, Traced, token_grid
+from opticam_lite.cut import CutError, Traced
+from opticam_lite.layout import token_grid
 from opticam_lite.methods.grad_cam import features_and_gradients
 
 # The first layer of each is the default one; the paper's networks have it from Appendix A.
@@ -370,3 +371,65 @@ def test_channels_are_no_positions() -> None:
         img_size=64, patch_size=8, embed_dim=64, num_heads=2, depth=1, num_classes=5
     )  # as many channels as patches
     assert "blocks.0.norm1" in ol.Classifier(square.eval(), size=64, device="cpu").layers
+
+
+def layouts(network: nn.Module, size: int | tuple[int, int]) -> dict[str, str]:
+    found = ol.Classifier(network, size=size, device="cpu")._traced.layers
+    return {layer: layout.kind for layer, (_, layout) in found.items()}
+
+
+def test_a_layout_does_not_depend_on_the_size() -> None:
+    """24 channels of 24×24 or of 12×24 cells may be read in two ways, and are by their shape."""
+    small: dict[str, Any] = {"pretrained": False, "num_classes": 4}
+    sides = {"depths": (1, 1, 1, 1), "dims": (24, 32, 40, 48)}
+    convnext = timm.create_model("convnext_tiny", **sides, **small)
+    for size in (96, (96, 192)):
+        assert layouts(convnext, size) == layouts(convnext, 128)
+    sides = {"depths": (1, 1), "num_heads": (2, 2)}
+    swin = {"embed_dim": 24, "window_size": 4, **sides, **small}
+    clear, deceiving = (
+        layouts(timm.create_model("swin_tiny_patch4_window7_224", img_size=size, **swin), size)
+        for size in ((64, 64), (48, 96))
+    )
+    assert clear["patch_embed.proj"] == "NCHW"
+    assert clear["layers.0"] == "NHWC"
+    assert clear == deceiving
+
+
+def test_windows_that_are_padded_beyond_the_image_are_no_maps() -> None:
+    davit = timm.create_model(
+        "davit_tiny",
+        pretrained=False,
+        num_classes=4,
+        depths=(1, 1),
+        embed_dims=(16, 32),
+        num_heads=(1, 2),
+        window_size=14,
+    )
+    classifier = ol.Classifier(davit, size=64, device="cpu")  # 8×8 cells in a window of 14×14
+    assert classifier.layer_shape("stages.1.blocks.0.0") == (32, 8, 8)
+    assert "stages.1.blocks.0.0.attn" not in classifier.layers
+    assert {classifier.layer_shape(layer)[1:] for layer in classifier.layers} == {(16, 16), (8, 8)}
+
+
+class TalkingHeads(nn.Module):
+    """Attention whose heads are mixed, of maps with as many cells as tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 4, stride=4)
+        self.talk, self.mix, self.fc = nn.Conv2d(2, 2, 1), nn.Linear(2, 2), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.down(self.stem(x).relu())  # (N, 8, 4, 4) of (N, 8, 16, 16)
+        q = x.flatten(2).unflatten(1, (2, 4))  # (N, 2, 4, 16)
+        attention = self.talk(q.mT @ q)  # (N, 2, 16, 16)
+        attention = self.mix(attention.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(3)
+        x = (q @ attention.mT).flatten(1, 2).unflatten(2, (4, 4))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_an_attention_between_tokens_is_no_map() -> None:
+    classifier = ol.Classifier(TalkingHeads(), size=16, device="cpu")
+    assert classifier.layers == ["stem", "down"]
+    assert classifier.layer_shape("stem") == (8, 16, 16)

@@ -206,3 +206,11 @@ class Firsts(ol.Dataset):
 
     def sample(self, index: int) -> ol.Sample:
         return self._scenes[index]
+
+
+def test_a_size_that_the_network_does_not_take_is_named() -> None:
+    for method in ("grad-cam", "raw-attention"):
+        with pytest.raises(ValueError, match=r"fails on images of 40×48 .* is made for 32×32"):
+            ol.explain(method, make_classifier("vit"), make_images(1, 40, 48), 0)
+    masks = ol.explain("grad-cam", make_classifier("cnn"), make_images(1, 40, 48), 0)
+    assert masks.shape == (1, 1, 40, 48)

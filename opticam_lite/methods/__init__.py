@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..classifier import Classifier
+from ..cut import CutError
 from ..datasets import Dataset, load_dataset, of_known_classes
 from ..registry import whole_number
 from .chunks import keep_freed_memory
@@ -140,6 +141,7 @@ def explain(
             x, c = _batch(classifier, images, targets, indices)
             device = images.device if isinstance(images, Tensor) else x.device
             x, c = x.to(classifier.device), c.to(classifier.device)
+            _check_size(classifier, x)
             for name in wanted:
                 bar.set_description(name, refresh=False)
                 with _telling(bar, name, splits[name][i], len(indices)) as told:
@@ -212,6 +214,21 @@ def _telling(
 
     yield {**options, "callback": tell} if "callback" in METHODS[name].options else options
     bar.update(before + images - bar.n)
+
+
+def _check_size(classifier: Classifier, images: Tensor) -> None:
+    """Raise ValueError if the network takes no images of this size; many take any."""
+    (h, w), (own_h, own_w) = images.shape[2:], classifier.size
+    if (h, w) == (own_h, own_w):
+        return
+    try:
+        classifier.head(*classifier.split(images[:1]))
+    except (RuntimeError, AssertionError, CutError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{classifier.name} fails on images of {h}×{w} ({reason}); it is made for "
+            f"{own_h}×{own_w}: resize them, or build the network for that size"
+        ) from error
 
 
 def _per_image(options: dict[str, Any], n: int, batch_size: int) -> list[dict[str, Any]]:

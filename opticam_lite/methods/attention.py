@@ -26,7 +26,7 @@ from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionTransformer
 
 from ..classifier import Classifier
-from ..cut import token_grid
+from ..layout import token_grid
 
 Function = Callable[[Tensor], Tensor]
 

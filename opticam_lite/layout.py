@@ -1,0 +1,259 @@
+"""Which values of a traced network are sets of feature maps, and how they hold them.
+
+The shape alone can deceive: `(N, 96, 96, 96)` may have its channels first or last, windows of an
+attention are padded beyond the image, and an attention of 49 by 49 tokens is no image of 49 by 49
+cells. Where it can, what makes and reads a value decides.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+
+class CutError(ValueError):
+    """A network that can't be traced, or a layer at which it can't be cut."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a layer's output holds its K maps of h×w cells, and how to reach `(N, K, h, w)`.
+
+    `kind` is `"NCHW"` (convolutional), `"NHWC"` (Swin and its like) or `"tokens"` (`(N, L, K)`,
+    the first `prefix` tokens being class or register tokens, which are set aside).
+    """
+
+    kind: str
+    prefix: int = 0
+
+    def to_maps(self, output: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Return the maps `(N, K, h, w)` and the tokens set aside `(N, prefix, K)`, if any."""
+        if self.kind == "NCHW":
+            return output, None
+        if self.kind == "NHWC":
+            return output.permute(0, 3, 1, 2), None
+        aside, tokens = output[:, : self.prefix], output[:, self.prefix :]
+        grid = token_grid(tokens.shape[1], size)
+        if grid is None:
+            raise CutError(
+                f"{tokens.shape[1]} tokens do not form a grid of the shape of a "
+                f"{size[0]}×{size[1]} image"
+            )
+        return tokens.transpose(1, 2).unflatten(2, grid), aside
+
+    def from_maps(self, maps: Tensor, aside: Tensor | None) -> Tensor:
+        """The inverse of `to_maps`."""
+        if self.kind == "NCHW":
+            return maps
+        if self.kind == "NHWC":
+            return maps.permute(0, 2, 3, 1)
+        tokens = maps.flatten(2).transpose(1, 2)
+        return tokens if aside is None else torch.cat([aside, tokens], dim=1)
+
+
+def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the grid (h, w) with h·w = `tokens` and the aspect of an image of `size`, or None."""
+    h = round(math.sqrt(tokens * size[0] / size[1]))
+    if h < 1 or tokens % h:
+        return None
+    w = tokens // h
+    return (h, w) if _same_aspect(h, w, size) else None
+
+
+def _same_aspect(h: int, w: int, size: tuple[int, int]) -> bool:
+    # Equal up to the rounding of one cell in either direction.
+    return abs(h * size[1] - w * size[0]) < max(size)
+
+
+class Finder:
+    """Finds the layout of values of a network that was traced with two images.
+
+    Args:
+        graph: The trace.
+        names: Node → qualified name of the operation.
+        shapes: Node → shape, of two images of `size`.
+        network: Traced.
+        size: Height and width of the images.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        names: Mapping[fx.Node, str],
+        shapes: Mapping[fx.Node, torch.Size],
+        network: nn.Module,
+        size: tuple[int, int],
+    ) -> None:
+        self.shapes, self.size = shapes, size
+        self.modules = dict(network.named_modules())
+        self.prefix: int | None = getattr(network, "num_prefix_tokens", None)
+        whole = [s for s in shapes.values() if s[:1] == (2,)]
+        self.lengths = {s[1] for s in whole if len(s) == 3}
+        self.widths = {s[2] for s in whole if len(s) == 3}
+        self.grids = {s[2] * s[3] for s in whole if len(s) == 4}
+        self.shuffled = self._find_shuffled(graph, names)
+        self.padded = self._find_padded(graph)
+
+    def of(self, node: fx.Node) -> Layout | None:
+        """Tell how a value holds maps; None if it holds none, or if that can't be told."""
+        shape = self.shapes.get(node, torch.Size())
+        if shape[:1] != (2,) or node in self.shuffled:
+            return None
+        layout = self._of_maps(node, shape) if len(shape) == 4 else None
+        if len(shape) == 3:
+            layout = self._of_tokens(shape)
+        if layout is None:
+            return None
+        maps, _ = layout.to_maps(torch.empty(shape, device="meta"), self.size)
+        return None if (node, maps[0, 0].numel()) in self.padded else layout
+
+    def _of_maps(self, node: fx.Node, shape: torch.Size) -> Layout | None:
+        if self._is_in_attention(node, shape):
+            return None
+        _, a, b, c = shape
+        first = min(b, c) > 1 and _same_aspect(b, c, self.size) and max(b, c) <= max(self.size)
+        last = min(a, b) > 1 and _same_aspect(a, b, self.size) and max(a, b) <= max(self.size)
+        told = self._channels_last(node)
+        if first and last:  # as many channels as cells
+            first, last = told is False, told is True
+        if b in self.lengths:  # perhaps heads × tokens × channels
+            first, last = first and told is not True, last and told is not False
+        return Layout("NCHW") if first else Layout("NHWC") if last else None
+
+    def _of_tokens(self, shape: torch.Size) -> Layout | None:
+        length = shape[1]
+        for p in range(17) if self.prefix is None else (self.prefix, 0):
+            grid = token_grid(length - p, self.size) if length > p else None
+            if grid is not None and min(grid) > 1:
+                # channels × tokens, as where a mixer mixes tokens
+                mixed = length in self.widths and length - p not in self.grids
+                return None if mixed else Layout("tokens", p)
+        return None
+
+    def _channels_last(self, node: fx.Node) -> bool | None:
+        """Whether the channels are the last dimension, by what makes and reads the value.
+
+        The nearest operation that knows, on the way through those that keep the shape.
+        """
+        seen, nearest = {node}, [node]
+        while nearest:
+            for n in nearest:
+                told = [self._made_last(n), *(self._read_last(user) for user in n.users)]
+                if (answer := next((t for t in told if t is not None), None)) is not None:
+                    return answer
+            around = [x for n in nearest for x in (*n.all_input_nodes, *n.users)]
+            nearest = [
+                x
+                for x in dict.fromkeys(around)
+                if x not in seen and self.shapes.get(x) == self.shapes[node]
+            ]
+            seen.update(nearest)
+        return None
+
+    def _made_last(self, node: fx.Node) -> bool | None:
+        if node.target == "permute":
+            return {(0, 2, 3, 1): True, (0, 3, 1, 2): False}.get(_order(node))
+        return self._works_last(node)
+
+    def _read_last(self, node: fx.Node) -> bool | None:
+        if node.target == "permute":
+            return {(0, 2, 3, 1): False, (0, 3, 1, 2): True}.get(_order(node))
+        return self._works_last(node)
+
+    def _works_last(self, node: fx.Node) -> bool | None:
+        """Whether an operation works on channels that are the last dimension, or the first."""
+        kind = type(self.modules.get(str(node.target))) if node.op == "call_module" else node.target
+        if kind in (nn.Linear, nn.LayerNorm, F.linear, F.layer_norm):
+            return True
+        return False if kind in _CHANNELS_FIRST else None
+
+    def _is_in_attention(self, node: fx.Node, shape: torch.Size) -> bool:
+        """Whether a value is heads × queries × keys, or queries, keys or values of the heads.
+
+        The one is made of a product, place by place; the others go into one.
+        """
+        if any(user.target in _PRODUCTS for user in node.users):
+            return True
+        seen, waiting = {node}, [node]
+        while waiting:
+            n = waiting.pop()
+            if n.target in _PRODUCTS:
+                return True
+            inputs = set()
+            for x in n.all_input_nodes:
+                given = self.shapes.get(x, torch.Size())
+                permuted = sorted(given[1:]) == sorted(shape[1:])
+                if len(given) == 4 and (permuted or given[2:] == shape[2:]):
+                    inputs.add(x)
+            waiting += inputs - seen
+            seen |= inputs
+        return False
+
+    def _find_shuffled(self, graph: fx.Graph, names: Mapping[fx.Node, str]) -> set[fx.Node]:
+        """Return tokens that are not in the order of the image's rows.
+
+        Hiera's `Unroll` puts those of a window together, until pooling has left one of each.
+        """
+        behind: dict[fx.Node, int] = {}
+        found = False
+        for node in graph.nodes:
+            module = self.modules.get(names.get(node, "").rpartition(".")[0])
+            if type(module).__name__ == "Unroll":
+                found, behind = True, {}
+            shape = self.shapes.get(node, ())
+            if found and len(shape) == 3 and shape[0] == 2:
+                behind[node] = shape[1]
+        return {n for n, length in behind.items() if length > min(behind.values())}
+
+    def _find_padded(self, graph: fx.Graph) -> set[tuple[fx.Node, int]]:
+        """Return values that may have cells beyond the image, with the number of all cells.
+
+        Windows are padded to one size. Where all of the image fits into a single one, its maps
+        look like others, but only a corner of them lies on the image.
+        """
+        cells: dict[fx.Node, frozenset[int]] = {}
+        for node in graph.nodes:
+            found = frozenset().union(*(cells[x] for x in node.all_input_nodes))
+            if getattr(node.target, "__name__", "") == "pad":
+                before, after = self.shapes[node.all_input_nodes[0]], self.shapes[node]
+                if len(after) == 4 and before != after:
+                    channels_last = before[3] == after[3]
+                    h, w = after[1:3] if channels_last else after[2:4]
+                    found |= {h * w}
+            cells[node] = found
+        return {(node, number) for node, found in cells.items() for number in found}
+
+
+_PRODUCTS: tuple[Any, ...] = (
+    operator.matmul,
+    torch.matmul,
+    "matmul",
+    torch.einsum,
+    F.scaled_dot_product_attention,
+)
+_CHANNELS_FIRST: tuple[Any, ...] = (
+    nn.Conv2d,
+    nn.BatchNorm2d,
+    nn.GroupNorm,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    F.conv2d,
+    F.batch_norm,
+    F.group_norm,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+)
+
+
+def _order(node: fx.Node) -> tuple[Any, ...]:
+    order = node.args[1:]
+    return tuple(order[0]) if len(order) == 1 and isinstance(order[0], tuple | list) else order
