@@ -248,6 +248,26 @@ def test_boxes_scale_from_the_stated_to_the_upright_size(
     assert torch.allclose(sample.boxes[0], torch.tensor(coloured(sample.image)), atol=1, rtol=0)
 
 
+@pytest.mark.parametrize("stated", [(80, 60), (160, 120), (53, 40), (0, 0)], ids=str)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_on_the_stored_pixels_turn_with_them(
+    orientation: int, stated: tuple[int, int], tmp_path: Path
+) -> None:
+    official(tmp_path, 1)
+    w, h = stated if any(stated) else (80, 60)
+    box = (w // 4, h // 2, w // 2, 7 * h // 8)
+    k = 80 / w
+    image = Image.new("RGB", (80, 60), "blue")
+    ImageDraw.Draw(image).rectangle([round(k * c) for c in box], RED)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "ILSVRC2012_img_val" / f"{name(1)}.JPEG", "JPEG", exif=exif, quality=95)
+    xml = tmp_path / "ILSVRC2012_bbox_val_v3" / "val" / f"{name(1)}.xml"
+    xml.write_text(annotation("n01751748", box, size=stated))
+    sample = ol.load_dataset(f"imagenet:{tmp_path}", classifier=small(60, 60))[0]
+    assert torch.allclose(sample.boxes[0], torch.tensor(coloured(sample.image)), atol=1, rtol=0)
+
+
 def test_boxes_of_an_annotation_without_size_or_beyond_it(tmp_path: Path) -> None:
     official(tmp_path, 1)
     xml = tmp_path / "ILSVRC2012_bbox_val_v3" / "val" / f"{name(1)}.xml"

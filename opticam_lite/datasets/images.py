@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, to_tensor
@@ -72,6 +73,18 @@ def crop_boxes(boxes: Tensor, width: int, height: int, settings: Preprocessing) 
     on_image = BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
     cropped = _crop(on_image, settings).as_subclass(Tensor).round().long()
     return cropped[(cropped[:, 2:] > cropped[:, :2]).all(1)]
+
+
+def turn_boxes(boxes: Tensor, orientation: int | None) -> Tensor:
+    """Turn boxes `(M, 4)`, in fractions of the image, as EXIF's orientation turns the pixels."""
+    x, y = boxes[:, 0::2], boxes[:, 1::2]
+    if orientation in (2, 3, 7, 8):
+        x = 1 - x.flip(1)
+    if orientation in (3, 4, 6, 7):
+        y = 1 - y.flip(1)
+    if orientation in (5, 6, 7, 8):
+        x, y = y, x
+    return torch.stack([x, y], 2).flatten(1)
 
 
 def _crop(image: Any, settings: Preprocessing) -> Any:
