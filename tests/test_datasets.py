@@ -84,6 +84,13 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
         assert read(tmp_path / name) == [[60, 60, 60], [200, 200, 200]]
 
 
+def test_a_dark_image_of_sixteen_bits_stays_dark(tmp_path: Path) -> None:
+    (tmp_path / "dark.pgm").write_bytes(b"P5 64 64 1023 " + 64 * 64 * b"\x00\x03")
+    Image.fromarray(np.full((64, 64), 200, np.uint16)).save(tmp_path / "dark.png")
+    for name in ("dark.pgm", "dark.png"):
+        assert read(tmp_path / name) == [[1, 1, 1], [1, 1, 1]]
+
+
 def test_floating_point_tiff(tmp_path: Path) -> None:
     values = np.full((64, 64), 0.2, np.float32)
     values[:, 32:] = 1.0

@@ -129,14 +129,16 @@ def read_rgb(path: Path) -> Image.Image:
             f"{path} is {image.width}×{image.height} pixels; at least {SMALLEST_SIDE} on each side "
             "are needed"
         )
-    return _to_rgb(image, path)
+    return _to_rgb(image, path, opened.format)
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, path: Path, kind: str | None) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
         values = np.asarray(image, dtype=np.float64)
-        largest = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
+        # Of these two formats "I" is always 16 bits, however dark; Pillow has scaled PPM's to them.
+        sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
+        largest = 65535 if sixteen or values.max() > 255 else 255
         if image.mode == "F" and values.max() <= 1:
             largest = 1
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > largest:
