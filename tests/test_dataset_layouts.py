@@ -24,7 +24,7 @@ from torchvision.datasets import Imagenette
 import opticam_lite as ol
 from opticam_lite.classifier import Preprocessing
 from opticam_lite.datasets.imagenet import synsets
-from opticam_lite.datasets.images import crop_boxes, crop_image
+from opticam_lite.datasets.images import SourceError, crop_boxes, crop_image
 from opticam_lite.datasets.medical import KVASIR_CLASSES
 from opticam_lite.datasets.protocol import knows_classes
 
@@ -298,6 +298,17 @@ def test_imagenet_with_faults(tmp_path: Path) -> None:
     with pytest.raises(ol.ImageError, match=r"shows n01440764, but .* of the class n04263257"):
         dataset[3]
     assert len(dataset[4].boxes) == 1
+
+
+def test_boxes_that_move_away_are_not_taken_for_none(tmp_path: Path) -> None:
+    dataset = ol.load_dataset(f"imagenet:{official(tmp_path)}", classifier=small())
+    boxes = tmp_path / "ILSVRC2012_bbox_val_v3"
+    away = boxes.rename(tmp_path / "away")
+    for use in (dataset.__getitem__, dataset.fingerprint):
+        with pytest.raises(SourceError, match=r"the folder .*val is gone; bring it back"):
+            use(0)
+    away.rename(boxes)
+    assert len(dataset[0].boxes) == 1
 
 
 def test_imagenet_with_a_class_folder_too_many(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import opticam_lite as ol
 from opticam_lite import datasets
 from opticam_lite.classifier import Preprocessing
 from opticam_lite.datasets import Photos, Scenes
+from opticam_lite.datasets.images import SourceError
+from opticam_lite.paths import data_dir
 
 RED = (200, 40, 20)
 
@@ -308,7 +311,77 @@ def test_images_in_memory(images: torch.Tensor) -> None:
         ol.Images(images, [0])
 
 
+def moves_away(dataset: ol.Dataset, folder: Path, message: str, index: int = 0) -> None:
+    """Check that a folder's absence is an error of its own, and of no image."""
+    before = dataset.fingerprint(index)
+    away = folder.rename(folder.with_name("away"))
+    for use in (dataset.__getitem__, dataset.fingerprint):
+        with pytest.raises(SourceError, match=message):
+            use(index)
+    away.rename(folder)
+    assert dataset[index].id == dataset.id(index)
+    assert dataset.fingerprint(index) == before
+
+
+def test_a_class_folder_that_moves_away_is_no_fault_of_its_images(folder: Path) -> None:
+    dataset = ol.load_dataset(f"folders:{folder.parent}", classifier=None)
+    moves_away(dataset, folder, r"the folder .*photos is gone; bring it back, and repeat")
+    (folder / "a.JPG").unlink()
+    with pytest.raises(FileNotFoundError, match="there is no image file at"):
+        dataset[0]
+
+
+def test_a_place_without_its_disk_is_no_fault_of_its_images(folder: Path) -> None:
+    dataset = ol.load_dataset(folder)
+    for file in folder.iterdir():
+        file.unlink()
+    with pytest.raises(SourceError, match=r"the folder .*photos is empty; bring it back"):
+        dataset[0]
+
+
 # ------------------------------------------------------------------------------------------ scenes
+
+
+@pytest.fixture
+def copied_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the data with the first scenes alone, which `Scenes` reads."""
+    (tmp_path / "networks").mkdir()
+    about = json.loads((data_dir() / "scenes" / "annotations.json").read_text())
+    about["scenes"] = about["scenes"][:3]
+    for scene in about["scenes"]:
+        for file in (scene["image"], scene["mask"], scene["twins"]["swapped"]["image"]):
+            copy = tmp_path / "scenes" / file
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes((data_dir() / "scenes" / file).read_bytes())
+    (tmp_path / "scenes" / "annotations.json").write_text(json.dumps(about))
+    monkeypatch.setenv("OPTICAM_DATA", str(tmp_path))
+    return tmp_path / "scenes"
+
+
+def test_a_fingerprint_is_of_all_that_a_scene_tells(copied_scenes: Path) -> None:
+    def fingerprints() -> list[str]:
+        return [d.fingerprint(0) for d in (Scenes(), Scenes("swapped"))]
+
+    before = fingerprints()
+    assert before[0] != before[1]
+    assert fingerprints() == before
+    changed = []
+    for file, other in (("images/0000.jpg", "images/0001.jpg"), ("masks/0000.png",) * 2):
+        path = copied_scenes / file
+        whole = path.read_bytes()
+        path.write_bytes((copied_scenes / other).read_bytes() + b" ")
+        changed.append([a != b for a, b in zip(fingerprints(), before, strict=True)])
+        path.write_bytes(whole)
+    about = json.loads((copied_scenes / "annotations.json").read_text())
+    about["scenes"][0]["boxes"][0][0] += 1
+    (copied_scenes / "annotations.json").write_text(json.dumps(about))
+    changed.append([a != b for a, b in zip(fingerprints(), before, strict=True)])
+    assert changed == [[True, False], [True, True], [True, True]]
+
+
+@pytest.mark.parametrize("place", ["", "images", "masks"])
+def test_scenes_that_move_away(place: str, copied_scenes: Path) -> None:
+    moves_away(Scenes(), copied_scenes / place, r"the folder .* is gone; bring it back")
 
 
 def test_the_embedded_scenes() -> None:

@@ -70,28 +70,50 @@ class Files(Dataset):
 
     def fingerprint(self, index: int) -> str:
         """Return a file's size and a checksum of its first 64 kB."""
-        path = self.root / self.files[index][0]
-        try:
-            with path.open("rb") as file:
-                return f"{path.stat().st_size} {checksum(file.read(2**16))}"
-        except OSError:
-            return "unreadable"
+        return fingerprint_file(self.root / self.files[index][0], self.root)
 
     def read(self, index: int) -> Image.Image:
         """Read the file of an index as RGB.
 
         Raises:
-            SourceError: If the whole folder is gone.
+            SourceError: If its whole folder is gone.
             ImageError, FileNotFoundError: If this file can't be read.
         """
-        try:
-            return read_rgb(self.root / self.files[index][0])
-        except FileNotFoundError as error:
-            if self.root.is_dir():
-                raise
-            raise SourceError(
-                f"the folder {self.root} is gone; bring it back, and repeat the same call"
-            ) from error
+        return read_file(self.root / self.files[index][0], self.root)
+
+
+def check_at_hand(folder: Path, root: Path) -> None:
+    """Raise SourceError if a folder is gone, or the root is empty: a disk's place without it."""
+    if not folder.is_dir():
+        lost = f"{folder} is gone"
+    elif not any(root.iterdir()):
+        lost = f"{root} is empty"
+    else:
+        return
+    raise SourceError(f"the folder {lost}; bring it back, and repeat the same call")
+
+
+def read_file(path: Path, root: Path) -> Image.Image:
+    """Read a file below a root as RGB; the errors are those of `Files.read`."""
+    try:
+        return read_rgb(path)
+    except FileNotFoundError:
+        check_at_hand(path.parent, root)
+        raise
+
+
+def fingerprint_file(path: Path, root: Path) -> str:
+    """Return a file's size and a checksum of its first 64 kB.
+
+    Raises:
+        SourceError: If its whole folder is gone.
+    """
+    try:
+        with path.open("rb") as file:
+            return f"{path.stat().st_size} {checksum(file.read(2**16))}"
+    except OSError:
+        check_at_hand(path.parent, root)
+        return "unreadable"
 
 
 class Photos(Files):

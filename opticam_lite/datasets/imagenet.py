@@ -20,7 +20,7 @@ from torchvision.models import ResNet18_Weights
 
 from ..classifier import Classifier
 from ..registry import unknown_name
-from .files import Files, class_folders, existing, images_of
+from .files import Files, check_at_hand, class_folders, existing, images_of
 from .images import ImageError, crop_boxes, crop_image, is_image, preprocessing, turn_boxes
 from .protocol import Sample, checksum
 
@@ -136,7 +136,11 @@ class ImageNet(Files):
         file, target = self.files[index]
         xml, synset = Path(file).stem + ".xml", list(synsets())[target or 0]
         places = (place / sub / xml for place in self._annotations for sub in ("", synset))
-        return next((place for place in places if place.is_file()), None), synset
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            for place in self._annotations:  # an image has no boxes only where they would be
+                check_at_hand(place, place)
+        return found, synset
 
     def _boxes(self, index: int, width: int, height: int) -> Tensor:
         """Return the annotated boxes `(M, 4)`, in pixels of the upright image."""
