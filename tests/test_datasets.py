@@ -284,6 +284,12 @@ def test_all_broken_files_of_a_batch_are_named(folder: Path) -> None:
     assert len(whole) == len(photos)
 
 
+def test_a_name_that_is_not_utf8_is_refused(folder: Path) -> None:
+    (folder / "zz\udcff.png").write_bytes((folder / "b.png").read_bytes())
+    with pytest.raises(ValueError, match=r"the name 'zz\\udcff\.png' is not UTF-8, .* rename it"):
+        ol.load_dataset(folder)
+
+
 def test_missing_places(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="neither an existing folder or image nor one of"):
         ol.load_dataset(tmp_path / "nowhere")

@@ -32,6 +32,9 @@ class Files(Dataset):
         files: Path below the folder and class (None if nobody knows) of each image.
         labels: Names of the classes.
         settings: How images are resized and cropped.
+
+    Raises:
+        ValueError: If there are no files, or a name is not UTF-8, as tables need it.
     """
 
     def __init__(
@@ -51,6 +54,13 @@ class Files(Dataset):
                 f"there are no images in {root}; files with these endings are read: "
                 f"{' '.join(IMAGE_SUFFIXES)}"
             )
+        for text in (name, str(root), *(file for file, _ in self.files)):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"the name {text!r} is not UTF-8, so no table can hold it; rename it"
+                ) from error
 
     def __len__(self) -> int:
         return len(self.files)
