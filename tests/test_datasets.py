@@ -315,6 +315,16 @@ def test_images_in_memory(images: torch.Tensor) -> None:
         ol.Images(images[0])
     with pytest.raises(ValueError, match="3 images need as many targets, not 1"):
         ol.Images(images, [0])
+    for wrong in ([1.9, 0.0, 2.0], torch.ones(3), [True, False, True]):
+        with pytest.raises(TypeError, match=r"targets are torch\.\w+; class indices \(int64\)"):
+            ol.Images(images, wrong)
+    assert len(ol.Images(images[:0], [])) == 0
+
+
+def test_images_of_another_shape_have_another_fingerprint(images: torch.Tensor) -> None:
+    other = ol.Images(images.reshape(3, 3, 16, 64))
+    assert other.fingerprint(0) != ol.Images(images).fingerprint(0)
+    assert ol.Images(images.clone()).fingerprint(0) == ol.Images(images).fingerprint(0)
 
 
 def moves_away(dataset: ol.Dataset, folder: Path, message: str, index: int = 0) -> None:
