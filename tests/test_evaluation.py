@@ -158,6 +158,17 @@ def test_a_wrong_box_is_that_images_fault(box: list[int], images: Tensor) -> Non
     assert frame["error"].isna().all()  # nobody asks for it
 
 
+def test_the_official_metric_needs_the_true_class(images: Tensor) -> None:
+    class Some(Boxed):
+        def target(self, index: int) -> int | None:
+            return None if index == 1 else 0
+
+    dataset = Some(images, [[1, 1, 30, 30]] * 3)
+    frame = ol.evaluate(make_classifier("cnn"), dataset, "grad-cam", ["OM", "LE"], progress=None)
+    assert frame.loc[frame["metric"] == "OM", "value"].isna().tolist() == [False, True, False]
+    assert frame.loc[frame["metric"] == "LE", "value"].notna().all()
+
+
 def test_a_method_that_does_not_fit_is_refused(images: Tensor) -> None:
     dense = make_classifier("dense")
     dense.name = "DenseNet"
