@@ -26,7 +26,7 @@ from opticam_lite.classifier import Preprocessing
 from opticam_lite.datasets.imagenet import synsets
 from opticam_lite.datasets.images import SourceError, crop_boxes, crop_image
 from opticam_lite.datasets.medical import KVASIR_CLASSES
-from opticam_lite.datasets.protocol import knows_classes
+from opticam_lite.datasets.protocol import knows_classes, of_known_classes
 
 RED = (255, 0, 0)
 # The first ten images of the official ground truth: ids of the kit, and classes as everybody's
@@ -125,6 +125,8 @@ def test_a_box_is_clipped_and_vanishes_outside_the_crop() -> None:
     cropped = crop_boxes(boxes.double(), 100, 20, preprocessing)  # columns 40 to 60 are kept
     assert cropped.tolist() == [[0, 0, 20, 20]]
     assert crop_boxes(torch.zeros(0, 4), 100, 20, preprocessing).shape == (0, 4)
+    narrow = torch.tensor([[500, 0, 501, 1000]])
+    assert crop_boxes(narrow.double(), 1000, 1000, preprocessing).shape == (0, 4)
 
 
 # ---------------------------------------------------------------------------------------- ImageNet
@@ -471,8 +473,22 @@ def test_a_network_with_another_order_of_the_same_classes(tmp_path: Path) -> Non
     assert dataset.labels == ["pneumonia", "normal"]
     assert [(d.id, d.target) for d in dataset] == [("NORMAL/1.jpeg", 1), ("PNEUMONIA/1.jpeg", 0)]
     other = ol.Classifier(cnn(2), "4", labels=["cat", "dog"], size=32, device="cpu")
-    with pytest.raises(ValueError, match="NORMAL is no class of Sequential"):
-        ol.load_dataset(f"chest-xray:{tmp_path}", classifier=other)
+    with pytest.warns(UserWarning, match="does not know the classes of chest-xray-test"):
+        assert loaded(tmp_path, other) == [None, None]
+    more = ol.Classifier(cnn(3), "4", labels=["Pneumonia", "covid", "normal"], size=32)
+    assert loaded(tmp_path, more) == [2, 0]
+    assert loaded(tmp_path, ol.Classifier(cnn(2), "4", size=32)) == [0, 1]  # without names
+    with pytest.warns(UserWarning, match="does not know the classes of chest-xray-test"):
+        assert loaded(tmp_path, ol.Classifier(cnn(3), "4", size=32)) == [None, None]
+    twice = ol.Classifier(cnn(3), "4", labels=["normal", "pneumonia", "Normal"], size=32)
+    with pytest.raises(ValueError, match="Sequential has 2 classes of this name"):
+        loaded(tmp_path, twice)
+
+
+def loaded(path: Path, classifier: ol.Classifier) -> list[int | None]:
+    """The targets of chest X-rays, as `evaluate` takes them."""
+    dataset = ol.load_dataset(f"chest-xray:{path}", classifier=classifier)
+    return targets(of_known_classes(classifier, dataset))
 
 
 def test_kvasir_at_its_real_size(tmp_path: Path) -> None:

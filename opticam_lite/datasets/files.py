@@ -20,7 +20,7 @@ from .images import (
     preprocessing,
     read_rgb,
 )
-from .protocol import Dataset, Sample, checksum
+from .protocol import Dataset, Sample, checksum, has_names
 
 
 class Files(Dataset):
@@ -274,7 +274,7 @@ def class_indices(
     if classifier is None:
         return {folder: c for c, folder in enumerate(folders)}, list(folders)
     labels = classifier.labels
-    if labels == [f"class {c}" for c in range(len(labels))]:  # it has no names of its own
+    if not has_names(classifier):
         if len(folders) != len(labels):
             raise ValueError(
                 f"{root} has {len(folders)} class folders and {classifier.name} {len(labels)} "
@@ -284,21 +284,22 @@ def class_indices(
         return {folder: c for c, folder in enumerate(folders)}, labels
     named = defaultdict(list)
     for c, label in enumerate(labels):
-        named[_key(label)].append(c)
+        named[class_key(label)].append(c)
     for folder in folders:
-        if not named[_key(folder)]:
+        if not named[class_key(folder)]:
             raise ValueError(
                 f"{root / folder} is no class of {classifier.name}: "
                 f"{unknown_name('class', folder, labels, show=20)} Rename the folder or move it "
                 "away; folders named by synset are read as imagenet:PATH"
             )
-        if len(named[_key(folder)]) > 1:
+        if len(named[class_key(folder)]) > 1:
             raise ValueError(
-                f"{root / folder}: {classifier.name} has {len(named[_key(folder)])} classes of "
-                "this name; use a table of labels with the class indices instead"
+                f"{root / folder}: {classifier.name} has {len(named[class_key(folder)])} classes "
+                "of this name; use a table of labels with the class indices instead"
             )
-    return {folder: named[_key(folder)][0] for folder in folders}, labels
+    return {folder: named[class_key(folder)][0] for folder in folders}, labels
 
 
-def _key(name: str) -> str:
+def class_key(name: str) -> str:
+    """Return what a class's name and its folder's have in common."""
     return name.replace("_", " ").casefold()

@@ -68,7 +68,8 @@ def crop_boxes(boxes: Tensor, width: int, height: int, settings: Preprocessing) 
             bottom exclusive, fractions allowed.
 
     Returns:
-        int64 `(≤ M, 4)`, rounded and clipped to the crop, without those that lie outside it.
+        int64 `(≤ M, 4)`, rounded and clipped to the crop, without those that are then empty: they
+        lie outside it, or are narrower than a pixel.
     """
     on_image = BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
     cropped = _crop(on_image, settings).as_subclass(Tensor).round().long()

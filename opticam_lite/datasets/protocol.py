@@ -125,6 +125,11 @@ def knows_classes(classifier: Classifier, dataset: Dataset) -> bool:
     return dataset.labels is None or list(dataset.labels) == list(classifier.labels)
 
 
+def has_names(classifier: Classifier) -> bool:
+    """Whether a classifier's classes have names of their own, not those that it makes up."""
+    return classifier.labels != [f"class {c}" for c in range(classifier.classes)]
+
+
 class Images(Dataset):
     """A batch in memory as a dataset: images `(N, 3, H, W)` in [0, 1] and targets `(N,)`.
 
@@ -194,8 +199,8 @@ def of_known_classes(classifier: Classifier, dataset: Dataset) -> Dataset:
     A classifier whose classes have no names may know those of a dataset that has as many.
     """
     labels = dataset.labels or []
-    nameless = classifier.labels == [f"class {c}" for c in range(len(labels))]
-    if knows_classes(classifier, dataset) or nameless:
+    may_know = classifier.classes == len(labels) and not has_names(classifier)
+    if knows_classes(classifier, dataset) or may_know:
         return dataset
     warnings.warn(
         f"{classifier.name} does not know the classes of {dataset.name} "
