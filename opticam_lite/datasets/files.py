@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -94,12 +95,12 @@ class Files(Dataset):
 
 def check_at_hand(folder: Path, root: Path) -> None:
     """Raise SourceError if a folder is gone, or the root is empty: a disk's place without it."""
-    if not folder.is_dir():
-        lost = f"{folder} is gone"
-    elif not any(root.iterdir()):
+    lost = f"{folder} is gone"
+    if folder.is_dir():
+        with os.scandir(root) as entries:  # `iterdir` would list all of them
+            if any(True for _ in entries):
+                return
         lost = f"{root} is empty"
-    else:
-        return
     raise SourceError(f"the folder {lost}; bring it back, and repeat the same call")
 
 
