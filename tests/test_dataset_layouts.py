@@ -24,9 +24,9 @@ from torchvision.datasets import Imagenette
 import opticam_lite as ol
 from opticam_lite.classifier import Preprocessing
 from opticam_lite.datasets.imagenet import synsets
-from opticam_lite.datasets.images import crop_boxes, crop_image
+from opticam_lite.datasets.images import SourceError, crop_boxes, crop_image
 from opticam_lite.datasets.medical import KVASIR_CLASSES
-from opticam_lite.datasets.protocol import knows_classes
+from opticam_lite.datasets.protocol import knows_classes, of_known_classes
 
 RED = (255, 0, 0)
 # The first ten images of the official ground truth: ids of the kit, and classes as everybody's
@@ -125,6 +125,8 @@ def test_a_box_is_clipped_and_vanishes_outside_the_crop() -> None:
     cropped = crop_boxes(boxes.double(), 100, 20, preprocessing)  # columns 40 to 60 are kept
     assert cropped.tolist() == [[0, 0, 20, 20]]
     assert crop_boxes(torch.zeros(0, 4), 100, 20, preprocessing).shape == (0, 4)
+    narrow = torch.tensor([[500, 0, 501, 1000]])
+    assert crop_boxes(narrow.double(), 1000, 1000, preprocessing).shape == (0, 4)
 
 
 # ---------------------------------------------------------------------------------------- ImageNet
@@ -248,6 +250,26 @@ def test_boxes_scale_from_the_stated_to_the_upright_size(
     assert torch.allclose(sample.boxes[0], torch.tensor(coloured(sample.image)), atol=1, rtol=0)
 
 
+@pytest.mark.parametrize("stated", [(80, 60), (160, 120), (53, 40), (0, 0)], ids=str)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_on_the_stored_pixels_turn_with_them(
+    orientation: int, stated: tuple[int, int], tmp_path: Path
+) -> None:
+    official(tmp_path, 1)
+    w, h = stated if any(stated) else (80, 60)
+    box = (w // 4, h // 2, w // 2, 7 * h // 8)
+    k = 80 / w
+    image = Image.new("RGB", (80, 60), "blue")
+    ImageDraw.Draw(image).rectangle([round(k * c) for c in box], RED)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "ILSVRC2012_img_val" / f"{name(1)}.JPEG", "JPEG", exif=exif, quality=95)
+    xml = tmp_path / "ILSVRC2012_bbox_val_v3" / "val" / f"{name(1)}.xml"
+    xml.write_text(annotation("n01751748", box, size=stated))
+    sample = ol.load_dataset(f"imagenet:{tmp_path}", classifier=small(60, 60))[0]
+    assert torch.allclose(sample.boxes[0], torch.tensor(coloured(sample.image)), atol=1, rtol=0)
+
+
 def test_boxes_of_an_annotation_without_size_or_beyond_it(tmp_path: Path) -> None:
     official(tmp_path, 1)
     xml = tmp_path / "ILSVRC2012_bbox_val_v3" / "val" / f"{name(1)}.xml"
@@ -278,6 +300,17 @@ def test_imagenet_with_faults(tmp_path: Path) -> None:
     with pytest.raises(ol.ImageError, match=r"shows n01440764, but .* of the class n04263257"):
         dataset[3]
     assert len(dataset[4].boxes) == 1
+
+
+def test_boxes_that_move_away_are_not_taken_for_none(tmp_path: Path) -> None:
+    dataset = ol.load_dataset(f"imagenet:{official(tmp_path)}", classifier=small())
+    boxes = tmp_path / "ILSVRC2012_bbox_val_v3"
+    away = boxes.rename(tmp_path / "away")
+    for use in (dataset.__getitem__, dataset.fingerprint):
+        with pytest.raises(SourceError, match=r"the folder .*val is gone; bring it back"):
+            use(0)
+    away.rename(boxes)
+    assert len(dataset[0].boxes) == 1
 
 
 def test_imagenet_with_a_class_folder_too_many(tmp_path: Path) -> None:
@@ -440,8 +473,22 @@ def test_a_network_with_another_order_of_the_same_classes(tmp_path: Path) -> Non
     assert dataset.labels == ["pneumonia", "normal"]
     assert [(d.id, d.target) for d in dataset] == [("NORMAL/1.jpeg", 1), ("PNEUMONIA/1.jpeg", 0)]
     other = ol.Classifier(cnn(2), "4", labels=["cat", "dog"], size=32, device="cpu")
-    with pytest.raises(ValueError, match="NORMAL is no class of Sequential"):
-        ol.load_dataset(f"chest-xray:{tmp_path}", classifier=other)
+    with pytest.warns(UserWarning, match="does not know the classes of chest-xray-test"):
+        assert loaded(tmp_path, other) == [None, None]
+    more = ol.Classifier(cnn(3), "4", labels=["Pneumonia", "covid", "normal"], size=32)
+    assert loaded(tmp_path, more) == [2, 0]
+    assert loaded(tmp_path, ol.Classifier(cnn(2), "4", size=32)) == [0, 1]  # without names
+    with pytest.warns(UserWarning, match="does not know the classes of chest-xray-test"):
+        assert loaded(tmp_path, ol.Classifier(cnn(3), "4", size=32)) == [None, None]
+    twice = ol.Classifier(cnn(3), "4", labels=["normal", "pneumonia", "Normal"], size=32)
+    with pytest.raises(ValueError, match="Sequential has 2 classes of this name"):
+        loaded(tmp_path, twice)
+
+
+def loaded(path: Path, classifier: ol.Classifier) -> list[int | None]:
+    """The targets of chest X-rays, as `evaluate` takes them."""
+    dataset = ol.load_dataset(f"chest-xray:{path}", classifier=classifier)
+    return targets(of_known_classes(classifier, dataset))
 
 
 def test_kvasir_at_its_real_size(tmp_path: Path) -> None:

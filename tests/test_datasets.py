@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import opticam_lite as ol
 from opticam_lite import datasets
 from opticam_lite.classifier import Preprocessing
 from opticam_lite.datasets import Photos, Scenes
+from opticam_lite.datasets.images import SourceError
+from opticam_lite.paths import data_dir
 
 RED = (200, 40, 20)
 
@@ -82,6 +85,13 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     for name in ("image.png", "image.tif"):
         Image.fromarray(values).save(tmp_path / name)
         assert read(tmp_path / name) == [[60, 60, 60], [200, 200, 200]]
+
+
+def test_a_dark_image_of_sixteen_bits_stays_dark(tmp_path: Path) -> None:
+    (tmp_path / "dark.pgm").write_bytes(b"P5 64 64 1023 " + 64 * 64 * b"\x00\x03")
+    Image.fromarray(np.full((64, 64), 200, np.uint16)).save(tmp_path / "dark.png")
+    for name in ("dark.pgm", "dark.png"):
+        assert read(tmp_path / name) == [[1, 1, 1], [1, 1, 1]]
 
 
 def test_floating_point_tiff(tmp_path: Path) -> None:
@@ -274,6 +284,12 @@ def test_all_broken_files_of_a_batch_are_named(folder: Path) -> None:
     assert len(whole) == len(photos)
 
 
+def test_a_name_that_is_not_utf8_is_refused(folder: Path) -> None:
+    (folder / "zz\udcff.png").write_bytes((folder / "b.png").read_bytes())
+    with pytest.raises(ValueError, match=r"the name 'zz\\udcff\.png' is not UTF-8, .* rename it"):
+        ol.load_dataset(folder)
+
+
 def test_missing_places(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="neither an existing folder or image nor one of"):
         ol.load_dataset(tmp_path / "nowhere")
@@ -299,9 +315,89 @@ def test_images_in_memory(images: torch.Tensor) -> None:
         ol.Images(images[0])
     with pytest.raises(ValueError, match="3 images need as many targets, not 1"):
         ol.Images(images, [0])
+    for wrong in ([1.9, 0.0, 2.0], torch.ones(3), [True, False, True]):
+        with pytest.raises(TypeError, match=r"targets are torch\.\w+; class indices \(int64\)"):
+            ol.Images(images, wrong)
+    assert len(ol.Images(images[:0], [])) == 0
+
+
+def test_images_of_another_shape_have_another_fingerprint(images: torch.Tensor) -> None:
+    other = ol.Images(images.reshape(3, 3, 16, 64))
+    assert other.fingerprint(0) != ol.Images(images).fingerprint(0)
+    assert ol.Images(images.clone()).fingerprint(0) == ol.Images(images).fingerprint(0)
+
+
+def moves_away(dataset: ol.Dataset, folder: Path, message: str, index: int = 0) -> None:
+    """Check that a folder's absence is an error of its own, and of no image."""
+    before = dataset.fingerprint(index)
+    away = folder.rename(folder.with_name("away"))
+    for use in (dataset.__getitem__, dataset.fingerprint):
+        with pytest.raises(SourceError, match=message):
+            use(index)
+    away.rename(folder)
+    assert dataset[index].id == dataset.id(index)
+    assert dataset.fingerprint(index) == before
+
+
+def test_a_class_folder_that_moves_away_is_no_fault_of_its_images(folder: Path) -> None:
+    dataset = ol.load_dataset(f"folders:{folder.parent}", classifier=None)
+    moves_away(dataset, folder, r"the folder .*photos is gone; bring it back, and repeat")
+    (folder / "a.JPG").unlink()
+    with pytest.raises(FileNotFoundError, match="there is no image file at"):
+        dataset[0]
+
+
+def test_a_place_without_its_disk_is_no_fault_of_its_images(folder: Path) -> None:
+    dataset = ol.load_dataset(folder)
+    for file in folder.iterdir():
+        file.unlink()
+    with pytest.raises(SourceError, match=r"the folder .*photos is empty; bring it back"):
+        dataset[0]
 
 
 # ------------------------------------------------------------------------------------------ scenes
+
+
+@pytest.fixture
+def copied_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the data with the first scenes alone, which `Scenes` reads."""
+    (tmp_path / "networks").mkdir()
+    about = json.loads((data_dir() / "scenes" / "annotations.json").read_text())
+    about["scenes"] = about["scenes"][:3]
+    for scene in about["scenes"]:
+        for file in (scene["image"], scene["mask"], scene["twins"]["swapped"]["image"]):
+            copy = tmp_path / "scenes" / file
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes((data_dir() / "scenes" / file).read_bytes())
+    (tmp_path / "scenes" / "annotations.json").write_text(json.dumps(about))
+    monkeypatch.setenv("OPTICAM_DATA", str(tmp_path))
+    return tmp_path / "scenes"
+
+
+def test_a_fingerprint_is_of_all_that_a_scene_tells(copied_scenes: Path) -> None:
+    def fingerprints() -> list[str]:
+        return [d.fingerprint(0) for d in (Scenes(), Scenes("swapped"))]
+
+    before = fingerprints()
+    assert before[0] != before[1]
+    assert fingerprints() == before
+    changed = []
+    for file, other in (("images/0000.jpg", "images/0001.jpg"), ("masks/0000.png",) * 2):
+        path = copied_scenes / file
+        whole = path.read_bytes()
+        path.write_bytes((copied_scenes / other).read_bytes() + b" ")
+        changed.append([a != b for a, b in zip(fingerprints(), before, strict=True)])
+        path.write_bytes(whole)
+    about = json.loads((copied_scenes / "annotations.json").read_text())
+    about["scenes"][0]["boxes"][0][0] += 1
+    (copied_scenes / "annotations.json").write_text(json.dumps(about))
+    changed.append([a != b for a, b in zip(fingerprints(), before, strict=True)])
+    assert changed == [[True, False], [True, True], [True, True]]
+
+
+@pytest.mark.parametrize("place", ["", "images", "masks"])
+def test_scenes_that_move_away(place: str, copied_scenes: Path) -> None:
+    moves_away(Scenes(), copied_scenes / place, r"the folder .* is gone; bring it back")
 
 
 def test_the_embedded_scenes() -> None:

@@ -176,6 +176,17 @@ def test_a_callback_is_no_option_of_the_rows(images: Tensor) -> None:
     assert frame["options"].eq('{"iterations": 1}').all()
 
 
+def test_the_official_metric_needs_the_true_class(images: Tensor) -> None:
+    class Some(Boxed):
+        def target(self, index: int) -> int | None:
+            return None if index == 1 else 0
+
+    dataset = Some(images, [[1, 1, 30, 30]] * 3)
+    frame = ol.evaluate(make_classifier("cnn"), dataset, "grad-cam", ["OM", "LE"], progress=None)
+    assert frame.loc[frame["metric"] == "OM", "value"].isna().tolist() == [False, True, False]
+    assert frame.loc[frame["metric"] == "LE", "value"].notna().all()
+
+
 def test_a_method_that_does_not_fit_is_refused(images: Tensor) -> None:
     dense = make_classifier("dense")
     dense.name = "DenseNet"

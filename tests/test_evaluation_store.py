@@ -216,6 +216,41 @@ def test_two_processes_can_not_write_to_one_folder(tmp_path: Path) -> None:
     assert_same(measure(tmp_path), first)
 
 
+@pytest.mark.parametrize("refused", ["lock", "settings"])
+def test_a_run_that_is_over_is_read_where_nothing_can_be_written(
+    refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No chmod, which would not stop root: opening files to write is what fails."""
+    first = measure(tmp_path)
+    files = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    if refused == "lock":
+        monkeypatch.setattr(store.FileLock, "acquire", refuse)
+    monkeypatch.setattr(store.Store, "_write", refuse)
+    assert_same(measure(tmp_path), first)
+    less = measure(tmp_path, methods=["fake-cam"], metrics=["AI"])
+    assert_same(less, measure(methods=["fake-cam"], metrics=["AI"]))
+    message = r"nothing can be written to .* \(Read-only .*\), and its run is not over; make it"
+    with pytest.raises(StoreError, match=message):
+        measure(tmp_path, methods=["score-cam"])
+    with pytest.raises(StoreError, match="batch_size is 3 there and 2 here"):
+        measure(tmp_path, batch_size=2)
+    with pytest.raises(StoreError, match="its run is not over"):
+        measure(tmp_path / "new")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == files
+
+
+def test_a_copy_of_a_part_is_no_part(tmp_path: Path) -> None:
+    measure(tmp_path, methods=["fake-cam"])
+    part = tmp_path / "part-000000.parquet"
+    (tmp_path / "part-000000 (1).parquet").write_bytes(part.read_bytes())
+    assert_same(measure(tmp_path), measure())
+    assert_same(read(tmp_path), measure(methods=["fake-cam", "grad-cam"]))
+
+
 def test_folders_that_are_something_else(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()

@@ -302,3 +302,6 @@ def test_correct_is_a_truth_for_each_mask(correct: Tensor) -> None:
 def test_no_images_give_no_values() -> None:
     assert metrics.saliency_metric(MASKS[:0], torch.zeros(0)).shape == (0,)
     assert metrics.box_overlaps(MASKS[:0], [], [0.2, 0.5]).shape == (0, 2)
+    for metric in (metrics.localization_error, metrics.f1_score, metrics.pointing_game):
+        assert metric(MASKS[:0], []).shape == (0,)
+    assert metrics.official_metric(MASKS[:0], [], torch.zeros(0, dtype=torch.bool)).shape == (0,)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_classifier, make_images
@@ -74,6 +76,13 @@ def test_by_hand() -> None:
 
 def test_the_drop_is_relative() -> None:
     assert metrics.average_drop([0.1], [0.05]) == pytest.approx(50)
+
+
+def test_numbers_keep_their_digits() -> None:
+    for make in (list, np.array, partial(torch.tensor, dtype=torch.float64)):
+        assert metrics.average_gain(make([1 - 1e-9]), make([1.0])) == pytest.approx(100)
+    learnt = torch.tensor([0.5], requires_grad=True)
+    assert not metrics.drop(learnt, learnt).requires_grad
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])

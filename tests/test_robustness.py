@@ -176,6 +176,12 @@ def test_limits_of_adcc(p: float, o: float, S: Tensor, again: Tensor, expected: 
     assert float(metrics.adcc([p], [o], S, again)) == pytest.approx(expected, abs=1e-6)
 
 
+def test_adcc_is_a_fraction_for_masks_off_by_rounding() -> None:
+    S = torch.full((1, 1, 4, 4), 1 + 9e-7)
+    assert float(metrics.complexity(S)) == 1
+    assert float(metrics.adcc([0.5], [0.5], S, S)) == 0
+
+
 def test_adcc_explains_the_masked_image() -> None:
     asked: list[tuple[Tensor, Tensor]] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from .images import (
     preprocessing,
     read_rgb,
 )
-from .protocol import Dataset, Sample, checksum
+from .protocol import Dataset, Sample, checksum, has_names
 
 
 class Files(Dataset):
@@ -32,6 +33,9 @@ class Files(Dataset):
         files: Path below the folder and class (None if nobody knows) of each image.
         labels: Names of the classes.
         settings: How images are resized and cropped.
+
+    Raises:
+        ValueError: If there are no files, or a name is not UTF-8, as tables need it.
     """
 
     def __init__(
@@ -51,6 +55,13 @@ class Files(Dataset):
                 f"there are no images in {root}; files with these endings are read: "
                 f"{' '.join(IMAGE_SUFFIXES)}"
             )
+        for text in (name, str(root), *(file for file, _ in self.files)):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"the name {text!r} is not UTF-8, so no table can hold it; rename it"
+                ) from error
 
     def __len__(self) -> int:
         return len(self.files)
@@ -70,28 +81,50 @@ class Files(Dataset):
 
     def fingerprint(self, index: int) -> str:
         """Return a file's size and a checksum of its first 64 kB."""
-        path = self.root / self.files[index][0]
-        try:
-            with path.open("rb") as file:
-                return f"{path.stat().st_size} {checksum(file.read(2**16))}"
-        except OSError:
-            return "unreadable"
+        return fingerprint_file(self.root / self.files[index][0], self.root)
 
     def read(self, index: int) -> Image.Image:
         """Read the file of an index as RGB.
 
         Raises:
-            SourceError: If the whole folder is gone.
+            SourceError: If its whole folder is gone.
             ImageError, FileNotFoundError: If this file can't be read.
         """
-        try:
-            return read_rgb(self.root / self.files[index][0])
-        except FileNotFoundError as error:
-            if self.root.is_dir():
-                raise
-            raise SourceError(
-                f"the folder {self.root} is gone; bring it back, and repeat the same call"
-            ) from error
+        return read_file(self.root / self.files[index][0], self.root)
+
+
+def check_at_hand(folder: Path, root: Path) -> None:
+    """Raise SourceError if a folder is gone, or the root is empty: a disk's place without it."""
+    lost = f"{folder} is gone"
+    if folder.is_dir():
+        with os.scandir(root) as entries:  # `iterdir` would list all of them
+            if any(True for _ in entries):
+                return
+        lost = f"{root} is empty"
+    raise SourceError(f"the folder {lost}; bring it back, and repeat the same call")
+
+
+def read_file(path: Path, root: Path) -> Image.Image:
+    """Read a file below a root as RGB; the errors are those of `Files.read`."""
+    try:
+        return read_rgb(path)
+    except FileNotFoundError:
+        check_at_hand(path.parent, root)
+        raise
+
+
+def fingerprint_file(path: Path, root: Path) -> str:
+    """Return a file's size and a checksum of its first 64 kB.
+
+    Raises:
+        SourceError: If its whole folder is gone.
+    """
+    try:
+        with path.open("rb") as file:
+            return f"{path.stat().st_size} {checksum(file.read(2**16))}"
+    except OSError:
+        check_at_hand(path.parent, root)
+        return "unreadable"
 
 
 class Photos(Files):
@@ -242,7 +275,7 @@ def class_indices(
     if classifier is None:
         return {folder: c for c, folder in enumerate(folders)}, list(folders)
     labels = classifier.labels
-    if labels == [f"class {c}" for c in range(len(labels))]:  # it has no names of its own
+    if not has_names(classifier):
         if len(folders) != len(labels):
             raise ValueError(
                 f"{root} has {len(folders)} class folders and {classifier.name} {len(labels)} "
@@ -252,21 +285,22 @@ def class_indices(
         return {folder: c for c, folder in enumerate(folders)}, labels
     named = defaultdict(list)
     for c, label in enumerate(labels):
-        named[_key(label)].append(c)
+        named[class_key(label)].append(c)
     for folder in folders:
-        if not named[_key(folder)]:
+        if not named[class_key(folder)]:
             raise ValueError(
                 f"{root / folder} is no class of {classifier.name}: "
                 f"{unknown_name('class', folder, labels, show=20)} Rename the folder or move it "
                 "away; folders named by synset are read as imagenet:PATH"
             )
-        if len(named[_key(folder)]) > 1:
+        if len(named[class_key(folder)]) > 1:
             raise ValueError(
-                f"{root / folder}: {classifier.name} has {len(named[_key(folder)])} classes of "
-                "this name; use a table of labels with the class indices instead"
+                f"{root / folder}: {classifier.name} has {len(named[class_key(folder)])} classes "
+                "of this name; use a table of labels with the class indices instead"
             )
-    return {folder: named[_key(folder)][0] for folder in folders}, labels
+    return {folder: named[class_key(folder)][0] for folder in folders}, labels
 
 
-def _key(name: str) -> str:
+def class_key(name: str) -> str:
+    """Return what a class's name and its folder's have in common."""
     return name.replace("_", " ").casefold()

@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import torch
+from PIL import ExifTags, Image
 from timm.data import ImageNetInfo
 from torch import Tensor
 from torchvision.datasets import Imagenette
@@ -19,8 +20,8 @@ from torchvision.models import ResNet18_Weights
 
 from ..classifier import Classifier
 from ..registry import unknown_name
-from .files import Files, class_folders, existing, images_of
-from .images import ImageError, crop_boxes, crop_image, is_image, preprocessing
+from .files import Files, check_at_hand, class_folders, existing, images_of
+from .images import ImageError, crop_boxes, crop_image, is_image, preprocessing, turn_boxes
 from .protocol import Sample, checksum
 
 IMAGENETTE_SPLITS = ("val", "train")
@@ -71,8 +72,11 @@ class ImageNet(Files):
 
     Boxes are scaled from the size that the XML states, which is not always the file's, to the
     upright image, and then resized and cropped as the image is; what lies outside the crop is left
-    out. Coordinates count from 0 and include the last pixel, as the kit's own evaluation has it. An
-    image without XML has no boxes: localisation is undefined for it, everything else is measured.
+    out. Where EXIF turns or mirrors the image and the stated size has the proportions of the
+    stored pixels, the boxes are turned along: annotators saw the pixels as they are stored, since
+    browsers of that time left EXIF alone. Coordinates count from 0 and include the last pixel, as
+    the kit's own evaluation has it. An image without XML has no boxes: localisation is undefined
+    for it, everything else is measured.
 
     Args:
         path: The folder.
@@ -132,17 +136,23 @@ class ImageNet(Files):
         file, target = self.files[index]
         xml, synset = Path(file).stem + ".xml", list(synsets())[target or 0]
         places = (place / sub / xml for place in self._annotations for sub in ("", synset))
-        return next((place for place in places if place.is_file()), None), synset
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            for place in self._annotations:  # an image has no boxes only where they would be
+                check_at_hand(place, place)
+        return found, synset
 
     def _boxes(self, index: int, width: int, height: int) -> Tensor:
         """Return the annotated boxes `(M, 4)`, in pixels of the upright image."""
         annotation, synset = self._annotation(index)
         if annotation is None:
             return torch.zeros(0, 4)
+        with Image.open(self.root / self.id(index)) as stored:
+            W, H, orientation = *stored.size, stored.getexif().get(ExifTags.Base.Orientation)
         try:
             about = ElementTree.parse(annotation).getroot()
             stated = [int(about.findtext(f"size/{side}") or 0) for side in ("width", "height")]
-            stated_width, stated_height = stated[0] or width, stated[1] or height
+            w, h = stated[0] or W, stated[1] or H
             corners = [
                 [float(found.findtext(f"bndbox/{name}") or "") for name in _CORNERS]
                 for found in about.iterfind("object")
@@ -160,9 +170,11 @@ class ImageNet(Files):
             )
         boxes = torch.tensor(corners, dtype=torch.float64).reshape(-1, 4)
         boxes[:, 2:] += 1  # right and bottom exclusive
-        limits = torch.tensor([stated_width, stated_height] * 2)
-        size = torch.tensor([width, height] * 2)
-        return boxes.clamp(torch.zeros(4), limits) * (size / limits)
+        limits = torch.tensor([w, h] * 2)
+        boxes = boxes.clamp(torch.zeros(4), limits) / limits
+        if abs(w * H - h * W) <= max(w + h, W + H) / 2:  # one shape, but for rounding to pixels
+            boxes = turn_boxes(boxes, orientation)
+        return boxes * torch.tensor([width, height] * 2)
 
 
 def _has(folder: Path, test: Callable[[Path], bool]) -> bool:

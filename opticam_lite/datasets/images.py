@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, to_tensor
@@ -67,11 +68,24 @@ def crop_boxes(boxes: Tensor, width: int, height: int, settings: Preprocessing) 
             bottom exclusive, fractions allowed.
 
     Returns:
-        int64 `(≤ M, 4)`, rounded and clipped to the crop, without those that lie outside it.
+        int64 `(≤ M, 4)`, rounded and clipped to the crop, without those that are then empty: they
+        lie outside it, or are narrower than a pixel.
     """
     on_image = BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
     cropped = _crop(on_image, settings).as_subclass(Tensor).round().long()
     return cropped[(cropped[:, 2:] > cropped[:, :2]).all(1)]
+
+
+def turn_boxes(boxes: Tensor, orientation: int | None) -> Tensor:
+    """Turn boxes `(M, 4)`, in fractions of the image, as EXIF's orientation turns the pixels."""
+    x, y = boxes[:, 0::2], boxes[:, 1::2]
+    if orientation in (2, 3, 7, 8):
+        x = 1 - x.flip(1)
+    if orientation in (3, 4, 6, 7):
+        y = 1 - y.flip(1)
+    if orientation in (5, 6, 7, 8):
+        x, y = y, x
+    return torch.stack([x, y], 2).flatten(1)
 
 
 def _crop(image: Any, settings: Preprocessing) -> Any:
@@ -116,14 +130,16 @@ def read_rgb(path: Path) -> Image.Image:
             f"{path} is {image.width}×{image.height} pixels; at least {SMALLEST_SIDE} on each side "
             "are needed"
         )
-    return _to_rgb(image, path)
+    return _to_rgb(image, path, opened.format)
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, path: Path, kind: str | None) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
         values = np.asarray(image, dtype=np.float64)
-        largest = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
+        # Of these two formats "I" is always 16 bits, however dark; Pillow has scaled PPM's to them.
+        sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
+        largest = 65535 if sixteen or values.max() > 255 else 255
         if image.mode == "F" and values.max() <= 1:
             largest = 1
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > largest:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ..classifier import Classifier
 from ..registry import unknown_name
-from .files import Files, class_folders, class_indices, existing, images_of
+from .files import Files, class_folders, class_indices, class_key, existing, images_of
 from .images import preprocessing
+from .protocol import has_names
 
 CHEST_SPLITS = ("test", "train", "val")
 CHEST_CLASSES = ("NORMAL", "PNEUMONIA")
@@ -39,7 +40,7 @@ def chest_xray(
         path: The folder that holds `train`, `val` and `test`, each with `NORMAL` and `PNEUMONIA`
             (or the folder with `chest_xray`, as the archive unpacks).
         split: `"test"`, `"train"` or `"val"`.
-        classifier: Gives the preprocessing and, if it has these two classes, their order.
+        classifier: Gives the preprocessing and, if it has these two classes by name, their order.
 
     Raises:
         FileNotFoundError: If a folder is missing.
@@ -65,7 +66,7 @@ def kvasir(
         path: The folder of the eight class folders (or the folder with `kvasir-dataset` or
             `kvasir-dataset-v2`, as the archives unpack).
         split: `"test"`, `"train"` or `"val"`.
-        classifier: Gives the preprocessing and, if it has these eight classes, their order.
+        classifier: Gives the preprocessing and, if it has these eight classes by name, their order.
         seed: Of the shuffle. It sorts by a hash of seed and file, so that every machine and every
             version of every library splits alike.
 
@@ -116,6 +117,13 @@ def _classes(
     for folder in classes:
         if folder not in folders:
             raise FileNotFoundError(f"{root} has no class folder {folder!r}; get a whole copy")
-    fits = classifier is not None and classifier.classes == len(classes)
-    indices, labels = class_indices(classes, classifier if fits else None, root)
+    known = classifier if classifier is not None and _knows(classifier, classes) else None
+    indices, labels = class_indices(classes, known, root)
     return [(file, indices[c]) for c in classes for file in images_of(root, c)], labels
+
+
+def _knows(classifier: Classifier, classes: Sequence[str]) -> bool:
+    """Whether these are classes of a classifier: by their names, or by their number without."""
+    if not has_names(classifier):
+        return classifier.classes == len(classes)
+    return set(map(class_key, classes)) <= set(map(class_key, classifier.labels))

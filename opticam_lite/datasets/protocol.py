@@ -41,6 +41,9 @@ class Sample:
 class Dataset(ABC):
     """Numbered samples. A subclass defines `name`, `labels`, `__len__` and `sample(index)`.
 
+    It defines `fingerprint(index)`, too, if `evaluate(…, out=folder)` is to refuse other images
+    under the same ids.
+
     A dataset can be pickled, and cheaply, so that worker processes can read its samples.
 
     Attributes:
@@ -78,8 +81,10 @@ class Dataset(ABC):
     def fingerprint(self, index: int) -> str:
         """Return what tells a sample's content from another's under the same id.
 
-        A folder of results is continued only with the same contents. Empty where that can't be
-        told quickly.
+        A folder of results is continued only with the same contents. A subclass that doesn't
+        define this is told by its ids and targets alone: other images under the same ids are then
+        taken for those of before. Whatever changes with the content will do, such as a file's size
+        and time: `f"{stat.st_size} {stat.st_mtime}"` of `stat = path.stat()`.
         """
         return ""
 
@@ -120,14 +125,22 @@ def knows_classes(classifier: Classifier, dataset: Dataset) -> bool:
 
     A classifier whose classes have no names may know those of a dataset that has as many.
     """
-    if dataset.labels is None:
+    if dataset.labels is None or list(dataset.labels) == list(classifier.labels):
         return True
-    nameless = [f"class {c}" for c in range(len(dataset.labels))]
-    return list(classifier.labels) in (list(dataset.labels), nameless)
+    return not has_names(classifier) and classifier.classes == len(dataset.labels)
+
+
+def has_names(classifier: Classifier) -> bool:
+    """Whether a classifier's classes have names of their own, not those that it makes up."""
+    return classifier.labels != [f"class {c}" for c in range(classifier.classes)]
 
 
 class Images(Dataset):
-    """A batch in memory as a dataset: images `(N, 3, H, W)` in [0, 1] and targets `(N,)`."""
+    """A batch in memory as a dataset: images `(N, 3, H, W)` in [0, 1] and targets `(N,)`.
+
+    Raises:
+        TypeError, ValueError: If shapes are not those, or targets are no whole numbers.
+    """
 
     def __init__(
         self, images: Tensor, targets: Tensor | Sequence[int] | None = None, name: str = "images"
@@ -136,6 +149,10 @@ class Images(Dataset):
             raise ValueError(f"images have shape {tuple(images.shape)}; (N, 3, H, W) is needed")
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"{len(images)} images need as many targets, not {len(targets)}")
+        if targets is not None and len(targets):
+            kind = torch.as_tensor(targets).dtype
+            if kind.is_floating_point or kind.is_complex or kind == torch.bool:
+                raise TypeError(f"targets are {kind}; class indices (int64) are needed")
         self.name, self._images, self._targets = name, images, targets
 
     def __len__(self) -> int:
@@ -154,8 +171,9 @@ class Images(Dataset):
         return str(index)
 
     def fingerprint(self, index: int) -> str:
-        """Return a checksum of the image's values."""
-        return checksum(self._images[index].detach().cpu().contiguous().numpy().tobytes())
+        """Return the image's shape and a checksum of its values."""
+        values = self._images[index].detach().cpu().contiguous().numpy()
+        return f"{values.shape} {checksum(values.tobytes())}"
 
 
 class Unlabelled(Dataset):

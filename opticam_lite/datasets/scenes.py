@@ -12,7 +12,8 @@ from torchvision.transforms.functional import to_tensor
 
 from ..paths import data_dir
 from ..registry import unknown_name
-from .protocol import Dataset, Sample
+from .files import check_at_hand, fingerprint_file, read_file
+from .protocol import Dataset, Sample, checksum
 
 TWINS = ("swapped", "empty")
 
@@ -49,12 +50,12 @@ class Scenes(Dataset):
 
     def sample(self, index: int) -> Sample:
         """Return the scene of an index, or its twin."""
-        scene = self._scenes[index]
-        shown = scene if self._twin is None else scene["twins"][self._twin]
-        with Image.open(self._folder / shown["image"]) as image:
-            pixels = to_tensor(image.convert("RGB"))
+        scene, shown = self._scenes[index], self._shown(index)
+        pixels = to_tensor(read_file(self._folder / shown["image"], self._folder))
         boxes = torch.tensor(scene["boxes"], dtype=torch.int64).reshape(-1, 4)
-        with Image.open(self._folder / scene["mask"]) as image:
+        mask = self._folder / scene["mask"]
+        check_at_hand(mask.parent, self._folder)
+        with Image.open(mask) as image:
             instances = torch.from_numpy(np.array(image))
         masks = torch.stack([instances == i for i in range(1, len(boxes) + 1)])
         if self._twin == "empty":
@@ -71,6 +72,18 @@ class Scenes(Dataset):
     def target(self, index: int) -> int | None:
         """Return the class of the scene."""
         return int(self._scenes[index]["label"])
+
+    def fingerprint(self, index: int) -> str:
+        """Return those of image and mask, and a checksum of what is told of the scene."""
+        scene = self._scenes[index]
+        files = (self._folder / file for file in (self._shown(index)["image"], scene["mask"]))
+        known = (fingerprint_file(path, self._folder) for path in files)
+        return " ".join([*known, checksum(json.dumps(scene).encode())])
+
+    def _shown(self, index: int) -> dict[str, Any]:
+        """Return the entry of the scene that is shown, itself or its twin."""
+        scene = self._scenes[index]
+        return scene if self._twin is None else scene["twins"][self._twin]
 
     def twin(self, kind: str) -> Scenes:
         """Return the counterfactual twins, in the same order: `"swapped"` or `"empty"`."""

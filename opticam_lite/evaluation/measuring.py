@@ -36,6 +36,7 @@ class _Group:
             c if t is None else t for t, c in zip(known, self.predicted.tolist(), strict=True)
         ]
         self.targets = torch.tensor(targets, device=self.images.device)
+        self.known = torch.tensor([t is not None for t in known], device=self.images.device)
         self.p = probabilities.gather(1, self.targets[:, None])[:, 0]
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -68,6 +69,7 @@ class _Group:
             boxes=[s.boxes for s in self.samples.values()],
             explain=explained,
             seed=self.job.seed,
+            known=self.known,
         )
         values = {name: METRICS[name].per_image(case).tolist() for name in metrics}
         details = {

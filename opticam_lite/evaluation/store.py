@@ -50,6 +50,7 @@ DIGESTS = {
     "contents": "images or boxes have changed",
     "targets": "true classes have changed",
 }
+READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 SECONDS_A_PART = 5.0
 ROWS_A_PART = 50_000
 
@@ -88,13 +89,16 @@ class Memory:
 class Store:
     """The folder of one run, locked while it is open (a context manager).
 
+    Where nothing can be written, a run that is over can still be read, without the lock.
+
     Args:
         folder: Created if need be.
         settings: What is measured, as JSON knows it. `methods` (name → options) and `metrics` may
             be more or fewer than in the folder: rows of new ones are added. All else must agree.
 
     Raises:
-        StoreError: If another process writes there, or the folder holds a run of other settings.
+        StoreError: If another process writes there, the folder holds a run of other settings, or
+            nothing can be written there and something is left to measure.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
@@ -116,17 +120,18 @@ class Store:
         self._lock = FileLock(self.folder / ".lock")
         try:
             self._lock.acquire(timeout=0)
+            self._save(self._agree())
+            for left_over in self.folder.glob("part-*.tmp"):  # of a run that was killed
+                left_over.unlink()
         except Timeout as error:
             raise StoreError(
                 f"another process is writing to {self.folder}; wait for it, or name another folder"
             ) from error
-        try:
-            self._agree()
-            for left_over in self.folder.glob("part-*.tmp"):  # of a run that was killed
-                left_over.unlink()
-        except BaseException:
+        except BaseException as error:
             self._lock.release()
-            raise
+            if not isinstance(error, OSError) or error.errno not in READ_ONLY:
+                raise
+            self._check_over(error)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -135,8 +140,20 @@ class Store:
         finally:
             self._lock.release()
 
-    def _agree(self) -> None:
-        """Compare the settings with those of the folder and write what is new."""
+    def _check_over(self, error: OSError) -> None:
+        """Raise StoreError unless the folder holds all that is asked for."""
+        self._agree()
+        asked = self._settings
+        table = read_table(self.folder, ["position", "method", "metric", "error"])
+        measured, broken = done(table, asked["images"], [*asked["methods"]], asked["metrics"])
+        if not (measured.all((1, 2)) | broken).all():
+            raise StoreError(
+                f"nothing can be written to {self.folder} ({error.strerror}), and its run is not "
+                "over; make it writable, or name another folder"
+            ) from error
+
+    def _agree(self) -> dict[str, Any]:
+        """Compare the settings with those of the folder, and return both together."""
         path, parts = self.folder / "settings.json", _parts(self.folder)
         if not path.exists():
             if parts:
@@ -161,8 +178,11 @@ class Store:
                 )
             held["methods"] |= self._settings["methods"]
             held["metrics"] = list(dict.fromkeys(held["metrics"] + self._settings["metrics"]))
-        text = json.dumps(held, indent=2, ensure_ascii=False) + "\n"
-        self._write(path, lambda file: file.write(text.encode()))
+        return held
+
+    def _save(self, settings: Mapping[str, Any]) -> None:
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        self._write(self.folder / "settings.json", lambda file: file.write(text.encode()))
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take rows up; every few seconds, what came together is written as a part."""
@@ -181,7 +201,7 @@ class Store:
             return
         table = pa.Table.from_pylist(self._rows, SCHEMA)
         self._rows = []
-        last = max((int(p.stem.partition("-")[2]) for p in _parts(self.folder)), default=-1)
+        last = max((int(p.stem[-6:]) for p in _parts(self.folder)), default=-1)
         path = self.folder / f"part-{last + 1:06d}.parquet"
         self._write(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
@@ -224,7 +244,8 @@ def _sync(folder: Path) -> None:
 
 
 def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
+    # Six digits exactly: a sync client's `part-000000 (1).parquet` would count its rows twice.
+    return sorted(folder.glob(f"part-{6 * '[0-9]'}.parquet"))
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:

@@ -18,9 +18,10 @@
 | EP | energy pointing game: share of the mass on the object (eq. A3) | ↑ |
 | SM | saliency metric: log of the predicted box's area and of p; unbounded (eq. A7) | ↓ |
 
-AD, AG, AI, I and D are about the network; OM to EP need boxes and are about the object. Functions
-return a fraction for each image, `average_…` percent. `METRICS[name]` holds what `ol.evaluate`
-asks: values as tables print them, in percent but for MS and SM.
+AD, AG, AI, I and D are about the network; OM to EP need boxes and are about the object; OM needs
+the true class, too. Functions return a fraction for each image, `average_…` percent.
+`METRICS[name]` holds what `ol.evaluate` asks: values as tables print them, in percent but for MS
+and SM.
 """
 
 # The order of these is that of METRICS and of tables.

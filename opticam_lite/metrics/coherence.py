@@ -70,7 +70,7 @@ def coherency(masks: Tensor, again: Tensor) -> Tensor:
 
 
 def complexity(masks: Tensor) -> Tensor:
-    """Return the mean of each mask `(N, 1, H, W)` in [0, 1]; float64 `(N,)`."""
+    """Return the mean of each mask `(N, 1, H, W)` in [0, 1]; float64 `(N,)` in [0, 1]."""
     check_masks(masks)
     check_range("masks", masks)
-    return masks.double().mean((1, 2, 3))
+    return masks.double().mean((1, 2, 3)).clamp(0, 1)  # masks may be off by rounding

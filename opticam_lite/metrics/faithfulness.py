@@ -117,7 +117,7 @@ def check_probabilities(name: str, values: Any, n: int | None = None) -> Tensor:
     Raises:
         ValueError: Unless they are a vector of fractions in [0, 1], of length `n` if given.
     """
-    values = torch.as_tensor(values).detach().double()
+    values = torch.as_tensor(values, dtype=torch.float64).detach()
     if values.ndim != 1 or n not in (None, len(values)):
         length = "" if n is None else f" of {n} values"
         raise ValueError(

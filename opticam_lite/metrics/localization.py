@@ -32,7 +32,9 @@ DELTAS = (0.3, 0.5, 0.7)
 
 
 def _official_metric(case: Case) -> Tensor:
-    return 100 * official_metric(case.masks, case.boxes, case.predicted == case.targets)
+    values = 100 * official_metric(case.masks, case.boxes, case.predicted == case.targets)
+    # Without a true class nobody can say whether the predicted one is right.
+    return values if case.known is None else values.where(case.known.to(values.device), torch.nan)
 
 
 @METRICS.register(
@@ -75,8 +77,10 @@ def _localization_error(case: Case) -> Tensor:
 def localization_error(masks: Tensor, boxes: Boxes) -> Tensor:
     """Return LE = 1 − max_B IoU(B, B_p), in [0, 1]; lower is better (eq. A2)."""
     boxes = _check_boxes(masks, boxes)
-    predicted = predicted_boxes(masks)
-    return 1 - torch.cat([_overlap(*pair) for pair in zip(predicted.split(1), boxes, strict=True)])
+    overlaps = masks.new_zeros(len(masks), dtype=torch.float64)
+    for i, predicted in enumerate(predicted_boxes(masks)):
+        overlaps[i] = _overlap(predicted[None], boxes[i])
+    return 1 - overlaps
 
 
 def _f1_score(case: Case) -> Tensor:

@@ -28,6 +28,7 @@ class Case:
         boxes: For each image int64 `(M, 4)`: x0, y0, x1, y1, right and bottom exclusive.
         explain: (images, targets) → masks, by the method and the options that made `masks`.
         seed: Of metrics that draw at random.
+        known: bool `(N,)`, whether `targets` holds the true class; None if it does for all.
     """
 
     classifier: Classifier
@@ -40,6 +41,7 @@ class Case:
     boxes: list[Tensor]
     explain: Callable[[Tensor, Tensor], Tensor]
     seed: int = 0
+    known: Tensor | None = None
     _shared: dict[Callable[[Case], Tensor], Tensor] = field(default_factory=dict, repr=False)
 
     def share(self, compute: Callable[[Case], Tensor]) -> Tensor:
