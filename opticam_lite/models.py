@@ -8,7 +8,7 @@ import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ def _torchvision(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module
 
 def _timm(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
     try:
-        with _quick_when_offline():
+        with _quick_when_offline() if pretrained else nullcontext():
             network = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
         if not pretrained:
@@ -241,12 +241,13 @@ def _timm(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[
 @contextmanager
 def _quick_when_offline() -> Iterator[None]:
     """Let the hub look into its local cache at once if nobody answers, not after two minutes."""
-    host = urllib.parse.urlsplit(hub.ENDPOINT).hostname or ""
+    url = urllib.parse.urlsplit(hub.ENDPOINT)  # HF_ENDPOINT may name a mirror
+    port = url.port or {"http": 80}.get(url.scheme, 443)
     before = hub.HF_HUB_OFFLINE
     # Behind a proxy only the proxy can tell.
     if not urllib.request.getproxies():
         try:
-            socket.create_connection((host, 443), timeout=5).close()
+            socket.create_connection((url.hostname or "", port), timeout=5).close()
         except OSError:
             hub.HF_HUB_OFFLINE = True
     try:
