@@ -126,7 +126,8 @@ class Classifier:
                 f"{self.name} gives one logit, and the probability of a single class is always 1; "
                 "wrap it in a module that returns torch.cat([torch.zeros_like(y), y], 1)"
             )
-        self.labels = list(labels or (f"class {c}" for c in range(self.classes)))
+        labels = [f"class {c}" for c in range(self.classes)] if labels is None else labels
+        self.labels = [str(label) for label in labels]
         if len(self.labels) != self.classes:
             raise ValueError(
                 f"{len(self.labels)} labels were given for a network of {self.classes} classes; "
