@@ -234,6 +234,10 @@ class Classifier:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Graphs can't be pickled: the network is traced again where it arrives.
+        if self.precision is not None:
+            untouched = copy.copy(self)
+            untouched.precision = None
+            return type(self).at_precision, (untouched, str(self.precision).removeprefix("torch."))
         arguments = self._arguments()
         if arguments["device"] != "cpu":
             arguments["device"] = "auto"

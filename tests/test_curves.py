@@ -313,6 +313,14 @@ def slow_aopc(classifier: ol.Classifier, image: Tensor, S: Tensor, c: int, patch
     return sum(falls) / len(falls)
 
 
+def test_aopc_is_of_the_predicted_class_by_default(images: Tensor) -> None:
+    S = make_saliency(3)
+    predicted, default = CNN.predict(images), metrics.aopc(CNN, images, S, patch=4)
+    assert torch.equal(default.values, metrics.aopc(CNN, images, S, predicted, patch=4).values)
+    others = (predicted + 1) % CNN.classes
+    assert not torch.equal(default.values, metrics.aopc(CNN, images, S, others, patch=4).values)
+
+
 @pytest.mark.parametrize(("patch", "regions"), [(4, 10), (14, 10), (32, 1)])
 def test_aopc(
     classifier: ol.Classifier, images: Tensor, targets: Tensor, patch: int, regions: int

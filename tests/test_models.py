@@ -58,6 +58,12 @@ def test_default_layers_of_the_embedded_networks_follow_the_paper() -> None:
     assert vit.layer == f"blocks.{len(vit.network.blocks) - 1}.norm1"
 
 
+def test_errors_that_users_may_catch_are_public() -> None:
+    names = {"CutError", "HubError", "ImageError", "StoreError"}
+    assert names <= set(ol.__all__)
+    assert all(issubclass(getattr(ol, name), Exception) for name in names)
+
+
 def test_missing_embedded_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "networks").mkdir()
     monkeypatch.setenv("OPTICAM_DATA", str(tmp_path))

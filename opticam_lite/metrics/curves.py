@@ -232,7 +232,7 @@ def aopc(
     classifier: Classifier,
     images: Tensor,
     masks: Tensor,
-    targets: Targets,
+    targets: Targets | None = None,
     *,
     patch: int = 14,
     regions: int = 10,
@@ -248,7 +248,7 @@ def aopc(
         classifier: The network.
         images: `(N, 3, H, W)` in [0, 1].
         masks: Saliency `(N, 1, H, W)`; a patch's is its pixels' sum.
-        targets: `(N,)` classes, or one for all.
+        targets: `(N,)` classes, or one for all. Default: the predicted ones.
         patch: Side of the patches, from the top left corner on; the last ones may be cut
             (section 5.3.3).
         regions: L, the number of patches; all of them where there are fewer (section 5.3.3).
@@ -271,6 +271,7 @@ def aopc(
     steps = steps[..., : images.shape[2], : images.shape[3]]
     regions = min(regions, math.prod(sums.shape[1:]))
     black = torch.zeros_like(images)
+    targets = classifier.predict(images) if targets is None else targets
     targets = classifier.check_targets(targets, len(images))
     at = torch.arange(regions + 1)
     values = images.new_zeros(len(images), len(at), dtype=torch.float64)
