@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import embedded
-from .classifier import Classifier, Preprocessing
+from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
 from .paths import data_dir
 from .registry import unknown_name
 from .scenes import CLASSES
@@ -160,7 +160,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def _embedded(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-    entry = embedded.EMBEDDED[name]
     network = embedded.build(name, **options)
     if pretrained:
         path = data_dir() / "networks" / f"{name}.safetensors"
@@ -171,9 +170,9 @@ def _embedded(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, d
             )
         network = embedded.load(name, path)
     return network, {
-        "layer": entry.layer,
-        "mean": entry.mean,
-        "std": entry.std,
+        "layer": embedded.EMBEDDED[name].layer,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
         "labels": list(CLASSES),
         "preprocessing": Preprocessing((224, 224), 224, "bilinear"),
     }
