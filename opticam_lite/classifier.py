@@ -7,18 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 
-from .cut import Rest, Traced
+from .cut import Cut, Rest, Traced
 from .precision import Accelerated, channels_last, dtype_of
 from .registry import whole_number
-
-if TYPE_CHECKING:
-    from .cut import Cut
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

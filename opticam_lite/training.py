@@ -2,8 +2,8 @@
 
 ``python -m opticam_lite.training scenes_resnet`` renders the training split (once; it is cached
 under ``build/``), trains, and writes ``scenes_resnet.safetensors`` and its log to where
-``load_model`` reads them, ``data/networks/`` (``--out`` names another folder). The recipes below are
-the whole of it: the same command with the same seed and number of threads on the same kind of
+``load_model`` reads them, ``data/networks/`` (``--out`` names another folder). The recipes below
+are the whole of it: the same command with the same seed and number of threads on the same kind of
 processor repeats the run.
 """
 

@@ -32,7 +32,7 @@ for _file in pkgutil.iter_modules(__path__):
 
 
 def list_methods() -> list[str]:
-    """Return the names of all methods, in alphabetical order."""
+    """Return the names of all methods, sorted; `METHODS[name]` tells a method's paper."""
     return sorted(METHODS)
 
 
