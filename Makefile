@@ -28,7 +28,7 @@ FOUND_CHROMIUM = $(CHROMIUM)$(shell command -v chromium chromium-browser google-
 UNIT = $(if $(strip $(FOUND_CHROMIUM)),,-m "not browser")
 
 help:
-	@echo 'make report   the reports -> build/saliency_report/saliency_report.html, build/benchmark_report/…, build/boxes_report/…'
+	@echo 'make report   two reports -> build/saliency_report/saliency_report.html, build/benchmark_report/… (a third: REPORT=boxes)'
 	@echo 'make test     style, types, architecture, tests, notebooks'
 	@echo 'make bench    methods against their peers: time, memory, agreement -> build/bench/bench.md'
 	@echo 'make lab      JupyterLab on the lessons'

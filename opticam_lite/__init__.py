@@ -25,7 +25,7 @@ from . import methods, metrics, plots
 from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
 from .cut import CutError, cut
 from .datasets import Dataset, ImageError, Images, Sample, load_dataset, load_image
-from .evaluation import evaluate, summarize
+from .evaluation import StoreError, evaluate, summarize
 from .explorer import explore
 from .masking import masked_probabilities, normalize, to_masks, upsample
 from .methods import Trace, explain, list_methods
@@ -45,6 +45,7 @@ __all__ = [
     "Images",
     "Preprocessing",
     "Sample",
+    "StoreError",
     "Trace",
     "cut",
     "evaluate",

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .classifier import Classifier
-from .datasets import Dataset, Unlabelled, knows_classes, load_dataset
+from .datasets import Unlabelled, knows_classes, load_dataset
 from .evaluation import evaluate, summarize
 from .evaluation.run import lacks
 from .methods import METHODS, applicable
 from .metrics import METRICS
 from .models import check_model_name, load_model
+from .registry import names_in
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(given: argparse.Namespace) -> None:
     # The cheap checks come first: a network may take a while.
     check_model_name(given.model)
-    methods, metrics = _names(given.methods), _names(given.metrics)
+    methods, metrics = names_in(" ".join(given.methods)), names_in(" ".join(given.metrics))
     for name in methods:
         if name != "all":
             METHODS[name]
@@ -122,11 +122,15 @@ def _evaluate(given: argparse.Namespace) -> None:
             "are explained"
         )
         dataset = Unlabelled(dataset)
+    if "all" in methods:
+        methods = _that_apply(applicable(classifier))
+    if "all" in metrics:
+        metrics = _that_apply({name: lacks(dataset, name) for name in METRICS})
     evaluate(
         classifier,
         dataset,
-        _applicable_methods(methods, classifier),
-        _applicable_metrics(metrics, dataset),
+        methods,
+        metrics,
         limit=given.limit,
         seed=given.seed,
         batch_size=given.batch_size,
@@ -141,25 +145,8 @@ def _evaluate(given: argparse.Namespace) -> None:
     )
 
 
-def _names(values: Sequence[str]) -> list[str]:
-    """Names may be separated by spaces, commas or both."""
-    return list(dict.fromkeys(" ".join(values).replace(",", " ").split()))
-
-
-def _applicable_methods(names: list[str], classifier: Classifier) -> list[str]:
-    """Put in place of `all` every method that can explain the network; the others are told."""
-    if "all" not in names:
-        return names
-    for name, reason in applicable(classifier).items():
-        if reason is not None:
-            _tell(f"{name} is left out: {reason}")
-    return [name for name, reason in applicable(classifier).items() if reason is None]
-
-
-def _applicable_metrics(names: list[str], dataset: Dataset) -> list[str]:
-    if "all" not in names:
-        return names
-    reasons = {name: lacks(dataset, name) for name in METRICS}
+def _that_apply(reasons: dict[str, str | None]) -> list[str]:
+    """Return the names that no reason speaks against; of the others the reason is told."""
     for name, reason in reasons.items():
         if reason is not None:
             _tell(f"{name} is left out: {reason}")

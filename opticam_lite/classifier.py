@@ -7,18 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 
-from .cut import Rest, Traced
+from .cut import Cut, Rest, Traced
 from .precision import Accelerated, channels_last, dtype_of
 from .registry import whole_number
-
-if TYPE_CHECKING:
-    from .cut import Cut
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -126,7 +123,8 @@ class Classifier:
                 f"{self.name} gives one logit, and the probability of a single class is always 1; "
                 "wrap it in a module that returns torch.cat([torch.zeros_like(y), y], 1)"
             )
-        self.labels = list(labels or (f"class {c}" for c in range(self.classes)))
+        labels = [f"class {c}" for c in range(self.classes)] if labels is None else labels
+        self.labels = [str(label) for label in labels]
         if len(self.labels) != self.classes:
             raise ValueError(
                 f"{len(self.labels)} labels were given for a network of {self.classes} classes; "
@@ -234,6 +232,10 @@ class Classifier:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Graphs can't be pickled: the network is traced again where it arrives.
+        if self.precision is not None:
+            untouched = copy.copy(self)
+            untouched.precision = None
+            return type(self).at_precision, (untouched, str(self.precision).removeprefix("torch."))
         arguments = self._arguments()
         if arguments["device"] != "cpu":
             arguments["device"] = "auto"

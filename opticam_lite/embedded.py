@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from timm.layers import HybridEmbed
 from timm.models.resnet import BasicBlock, ResNet
@@ -23,8 +22,6 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from torch import nn
 
 NUM_CLASSES = 8
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 VGG_LAYOUT = (16, "M", 32, "M", 64, "M", 96, "M", 128, 128, "M")
 
 
@@ -33,11 +30,8 @@ class Embedded:
     """What is known of an embedded network before its weights are read."""
 
     name: str
-    description: str
     layer: str
     builder: Callable[[int], nn.Module]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
 
 
 def _resnet(num_classes: int) -> nn.Module:
@@ -85,31 +79,11 @@ def _vit(num_classes: int) -> nn.Module:
 EMBEDDED: dict[str, Embedded] = {
     e.name: e
     for e in (
-        Embedded(
-            "scenes_resnet",
-            "ResNet of basic blocks: sees the object and its environment.",
-            "layer4.1",
-            _resnet,
-        ),
-        Embedded(
-            "scenes_vgg",
-            "VGG with batch norm: sees the object and its environment.",
-            "features.21",
-            _vgg,
-        ),
-        Embedded(
-            "scenes_vit",
-            "ViT of patch 16: sees the object and its environment.",
-            "blocks.3.norm1",
-            _vit,
-        ),
-        Embedded(
-            "scenes_shortcut",
-            "Twin of scenes_resnet trained where the environment gives the class away: "
-            "a Clever Hans that looks at the environment only.",
-            "layer4.1",
-            _resnet,
-        ),
+        Embedded("scenes_resnet", "layer4.1", _resnet),
+        Embedded("scenes_vgg", "features.21", _vgg),
+        Embedded("scenes_vit", "blocks.3.norm1", _vit),
+        # A Clever Hans: trained where the environment gives the class away, it looks at that alone.
+        Embedded("scenes_shortcut", "layer4.1", _resnet),
     )
 }
 
@@ -135,17 +109,3 @@ def load(name: str, path: str | Path) -> nn.Module:
         {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     )
     return network.requires_grad_(False)
-
-
-def parameters_of(network: nn.Module) -> int:
-    """Number of trainable values of a network."""
-    return sum(p.numel() for p in network.parameters())
-
-
-def macs_of(network: nn.Module, size: int = 224) -> int:
-    """Multiply-accumulates of one ``(1, 3, size, size)`` image, in convolutions and products."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, 3, size, size))
-    return counter.get_total_flops() // 2

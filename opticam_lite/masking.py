@@ -69,6 +69,15 @@ def to_masks(saliency: Tensor, size: Sequence[int], normalization: str = "range"
     return normalize(upsample(saliency, size), normalization)
 
 
+def check_tensor(what: str, values: object) -> None:
+    """Raise TypeError unless values are a tensor."""
+    if not isinstance(values, Tensor):
+        raise TypeError(
+            f"{what} must be a torch.Tensor, not {type(values).__name__}; torch.as_tensor makes "
+            "one of an array"
+        )
+
+
 def check_range(what: str, values: Tensor) -> None:
     """Raise ValueError unless values are in [0, 1], but for rounding, and none is NaN."""
     outside = ~((values >= -1e-6) & (values <= 1 + 1e-6))
@@ -96,6 +105,7 @@ def masked_probabilities(
         TypeError, ValueError: If types, shapes or ranges are not those.
     """
     images = classifier.check_images(images)
+    check_tensor("masks", masks)
     if tuple(masks.shape) != (images.shape[0], 1, *images.shape[2:]):
         raise ValueError(
             f"masks have shape {tuple(masks.shape)}; images of shape {tuple(images.shape)} need "

@@ -8,7 +8,7 @@ import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import embedded
-from .classifier import Classifier, Preprocessing
+from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
 from .paths import data_dir
 from .registry import unknown_name
 from .scenes import CLASSES
@@ -160,7 +160,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def _embedded(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-    entry = embedded.EMBEDDED[name]
     network = embedded.build(name, **options)
     if pretrained:
         path = data_dir() / "networks" / f"{name}.safetensors"
@@ -171,9 +170,9 @@ def _embedded(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, d
             )
         network = embedded.load(name, path)
     return network, {
-        "layer": entry.layer,
-        "mean": entry.mean,
-        "std": entry.std,
+        "layer": embedded.EMBEDDED[name].layer,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
         "labels": list(CLASSES),
         "preprocessing": Preprocessing((224, 224), 224, "bilinear"),
     }
@@ -212,7 +211,7 @@ def _torchvision(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module
 
 def _timm(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
     try:
-        with _quick_when_offline():
+        with _quick_when_offline() if pretrained else nullcontext():
             network = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
         if not pretrained:
@@ -241,12 +240,13 @@ def _timm(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[
 @contextmanager
 def _quick_when_offline() -> Iterator[None]:
     """Let the hub look into its local cache at once if nobody answers, not after two minutes."""
-    host = urllib.parse.urlsplit(hub.ENDPOINT).hostname or ""
+    url = urllib.parse.urlsplit(hub.ENDPOINT)  # HF_ENDPOINT may name a mirror
+    port = url.port or {"http": 80}.get(url.scheme, 443)
     before = hub.HF_HUB_OFFLINE
     # Behind a proxy only the proxy can tell.
     if not urllib.request.getproxies():
         try:
-            socket.create_connection((host, 443), timeout=5).close()
+            socket.create_connection((url.hostname or "", port), timeout=5).close()
         except OSError:
             hub.HF_HUB_OFFLINE = True
     try:

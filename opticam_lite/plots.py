@@ -12,7 +12,7 @@ import io
 import math
 import textwrap
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 
 import matplotlib
@@ -25,7 +25,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .registry import unknown_name
+from .registry import unknown_name, whole_number
 
 COLORMAP = "viridis"
 # Okabe and Ito's colours, told apart by every kind of colour vision.
@@ -132,8 +132,9 @@ def grid(
         width: Of a panel, inches.
 
     Raises:
-        ValueError: If a column has not one mask, class, pair of probabilities or caption an image,
-            probabilities or captions have a column that masks have not, or the style is unknown.
+        ValueError: If there is not one mask, title, class, pair of probabilities or caption an
+            image, probabilities or captions have a column that masks have not, or the style is
+            unknown.
     """
     if style not in STYLES:
         raise ValueError(unknown_name("style", style, STYLES))
@@ -143,6 +144,14 @@ def grid(
             raise ValueError(
                 f"masks of {name!r} have shape {tuple(column.shape)}; {rows} images of "
                 f"{images.shape[2]}×{images.shape[3]} need {(rows, 1, *images.shape[2:])}"
+            )
+    given: list[tuple[str, Sized | None]] = [("row_titles", row_titles), ("classes", classes)]
+    for name, pair in (probabilities or {}).items():
+        given += [(f"probabilities of {name!r}", values) for values in pair]
+    for what, one_each in given:
+        if one_each is not None and len(one_each) != rows:
+            raise ValueError(
+                f"there are {len(one_each)} {what} for {rows} images; one each is needed"
             )
     room = _room(width, 8) - len(" 0.12 → 0.34")  # letters of a class that fit beside them
     short = classes and [_cut(c, room) for c in classes]
@@ -286,18 +295,18 @@ def gallery(
     Args:
         images: `(N, 3, H, W)` in [0, 1].
         captions: One an image, such as its class; cut where two lines are too short for it.
-        columns: Images in a row.
+        columns: Images in a row, at least 1.
         title: Above the figure.
         alt: Alt text. Default: composed of the captions.
         width: Of a panel, inches.
 
     Raises:
-        ValueError: If there are no images or not one caption an image.
+        ValueError: If there are no images, not one caption an image, or no column.
     """
     n = len(images)
     if not n or len(captions) != n:
         raise ValueError(f"{len(captions)} captions were given for {n} images; pass one for each")
-    columns = min(columns, n)
+    columns = min(whole_number("columns", columns, 1), n)
     rows = -(-n // columns)
     short = [_fit(caption, width, 8) for caption in captions]
     panel = width * images.shape[2] / images.shape[3] + 0.25 + _more(short, 8)
@@ -513,7 +522,7 @@ def lost_and_won(
         ax.barh(i, up, height=0.62, color=COLORS[0])
         ax.text(-down - 1.5, i, f"{down:.1f}", ha="right", va="center", fontsize=8)
         ax.text(up + 1.5, i, f"{up:.1f}", ha="left", va="center", fontsize=8)
-    reach = 1.2 * max(10.0, *(x for pair in values.values() for x in pair))
+    reach = 1.2 * max([10.0, *(x for pair in values.values() for x in pair)])
     ax.set(xlim=(-reach, reach), xlabel=f"← {lost}          {won} →")
     ax.set_yticks(range(len(values)), list(values))
     ax.invert_yaxis()

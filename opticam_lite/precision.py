@@ -1,8 +1,9 @@
 """The same network, faster: rearranged, and in bfloat16 where there is hardware for it.
 
 Optimising a mask runs the network a hundred times on images that are masked by guesses. There a
-logit may be a little rough, and time counts. What is *measured* is always measured by the untouched
-network, in float32.
+logit may be a little rough, and time counts. What is *measured* is measured by the untouched
+network, in float32; but for insertion and deletion, hundreds of passes too, whose rough values are
+corrected by float32 ones (`opticam_lite.metrics.curves`).
 """
 
 from __future__ import annotations

@@ -31,6 +31,15 @@ def unknown_name(kind: str, name: object, names: Iterable[str], *, show: int = 4
     return message + f" ({len(names)} valid names; first: {', '.join(names[:8])}, …)"
 
 
+def names_in(text: str) -> list[str]:
+    """Return the names in a text, each once, separated by commas, spaces or both.
+
+    >>> names_in("AD, AG AI,AD")
+    ['AD', 'AG', 'AI']
+    """
+    return list(dict.fromkeys(text.replace(",", " ").split()))
+
+
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return a number that has to be whole as an int.
 

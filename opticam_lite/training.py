@@ -1,9 +1,10 @@
 """Trains the embedded networks from nothing, on a CPU.
 
 ``python -m opticam_lite.training scenes_resnet`` renders the training split (once; it is cached
-under ``build/``), trains, and writes ``data/networks/scenes_resnet.safetensors`` and its log. The
-recipes below are the whole of it: the same command with the same seed and number of threads on the
-same kind of processor repeats the run.
+under ``build/``), trains, and writes ``scenes_resnet.safetensors`` and its log to where
+``load_model`` reads them, ``data/networks/`` (``--out`` names another folder). The recipes below
+are the whole of it: the same command with the same seed and number of threads on the same kind of
+processor repeats the run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import csv
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opticam_lite import embedded, scenes
+from opticam_lite.classifier import IMAGENET_MEAN, IMAGENET_STD
+from opticam_lite.paths import data_dir
+from opticam_lite.precision import dtype_of
 
 TRAINING_SEED = 1
 HELD_OUT = 512  # the last scenes of a split are never trained on: they tell how training goes
@@ -208,17 +213,10 @@ def _halved(images: np.ndarray) -> np.ndarray:
     return out
 
 
-def _standardise(images: Tensor, name: str) -> Tensor:
-    known = embedded.EMBEDDED[name]
-    mean = torch.tensor(known.mean).view(3, 1, 1)
-    std = torch.tensor(known.std).view(3, 1, 1)
+def _standardise(images: Tensor) -> Tensor:
+    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def _low_precision() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware (else float32 is faster)."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return "AVX512" in capability and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _epochs(recipe: Recipe) -> Iterator[tuple[int, int]]:
@@ -251,7 +249,7 @@ def fit(
     """
     rows: list[dict[str, float]] = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds GPUs, too
         generator = torch.Generator().manual_seed(seed)
         network = embedded.build(name)
         network = network.train().to(memory_format=torch.channels_last)
@@ -273,7 +271,7 @@ def fit(
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, recipe.learning_rate, total_steps=total, pct_start=0.15, cycle_momentum=False
         )
-        low = _low_precision()
+        low = dtype_of("auto", torch.device("cpu")) == torch.bfloat16
         smallest = min(stage.size for stage in recipe.stages)
         # Epochs at half the size or less read pictures that were halved once.
         halved = _halved(images) if images.shape[1] >= 2 * smallest else images
@@ -286,7 +284,7 @@ def fit(
                 source = halved if images.shape[1] >= 2 * size else images
                 batch = torch.from_numpy(source[chosen])
                 target = torch.from_numpy(labels[chosen])
-                shown = _standardise(augment(batch, size, recipe, generator), name)
+                shown = _standardise(augment(batch, size, recipe, generator))
                 with torch.autocast("cpu", torch.bfloat16, enabled=low):
                     if lesson is None:
                         logits, loss = network(shown), torch.zeros(())
@@ -312,7 +310,7 @@ def fit(
             }
             if held_out:
                 unseen = torch.from_numpy(np.array(images[kept[count:]]))
-                probabilities = _predict(network, name, unseen, size)
+                probabilities = _predict(network, unseen, size)
                 target = torch.from_numpy(labels[kept[count:]])
                 p = probabilities.gather(1, target[:, None])
                 hit = probabilities.argmax(1) == target
@@ -390,7 +388,7 @@ def _write_log(path: Path, rows: list[dict[str, float]]) -> None:
         writer.writerows(rows)
 
 
-def _predict(network: nn.Module, name: str, batch: Tensor, size: int | None = None) -> Tensor:
+def _predict(network: nn.Module, batch: Tensor, size: int | None = None) -> Tensor:
     """Probabilities ``(N, 8)`` of uint8 images ``(N, H, W, 3)``; the network's mode is kept.
 
     size: pixels a side at which they are shown. Default: as they are.
@@ -403,7 +401,7 @@ def _predict(network: nn.Module, name: str, batch: Tensor, size: int | None = No
             images = chunk.permute(0, 3, 1, 2).float() / 255
             if size is not None and size != images.shape[-1]:
                 images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-            shown = _standardise(images, name)
+            shown = _standardise(images)
             parts.append(network(shown).softmax(1))
     network.train(mode)
     return torch.cat(parts)
@@ -425,61 +423,25 @@ def save(network: nn.Module, name: str, path: str | Path, settings: dict) -> Non
     Path(path).chmod(0o644)  # safetensors leaves it readable to its owner alone
 
 
-def measure(
-    name: str,
-    weights: str | Path,
-    folder: str | Path = "data/scenes",
-    *,
-    kinds: Sequence[str] = ("original", "swapped", "empty"),
-    step: int = 1,
-) -> dict[str, float]:
-    """Measure stored weights on the evaluation split and its twins.
-
-    kinds: which of the originals and twins; step: take every step-th scene. Returns top-1 in
-    percent and mean probability of the true class, on the originals (all, at home, elsewhere) and
-    on the twins; for ``empty`` the "true" class is the one that was taken away.
-    """
-    from PIL import Image
-
-    folder = Path(folder)
-    entries = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))["scenes"]
-    entries = entries[::step]
-    network = embedded.load(name, weights)
-    target = torch.tensor([e["label"] for e in entries])
-    home = torch.tensor([e["home"] for e in entries])
-    found: dict[str, float] = {}
-    for kind in kinds:
-        files = [e["image"] if kind == "original" else e["twins"][kind]["image"] for e in entries]
-        batch = np.stack([np.asarray(Image.open(folder / f)) for f in files])
-        p = _predict(network, name, torch.from_numpy(batch))
-        right = (p.argmax(1) == target).float()
-        true = p.gather(1, target[:, None])[:, 0]
-        groups = {kind: torch.ones_like(home)}
-        if kind == "original":
-            groups |= {"home": home, "elsewhere": ~home}
-        for group, chosen in groups.items():
-            found[f"{group}_top1"] = round(100 * float(right[chosen].mean()), 2)
-            found[f"{group}_probability"] = round(float(true[chosen].mean()), 4)
-    return found
-
-
 def train(
     name: str,
     *,
-    out: str | Path = "data/networks",
+    out: str | Path | None = None,
     seed: int = 0,
     cache: str | Path = "build/training",
     recipe: Recipe | None = None,
 ) -> Path:
     """Train an embedded network by its recipe and write its weights and log to ``out``.
 
-    Returns the path of the weights. A recipe with a teacher needs the teacher's weights in ``out``.
-    Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` where the teacher is missing.
+    ``out`` is by default where ``load_model`` reads the embedded networks from. Returns the path
+    of the weights. A recipe with a teacher needs the teacher's weights in ``out``. Raises
+    ``ValueError`` for an unknown name, ``FileNotFoundError`` where the teacher or the default
+    folder is missing.
     """
     if name not in RECIPES:
         raise ValueError(f"no embedded network is called {name!r}; choose of {', '.join(RECIPES)}")
     recipe = recipe or RECIPES[name]
-    out = Path(out)
+    out = data_dir() / "networks" if out is None else Path(out)
     teacher = None
     if recipe.teacher is not None:
         path = out / f"{recipe.teacher}.safetensors"
@@ -508,19 +470,35 @@ def train(
     return path
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: train one network."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train one network from the command line.
+
+    Returns:
+        0 if all went well, 1 if a file could not be written, 2 if something is missing or wrong
+        (one sentence says what), 130 if it was interrupted.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m opticam_lite.training",
         description="Train an embedded network on rendered scenes, on the CPU.",
     )
     parser.add_argument("name", choices=list(RECIPES), help="which network")
-    parser.add_argument("--out", default="data/networks", help="folder of weights and logs")
+    parser.add_argument("--out", help="folder of weights and logs [where load_model reads them]")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
     parser.add_argument("--cache", default="build/training", help="folder of the training split")
     chosen = parser.parse_args(arguments)
-    train(chosen.name, out=chosen.out, seed=chosen.seed, cache=chosen.cache)
+    try:
+        train(chosen.name, out=chosen.out, seed=chosen.seed, cache=chosen.cache)
+    except KeyboardInterrupt:
+        sys.stderr.write("training: interrupted; no weights were written\n")
+        return 130
+    except (FileNotFoundError, ValueError) as error:
+        sys.stderr.write(f"training: {' '.join(str(error).split())}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"training: {error}\n")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -64,6 +64,8 @@ def test_labels(classifier: ol.Classifier) -> None:
     assert classifier.labels == [f"class {c}" for c in range(5)]
     named = ol.Classifier(cnn(), "4", size=32, labels=list("abcde"), name="mine")
     assert named.labels == list("abcde")
+    of_array = ol.Classifier(cnn(), "4", size=32, labels=np.array(list("abcde")))
+    assert of_array.labels == list("abcde")
     assert repr(named).startswith("Classifier('mine', layer='4': 12 maps of 8×8, 5 classes")
 
 

@@ -313,6 +313,14 @@ def slow_aopc(classifier: ol.Classifier, image: Tensor, S: Tensor, c: int, patch
     return sum(falls) / len(falls)
 
 
+def test_aopc_is_of_the_predicted_class_by_default(images: Tensor) -> None:
+    S = make_saliency(3)
+    predicted, default = CNN.predict(images), metrics.aopc(CNN, images, S, patch=4)
+    assert torch.equal(default.values, metrics.aopc(CNN, images, S, predicted, patch=4).values)
+    others = (predicted + 1) % CNN.classes
+    assert not torch.equal(default.values, metrics.aopc(CNN, images, S, others, patch=4).values)
+
+
 @pytest.mark.parametrize(("patch", "regions"), [(4, 10), (14, 10), (32, 1)])
 def test_aopc(
     classifier: ol.Classifier, images: Tensor, targets: Tensor, patch: int, regions: int
@@ -378,14 +386,30 @@ def test_no_images() -> None:
         (torch.zeros(3, 3, 32, 32), {}, r"\(N, 1, H, W\) is needed"),
         (torch.full((3, 1, 32, 32), torch.nan), {}, "masks hold NaN"),
         (torch.zeros(3, 1, 32, 32), {"batch_size": 0}, "batch_size is 0"),
+        (torch.zeros(3, 1, 32, 32), {"batch_size": 2.5}, "batch_size is 2.5; a whole number"),
+        (torch.zeros(3, 1, 32, 32), {"seed": 0.5}, "seed is 0.5; a whole number"),
     ],
 )
 def test_bad_input(images: Tensor, masks: Tensor, options: dict, message: str) -> None:
     for metric in (metrics.insertion, metrics.deletion, metrics.aopc):
         with pytest.raises(ValueError, match=message):
             metric(CNN, images, masks, 0, **options)
-    with pytest.raises(ValueError, match="regions is 0"):
-        metrics.aopc(CNN, images, torch.zeros(3, 1, 32, 32), 0, regions=0)
+    for options in ({"regions": 0}, {"regions": 2.5}, {"patch": 0}, {"patch": 2.5}):
+        (name, value), *_ = options.items()
+        with pytest.raises(ValueError, match=f"{name} is {value}; a whole number ≥ 1 is needed"):
+            metrics.aopc(CNN, images, torch.zeros(3, 1, 32, 32), 0, **options)
+
+
+def test_whole_numbers_may_be_of_any_type(images: Tensor) -> None:
+    S = make_saliency(3)
+    inserted = [metrics.insertion(CNN, images, S, 0, batch_size=n).areas for n in (8, 8.0)]
+    assert torch.equal(*inserted)
+    perturbed = [
+        metrics.aopc(CNN, images, S, 0, patch=n * 7, regions=n, seed=n).areas
+        for n in (2, 2.0, np.int64(2))
+    ]
+    assert torch.equal(perturbed[0], perturbed[1])
+    assert torch.equal(perturbed[0], perturbed[2])
 
 
 def test_both_ends_of_a_curve_are_images_of_one_shape(images: Tensor) -> None:

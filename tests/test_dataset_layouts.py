@@ -425,12 +425,13 @@ def test_imagenette_that_cannot_be_downloaded(
     if fault == "no network":
         url = "http://127.0.0.1:1/imagenette2-320.tgz"
         monkeypatch.setattr(Imagenette, "_ARCHIVES", {"320px": (url, "0" * 32)})
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(ConnectionError) as caught:
         ol.load_dataset(f"imagenette:{tmp_path / 'data'}")
     message = str(caught.value)
     assert url in message
     assert f"unpack it to {tmp_path / 'data' / 'imagenette2-320'}" in message
-    assert not [*(tmp_path / "data").iterdir()]
+    assert sorted(tmp_path.iterdir()) == before  # not even an empty folder is left
 
 
 # ----------------------------------------------------------------------------------------- medical

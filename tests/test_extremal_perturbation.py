@@ -241,6 +241,21 @@ def test_several_areas_are_averaged(images: Tensor, targets: Tensor) -> None:
     assert both.masks().shape == (3, 1, 32, 32)
 
 
+def test_a_whole_number_of_any_type_is_a_chunk(images: Tensor, targets: Tensor) -> None:
+    masks = [
+        ol.explain(
+            "extremal-perturbation",
+            make_classifier("cnn"),
+            images,
+            targets,
+            iterations=1,
+            chunk=chunk,
+        )
+        for chunk in (4, 4.0)
+    ]
+    assert torch.equal(*masks)
+
+
 def test_chunks_do_not_matter(images: Tensor, targets: Tensor) -> None:
     def run(chunk: int) -> Tensor:
         return ol.explain(

@@ -29,6 +29,12 @@ def test_gallery_needs_a_caption_for_each_image(captions: list[str]) -> None:
         plots.gallery(torch.rand(2, 3, 20, 20), captions)
 
 
+@pytest.mark.parametrize("columns", [0, 1.5])
+def test_gallery_needs_a_whole_number_of_columns(columns: float) -> None:
+    with pytest.raises(ValueError, match=f"columns is {columns}; a whole number ≥ 1 is needed"):
+        plots.gallery(torch.rand(2, 3, 20, 20), ["a", "b"], columns=columns)
+
+
 def test_gallery_needs_images() -> None:
     with pytest.raises(ValueError, match="0 images"):
         plots.gallery(torch.rand(0, 3, 20, 20), [])

@@ -110,6 +110,8 @@ def test_masks_of_another_shape_are_refused(images: torch.Tensor) -> None:
     [
         (lambda x, m: (x * 255, m), ValueError, "RGB in .0, 1. is needed"),
         (lambda x, m: ((x * 255).byte(), m), TypeError, "float32 in .0, 1. is needed"),
+        (lambda x, m: (x, m.numpy()), TypeError, "masks must be a torch.Tensor, not ndarray"),
+        (lambda x, m: (x, m.tolist()), TypeError, "masks must be a torch.Tensor, not list"),
         (lambda x, m: (x, 3 * m - 1), ValueError, "masks hold -1; values in .0, 1. are needed"),
         (lambda x, m: (x, m / 0), ValueError, "masks hold (nan|inf); values"),
     ],

@@ -280,6 +280,11 @@ def test_any_constant_start_is_the_same_and_another_start_is_not(
         "opti-cam", classifier, images, targets, iterations=3, initial_u=u, batch_size=2
     )
     torch.testing.assert_close(run(u), batched, rtol=0, atol=1e-4)
+    for same in (u.numpy(), u.tolist()):
+        of_array = ol.explain(
+            "opti-cam", classifier, images, targets, iterations=3, initial_u=same, batch_size=2
+        )
+        torch.testing.assert_close(of_array, batched, rtol=0, atol=1e-4)
 
 
 def test_images_stop_one_by_one(targets: Tensor) -> None:

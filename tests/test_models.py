@@ -58,6 +58,12 @@ def test_default_layers_of_the_embedded_networks_follow_the_paper() -> None:
     assert vit.layer == f"blocks.{len(vit.network.blocks) - 1}.norm1"
 
 
+def test_errors_that_users_may_catch_are_public() -> None:
+    names = {"CutError", "HubError", "ImageError", "StoreError"}
+    assert names <= set(ol.__all__)
+    assert all(issubclass(getattr(ol, name), Exception) for name in names)
+
+
 def test_missing_embedded_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "networks").mkdir()
     monkeypatch.setenv("OPTICAM_DATA", str(tmp_path))
@@ -213,6 +219,36 @@ def test_an_unreachable_hub_is_explained(
     assert "checkpoint=" in message
     assert "scenes_resnet" in message
     assert not models.hub.HF_HUB_OFFLINE  # as it was found
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("https://huggingface.co", 443), ("http://mirror", 80), ("http://localhost:8090/hf", 8090)],
+)
+def test_a_mirror_is_asked_at_its_own_port(
+    endpoint: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
+        asked.append(address)
+        return socket.socket()
+
+    monkeypatch.setattr(models.hub, "ENDPOINT", endpoint)
+    monkeypatch.setattr(models.hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    with models._quick_when_offline():
+        assert not models.hub.HF_HUB_OFFLINE
+    assert [p for _, p in asked] == [port]
+
+
+def test_what_needs_no_hub_asks_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise AssertionError("asked whether the hub answers")
+
+    monkeypatch.setattr(models, "_quick_when_offline", fail)
+    assert ol.load_model("vit_tiny_patch16_224", weights="random").classes == 1000
 
 
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])

@@ -30,16 +30,6 @@ def test_the_packages_are_loaded_when_they_are_needed() -> None:
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize(("method", "module"), [("lime", "lime"), ("gradient-shap", "captum")])
-def test_a_missing_package_is_named(
-    method: str, module: str, images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for loaded in [m for m in sys.modules if m.split(".")[0] == module]:
-        monkeypatch.setitem(sys.modules, loaded, None)
-    with pytest.raises(ImportError, match=f"the method '{method}' needs the package {module}"):
-        ol.explain(method, make_classifier("cnn"), images, 0)
-
-
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [

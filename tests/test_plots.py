@@ -80,6 +80,19 @@ def test_bad_grids(images: Tensor, masks: Tensor) -> None:
         plots.grid(images, {"one": masks[:2]})
     with pytest.raises(ValueError, match="unknown style 'heat'"):
         plots.grid(images, {"one": masks}, style="heat")
+    p = masks[:, 0, 0, 0]
+    for what, options in {
+        "2 row_titles": {"row_titles": ["a", "b"]},
+        "4 row_titles": {"row_titles": list("abcd")},
+        "2 classes": {"classes": ["a", "b"], "probabilities": {"one": (p, p)}},
+        "2 probabilities of 'one'": {"probabilities": {"one": (p, p[:2])}},
+    }.items():
+        with pytest.raises(ValueError, match=f"there are {what} for 3 images; one each is needed"):
+            plots.grid(images, {"one": masks}, **options)
+
+
+def test_nothing_lost_and_nothing_won_is_an_empty_chart() -> None:
+    assert plots.lost_and_won({}).png.startswith(b"\x89PNG")
 
 
 def test_a_picture_is_html_with_alt_text(images: Tensor, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import timm
@@ -193,3 +194,11 @@ def test_images_at_once_follow_the_free_memory(monkeypatch: pytest.MonkeyPatch) 
     free(4 * each * 3.5)
     assert classifier.images_at_once() == 3
     assert classifier.images_at_once((64, 32)) == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_pickled_classifier_keeps_its_precision(precision: str, images: Tensor) -> None:
+    quick = make_classifier("cnn").at_precision(precision)
+    other = pickle.loads(pickle.dumps(quick))
+    assert other.precision == quick.precision == getattr(torch, precision)
+    assert torch.equal(other.logits(images), quick.logits(images))

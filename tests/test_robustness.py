@@ -218,6 +218,18 @@ bad: list[tuple[Callable[[], object], str]] = [
         lambda: metrics.max_sensitivity(explain, make_images(1, 4, 4), ramp, TARGETS, copies=0),
         "copies is 0",
     ),
+    (
+        lambda: metrics.max_sensitivity(explain, make_images(1, 4, 4), ramp, TARGETS, copies=2.5),
+        "copies is 2.5; a whole number",
+    ),
+    (
+        lambda: metrics.max_sensitivity(explain, make_images(1, 4, 4), ramp, TARGETS, radius=0),
+        "radius is 0; a number > 0 is needed",
+    ),
+    (
+        lambda: metrics.max_sensitivity(explain, make_images(1, 4, 4), ramp, TARGETS, seed=0.5),
+        "seed is 0.5; a whole number",
+    ),
 ]
 
 

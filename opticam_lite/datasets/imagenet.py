@@ -269,8 +269,9 @@ def imagenette(path: str | Path, split: str = "val", classifier: Classifier | No
 def _download_imagenette(path: Path, split: str, size: str = "320px") -> Path:
     """Download and unpack beside the place, then move: it is there whole or not at all."""
     folder, url = IMAGENETTE_FOLDERS[size], Imagenette._ARCHIVES[size][0]
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path) as scratch:
+    whole = path.absolute()
+    nearest = next(place for place in (whole, *whole.parents) if place.is_dir())
+    with tempfile.TemporaryDirectory(dir=nearest) as scratch:
         try:
             Imagenette(scratch, split, size, download=True)
         except (OSError, RuntimeError) as error:
@@ -278,5 +279,6 @@ def _download_imagenette(path: Path, split: str, size: str = "320px") -> Path:
                 f"Imagenette is not in {path}, and {url} could not be downloaded ({error}); "
                 f"download it where there is a network and unpack it to {path / folder}"
             ) from error
+        path.mkdir(parents=True, exist_ok=True)
         (Path(scratch) / folder).rename(path / folder)
     return path / folder

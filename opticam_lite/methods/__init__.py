@@ -33,7 +33,7 @@ for _file in pkgutil.iter_modules(__path__):
 
 
 def list_methods() -> list[str]:
-    """Return the names of all methods, in alphabetical order."""
+    """Return the names of all methods, sorted; `METHODS[name]` tells a method's paper."""
     return sorted(METHODS)
 
 
@@ -235,7 +235,8 @@ def _per_image(options: dict[str, Any], n: int, batch_size: int) -> list[dict[st
     """Return the options of each batch: options that hold a row an image are split like images."""
     batches = [dict(options) for _ in range(0, n, batch_size)]
     u = options.get("initial_u")
-    if isinstance(u, Tensor) and u.ndim == 2:
+    u = None if u is None else torch.as_tensor(u)
+    if u is not None and u.ndim == 2:
         if len(u) != n:
             raise ValueError(
                 f"initial_u has shape {tuple(u.shape)}; {n} images need one row each, or (K,)"

@@ -89,9 +89,10 @@ def extremal_perturbation(
     positive = {"learning_rate": learning_rate, "sigma": sigma, "blur": blur, "growth": growth}
     iterations = whole_number("iterations", iterations, 0)
     step, levels = whole_number("step", step, 1), whole_number("levels", levels, 2)
-    _check(momentum, weight, selector, chunk, positive)
+    _check(momentum, weight, selector, positive)
     n, size = len(images), images.shape[2:]
     chunk = classifier.images_at_once(size) if chunk is None else chunk
+    chunk = whole_number("chunk", chunk, 1)
     quick = classifier.at_precision(precision)
     y = pyramid(images, levels, blur)  # (N, L, 3, H, W)
     generator = MaskGenerator(size, step, sigma, images.device)
@@ -254,13 +255,7 @@ def _areas(areas: float | Sequence[float]) -> list[float]:
     return areas
 
 
-def _check(
-    momentum: float,
-    weight: float,
-    selector: str,
-    chunk: int | None,
-    positive: dict[str, float],
-) -> None:
+def _check(momentum: float, weight: float, selector: str, positive: dict[str, float]) -> None:
     for name, value in positive.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}; a positive number is needed")
@@ -270,5 +265,3 @@ def _check(
         raise ValueError(f"weight is {weight}; a number ≥ 0 is needed")
     if selector not in SELECTORS:
         raise ValueError(unknown_name("selector", selector, SELECTORS))
-    if chunk is not None:
-        whole_number("chunk", chunk, 1)

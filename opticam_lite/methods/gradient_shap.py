@@ -54,21 +54,15 @@ def gradient_shap(
     Raises:
         ValueError: If samples or chunk is not positive, stdev is negative or the seed is not one
             of NumPy's.
-        ImportError: If captum is missing.
     """
+    from captum.attr import GradientShap  # slow to import, and seldom needed
+
     samples = whole_number("samples", samples, 1)
     chunk = classifier.images_at_once(images.shape[2:]) if chunk is None else chunk
     chunk = whole_number("chunk", chunk, 1)
     if not 0 <= stdev < np.inf:
         raise ValueError(f"stdev is {stdev}; a number ≥ 0 is needed")
     seed = whole_number("seed", seed, 0, 2**32 - 1)
-    try:
-        from captum.attr import GradientShap
-    except ImportError as error:
-        raise ImportError(
-            f"the method 'gradient-shap' needs the package captum ({error}); run: "
-            "pip install captum"
-        ) from error
     total = len(images) * -(-samples // chunk)
     done = 0
 

@@ -52,7 +52,6 @@ def lime(
 
     Raises:
         ValueError: If samples or chunk is not positive, or the seed is not one of NumPy's.
-        ImportError: If the package is missing.
     """
     samples = whole_number("samples", samples, 1)
     chunk = images_at_once(classifier, images, classifier.layers) if chunk is None else chunk
@@ -91,12 +90,7 @@ def _quickshift(seed: int) -> partial[Any]:
 
 def _explainer(classifier: Classifier, seed: int, chunk: int, tell: Any) -> Any:
     """Return the package's explainer, but for how it masks: here on the network's device."""
-    try:
-        from lime.lime_image import LimeImageExplainer
-    except ImportError as error:
-        raise ImportError(
-            f"the method 'lime' needs the package lime ({error}); run: pip install lime"
-        ) from error
+    from lime.lime_image import LimeImageExplainer  # slow to import, and seldom needed
 
     class Explainer(LimeImageExplainer):
         def data_labels(

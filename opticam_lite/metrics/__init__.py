@@ -86,5 +86,5 @@ __all__ = [
 
 
 def list_metrics() -> list[str]:
-    """Return the names of all metrics."""
+    """Return the names of all metrics; `METRICS[name]` tells a metric's paper."""
     return list(METRICS)

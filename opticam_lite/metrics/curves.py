@@ -42,6 +42,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
 from ..classifier import Classifier
+from ..registry import whole_number
 from .registry import METRICS, Case, check_masks
 
 Targets = Tensor | Sequence[int] | int
@@ -231,7 +232,7 @@ def aopc(
     classifier: Classifier,
     images: Tensor,
     masks: Tensor,
-    targets: Targets,
+    targets: Targets | None = None,
     *,
     patch: int = 14,
     regions: int = 10,
@@ -247,7 +248,7 @@ def aopc(
         classifier: The network.
         images: `(N, 3, H, W)` in [0, 1].
         masks: Saliency `(N, 1, H, W)`; a patch's is its pixels' sum.
-        targets: `(N,)` classes, or one for all.
+        targets: `(N,)` classes, or one for all. Default: the predicted ones.
         patch: Side of the patches, from the top left corner on; the last ones may be cut
             (section 5.3.3).
         regions: L, the number of patches; all of them where there are fewer (section 5.3.3).
@@ -262,8 +263,7 @@ def aopc(
     """
     images = classifier.check_images(images)
     check_masks(masks, images)
-    if patch < 1 or regions < 1:
-        raise ValueError(f"patch is {patch} and regions is {regions}; both must be at least 1")
+    patch, regions = whole_number("patch", patch, 1), whole_number("regions", regions, 1)
     # In float64, so that patches of equal pixels have equal sums.
     sums = F.avg_pool2d(masks.double(), patch, ceil_mode=True, divisor_override=1)
     steps = _ranks(sums.flatten(1), seed).view_as(sums) + 1
@@ -271,6 +271,7 @@ def aopc(
     steps = steps[..., : images.shape[2], : images.shape[3]]
     regions = min(regions, math.prod(sums.shape[1:]))
     black = torch.zeros_like(images)
+    targets = classifier.predict(images) if targets is None else targets
     targets = classifier.check_targets(targets, len(images))
     at = torch.arange(regions + 1)
     values = images.new_zeros(len(images), len(at), dtype=torch.float64)
@@ -282,6 +283,7 @@ def aopc(
 
 def _ranks(saliency: Tensor, seed: int) -> Tensor:
     """Return each value's rank in decreasing order, `(N, P)` from 0; ties in a drawn order."""
+    seed = whole_number("seed", seed, 0, 2**63 - 1)
     drawn = torch.randperm(saliency.shape[1], generator=torch.Generator().manual_seed(seed))
     drawn = drawn.to(saliency.device)
     order = drawn[saliency[:, drawn].argsort(dim=1, descending=True, stable=True)]
@@ -313,8 +315,7 @@ def _log_odds(
     """
     if batch_size is None:
         batch_size = 8 if classifier.device.type == "cpu" else 256
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    batch_size = whole_number("batch_size", batch_size, 1)
     # What is mixed is ready for the network and of one form: mixing then costs next to nothing.
     start, end = classifier._prepare(start[None]), classifier._prepare(end[None])
     steps = torch.empty_like(start, dtype=torch.int32).copy_(steps)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..classifier import Classifier
+from ..masking import check_tensor
 from ..registry import Entry, Registry
 
 
@@ -98,7 +99,12 @@ METRICS = Registry("metric", Metric)
 
 
 def check_masks(masks: Tensor, images: Tensor | None = None) -> None:
-    """Raise ValueError unless masks are `(N, 1, H, W)` without NaN, one for each image if given."""
+    """Say what is wrong unless masks are `(N, 1, H, W)` without NaN, one for each image if given.
+
+    Raises:
+        TypeError, ValueError: If they are not that.
+    """
+    check_tensor("masks", masks)
     if masks.ndim != 4 or masks.shape[1] != 1:
         raise ValueError(f"masks have shape {tuple(masks.shape)}; (N, 1, H, W) is needed")
     if images is not None and masks.shape != images[:, :1].shape:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..masking import check_range
+from ..registry import whole_number
 from .registry import METRICS, Case, check_masks
 
 
@@ -58,10 +59,9 @@ def max_sensitivity(
     """
     check_range("images", images)
     check_masks(masks, images)
-    if copies < 1 or not radius > 0:
-        raise ValueError(
-            f"copies is {copies} and radius {radius}; one copy and a radius > 0 need be"
-        )
+    copies, seed = whole_number("copies", copies, 1), whole_number("seed", seed, 0, 2**63 - 1)
+    if not radius > 0:
+        raise ValueError(f"radius is {radius}; a number > 0 is needed")
     generator = torch.Generator().manual_seed(seed)
     largest = masks.new_zeros(len(masks), dtype=torch.float64)
     for _ in range(copies):

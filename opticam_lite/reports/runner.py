@@ -2,10 +2,10 @@
 
     NAME=value … ──parse, check──▶ notebook ──papermill──▶ .ipynb, metrics.json ──▶ .html
 
-`make report` calls `main`. A report's parameters are those of its notebook's parameters cell:
-adding one there is all it takes. Everything is checked before anything runs, by the function that
-the notebook itself begins with, such as `prepare`; so what passes the check is what runs. No
-notebook imports this file: papermill and its like take seconds to import, in every kernel again.
+`make report` calls `main`. A report's parameters are those of its notebook's parameters cell, and
+of the function in `checks` that the notebook begins with, such as `prepare`. That function checks
+everything before anything runs; so what passes the check is what runs. No notebook imports this
+file: papermill and its like take seconds to import, in every kernel again.
 """
 
 from __future__ import annotations

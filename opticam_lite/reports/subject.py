@@ -17,7 +17,7 @@ from ..evaluation.run import lacks
 from ..methods import METHODS, applicable
 from ..metrics import METRICS
 from ..models import load_model
-from ..registry import Registry
+from ..registry import Registry, names_in
 
 
 class ReportError(ValueError):
@@ -176,7 +176,7 @@ def prepare_benchmark(
 
 def _listed(what: str, text: str, registry: Registry[Any]) -> list[str]:
     """Return the names of a list, each once; `all` stands for every name of the registry."""
-    names = list(dict.fromkeys(text.replace(",", " ").split()))
+    names = names_in(text)
     if names == ["all"]:
         return list(registry)
     for name in names:
