@@ -123,6 +123,8 @@ class Classifier:
                 f"{self.name} gives one logit, and the probability of a single class is always 1; "
                 "wrap it in a module that returns torch.cat([torch.zeros_like(y), y], 1)"
             )
+        if isinstance(labels, str):
+            raise TypeError(f"labels is {labels!r}; a list of names is needed, one for each logit")
         labels = [f"class {c}" for c in range(self.classes)] if labels is None else labels
         self.labels = [str(label) for label in labels]
         if len(self.labels) != self.classes:

@@ -74,14 +74,16 @@ def load_model(
             asks for the other.
         checkpoint: A local file of weights, `.safetensors` or a state dict saved by `torch.save`
             (read with `weights_only=True`: code in it is never run). The number of classes is
-            taken from it.
+            taken from it. A text file beside it, `cats.classes.txt` of `cats.pt`, may name them,
+            one a line.
         layer: Where to cut. Default: Appendix A of the paper, see `Classifier`.
         device: `"auto"`, `"cpu"`, `"cuda"`, …
         weights: Without a checkpoint: `"hub"` downloads trained weights (torchvision's
             IMAGENET1K_V1, as in the paper, or timm's default), `"random"` leaves the network
-            untrained. Embedded networks bring their own.
+            untrained, the same each time. Embedded networks bring their own.
         normalize: False leaves the normalisation out (paper, Appendix H).
-        labels: Names of the classes. Default: ImageNet's where there are 1,000.
+        labels: Names of the classes. Default: those beside the checkpoint, else ImageNet's where
+            there are 1,000.
 
     Raises:
         ValueError: For an unknown name, layer or option, or a checkpoint that does not fit.
@@ -99,7 +101,11 @@ def load_model(
         "torchvision": _torchvision,
         "timm": _timm,
     }
-    network, settings = loaders[source](bare, state is None and weights == "hub")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        network, settings = loaders[source](bare, state is None and weights == "hub")
+    if checkpoint is not None and labels is None:
+        labels = _names_beside(Path(checkpoint))
     if state is not None:
         network, same_classes = _fill(bare, network, state, checkpoint, loaders[source])
         if not same_classes:
@@ -110,6 +116,18 @@ def load_model(
     return Classifier(
         network, layer or default, device=device, normalize=normalize, name=bare, **settings
     )
+
+
+def _names_beside(checkpoint: Path) -> list[str] | None:
+    """Return the classes' names that lie beside a checkpoint, or None."""
+    path = checkpoint.with_suffix(".classes.txt")
+    if not path.is_file():
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8; save the classes' names as such a text") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:

@@ -46,6 +46,7 @@ from .evaluation import choose
 from .methods import METHODS, applicable, explain
 from .metrics import drop, gain, increase
 from .models import load_model
+from .registry import names_in
 
 BOX = "box"  # stands for a method where the mask is B or I∖B and needs none
 MASKS = ("S", "B∩S", "S∖B")
@@ -108,7 +109,7 @@ def prepare(
     for name, number in {"limit": limit, "iterations": iterations, "draws": draws}.items():
         if number < 1:
             raise ValueError(f"{name.upper()} is {number}; it must be at least 1")
-    lists = {"MODELS": _names(models), "METHODS": _names(methods)}
+    lists = {"MODELS": names_in(models), "METHODS": names_in(methods)}
     for what, given in lists.items():
         if not given:
             raise ValueError(f"{what} names none; separate names by commas")
@@ -132,10 +133,6 @@ def prepare(
         }
     indices = choose(min(map(len, datasets)), limit, seed)
     return Study(classifiers, datasets, indices, wanted, left_out)
-
-
-def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(text.replace(",", " ").split()))
 
 
 # --------------------------------------------------------------------------------- the box study

@@ -6,6 +6,7 @@ import pickle
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -157,6 +158,34 @@ def test_a_checkpoint_of_another_number_of_classes(tmp_path: Path) -> None:
         "vit_tiny_patch16_224", checkpoint=tmp_path / "vit.safetensors", labels=list("abc")
     )
     assert classifier.labels == list("abc")
+
+
+def test_classes_are_named_beside_the_checkpoint(tmp_path: Path) -> None:
+    network = torchvision.models.squeezenet1_1(num_classes=3)
+    torch.save(network.state_dict(), tmp_path / "own.v2.pt")
+    beside, names = tmp_path / "own.v2.classes.txt", ["cat", "garden dog", "Kühlschrank"]
+    beside.write_text("\n".join(names) + "\n\n", encoding="utf-8-sig")
+    settings: dict[str, Any] = {"checkpoint": tmp_path / "own.v2.pt", "device": "cpu"}
+    assert ol.load_model("squeezenet1_1", **settings).labels == names
+    assert ol.load_model("squeezenet1_1", labels=list("abc"), **settings).labels == list("abc")
+    beside.write_bytes("Kühlschrank".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"own\.v2\.classes\.txt is not UTF-8"):
+        ol.load_model("squeezenet1_1", **settings)
+    beside.write_text("cat\ndog\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="2 labels were given for a network of 3 classes"):
+        ol.load_model("squeezenet1_1", **settings)
+    with pytest.raises(TypeError, match="labels is 'cat'; a list of names is needed"):
+        ol.load_model("squeezenet1_1", labels="cat", **settings)
+
+
+def test_random_weights_repeat_and_leave_the_random_state_alone() -> None:
+    state = torch.random.get_rng_state()
+    first, second = (
+        ol.load_model("squeezenet1_1", weights="random", device="cpu").network for _ in range(2)
+    )
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
