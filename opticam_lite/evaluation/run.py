@@ -65,8 +65,8 @@ def evaluate(
             nothing. Or a function, called with (method, images done, images in all) after each
             batch.
         out: Folder for the rows (Parquet) and the settings. Default: rows are kept in memory.
-        collect: False leaves the rows in `out` and returns none, for runs larger than the memory:
-            `summarize(out)` makes their table.
+        collect: False leaves the rows in `out` and returns none, so that memory does not grow with
+            the images: `summarize(out)` makes their table.
         engine: `"local"`, or `"ray"`: workers of a Ray cluster, which is the one that the
             environment variable RAY_ADDRESS names, or this machine.
         workers: Threads that decode images, in each process; 0 decodes between the batches.

@@ -201,7 +201,7 @@ class Store:
             return
         table = pa.Table.from_pylist(self._rows, SCHEMA)
         self._rows = []
-        last = max((int(p.stem[-6:]) for p in _parts(self.folder)), default=-1)
+        last = max((int(_number(p)) for p in _parts(self.folder)), default=-1)
         path = self.folder / f"part-{last + 1:06d}.parquet"
         self._write(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
@@ -244,8 +244,13 @@ def _sync(folder: Path) -> None:
 
 
 def _parts(folder: Path) -> list[Path]:
-    # Six digits exactly: a sync client's `part-000000 (1).parquet` would count its rows twice.
-    return sorted(folder.glob(f"part-{6 * '[0-9]'}.parquet"))
+    # Digits alone: a sync client's `part-000000 (1).parquet` would count its rows twice.
+    found = {_number(p): p for p in folder.glob("part-*.parquet") if _number(p).isdigit()}
+    return [found[number] for number in sorted(found, key=int)]
+
+
+def _number(part: Path) -> str:
+    return part.stem.removeprefix("part-")
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
