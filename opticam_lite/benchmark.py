@@ -21,7 +21,16 @@ from .evaluation.settings import describe, digest
 from .methods import explain
 from .metrics import METRICS
 from .plots import Picture, bars, grid
-from .reports import Subject, about, comparison, ordering, paper_table, title, write_json
+from .reports import (
+    Subject,
+    about,
+    comparison,
+    ordering,
+    paper_table,
+    title,
+    write_json,
+    write_table,
+)
 
 # Name → the paper's tables for CNNs and for transformers.
 SECTIONS: dict[str, tuple[int | str, int | str]] = {
@@ -150,15 +159,24 @@ def extremes(
         images.append(batch)
         masks.append(explain(str(method), subject.classifier, batch, targets, **options))
         titles += [title(str(method))] * len(chosen)
-        classes += [subject.classifier.labels[c] for c in targets]
-        captions += [f"{p:.2f} → {o:.2f}" for p, o in zip(chosen["p"], chosen["o"], strict=True)]
+        named = zip(targets, chosen["image"], strict=True)
+        classes += [f"{subject.classifier.labels[c]}\n{image}" for c, image in named]
+        pairs = zip(chosen["p"], chosen["o"], strict=True)
+        captions += [f"{_probability(p)} → {_probability(o)}" for p, o in pairs]
     return grid(
         torch.cat(images),
         {"map": torch.cat(masks)},
         row_titles=titles,
         captions={"input": classes, "map": captions},
-        title="Best: the probability rises most" if best else "Worst: it falls most",
+        title="Best: probability rises most, or falls least"
+        if best
+        else "Worst: probability falls most, or rises least",
     )
+
+
+def _probability(value: float) -> str:
+    """Return a probability with two decimals, or two digits where it is small."""
+    return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
 
 
 def write_metrics(
@@ -168,7 +186,7 @@ def write_metrics(
     table: pd.DataFrame,
     frame: pd.DataFrame,
 ) -> dict[str, Any]:
-    """Write `metrics.json`: settings, versions and every figure with its standard error.
+    """Write `metrics.json` (settings, versions, figures with standard errors) and the table.
 
     Args:
         folder: Where to; `""` writes nothing.
@@ -202,4 +220,5 @@ def write_metrics(
         "ordering": {claim: holds for claim, (holds, _) in claims.items()},
     }
     write_json(folder, record)
+    write_table(folder, table)
     return record

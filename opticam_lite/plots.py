@@ -242,7 +242,10 @@ def _before_after(
 def _colorbar(figure: Figure, axes: np.ndarray, rows: int) -> None:
     scale = ScalarMappable(cmap=COLORMAP)
     scale.set_clim(0, 1)
-    colorbar = figure.colorbar(scale, ax=axes, fraction=0.03, aspect=18 * rows, pad=0.01)
+    tall = min(rows, 4)  # a scale taller than four rows tells no more
+    colorbar = figure.colorbar(
+        scale, ax=axes, fraction=0.03, shrink=tall / rows, anchor=(0, 1), aspect=18 * tall, pad=0.01
+    )
     colorbar.set_label("saliency", fontsize=8)
     colorbar.ax.tick_params(labelsize=7)
 
@@ -486,6 +489,7 @@ def bars(
     decimals = max(1, 2 - math.floor(math.log10(largest))) if largest else 0
     labels = {name: f"{round(value, decimals) + 0.0:g}" for name, value in values.items()}
     ax.bar_label(drawn, labels=list(labels.values()), fontsize=8)
+    ax.margins(y=0.12)  # keeps the values below the title
     ax.set(ylabel=ylabel, title=title)
     ax.tick_params(axis="x", labelsize=8)
     if sum(map(len, values)) > 12 * size[0]:  # names would run into each other

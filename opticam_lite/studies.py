@@ -519,3 +519,26 @@ def verdict(agreed: pd.DataFrame, claim: str, *, control: str = "fake-cam") -> d
     figures = {name: float(first[name]) for name in ("rho", "low", "high")}
     certain = {"true": figures["low"] > 0, "within_noise": near, "beats_control": beats}
     return {"best": first["method"], **figures, **certain, "n": int(first["n"])}
+
+
+def in_words(verdict: Mapping[str, Any]) -> str:
+    """Return what `verdict` found as sentences in Markdown."""
+    if verdict["best"] is None:
+        return "no correlation is defined."
+    best, rho = f"**{METHODS[verdict['best']].title}**", f"ρ = {verdict['rho']:.2f}"
+    about = f"n = {verdict['n']}"
+    few = np.isnan(verdict["low"])
+    if not few:
+        about = f"{verdict['low']:.2f} to {verdict['high']:.2f}, {about}"
+    unsure = "; these are too few images to say how surely." if few else ""
+    if verdict["rho"] <= 0:
+        return f"no method follows the truth; the highest is {best}, {rho} ({about}){unsure or '.'}"
+    text = f"{best} follows the truth best, {rho} ({about})"
+    if few:
+        return text + unsure
+    text += "." if verdict["true"] else ", which may well be 0: none is shown to tell the truth."
+    near = ", ".join(METHODS[name].title for name in verdict["within_noise"])
+    text += f" Within the noise of it: {near}." if near else " Every other is surely behind."
+    if verdict["beats_control"] is False or verdict["best"] == "fake-cam":
+        text += " The map is not shown to add anything to the control."
+    return text

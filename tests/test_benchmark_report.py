@@ -181,7 +181,7 @@ def test_all_stands_for_every_method_and_metric_that_applies():
     assert {"grad-cam", "opti-cam"} <= set(subject.methods)
     assert {"AD", "I", "ADCC"} <= set(subject.metrics)
     # The scenes' boxes are of classes that this network does not know.
-    assert subject.left_out["LE"] == "it has no boxes"
+    assert subject.left_out["LE"] == "scenes has no boxes"
     assert "raw-attention" in subject.left_out
     assert {*subject.methods, *subject.metrics, *subject.left_out} == {*METHODS, *METRICS}
 
@@ -272,13 +272,21 @@ def test_a_cell_that_the_scan_lost_is_a_dash(subject):
 
 
 def test_best_and_worst_are_those_whose_probability_changes_most(subject, frame):
+    frame = frame.assign(p=0.5, o=0.5 + frame["o"] - frame["p"])  # two decimals each
     shown = {best: benchmark.extremes(frame, subject, best=best).alt for best in (True, False)}
     for method, of_method in frame.groupby("method"):
         change = of_method["o"] - of_method["p"]
         for best, row in ((True, change.idxmax()), (False, change.idxmin())):
             p, o = of_method.loc[row, ["p", "o"]]
             told = next(line for line in shown[best].split("Row ") if reports.title(method) in line)
+            assert of_method.loc[row, "image"] in told
             assert f"{p:.2f} → {o:.2f}" in told
+
+
+def test_small_probabilities_keep_their_digits(subject, frame):
+    small = frame.assign(p=0.00123, o=0.00456)
+    assert "0.0012 → 0.0046" in benchmark.extremes(small, subject).alt
+    assert "0.90 → 0.00" in benchmark.extremes(frame.assign(p=0.9, o=0.0), subject).alt
 
 
 def test_a_broken_image_is_left_out_of_best_and_worst(subject, frame):
@@ -296,7 +304,8 @@ def test_a_good_run_writes_page_notebook_metrics_and_rows(tmp_path):
     given = [f"{name.upper()}={value}" for name, value in QUICK.items()]
     assert runner.main(["REPORT=benchmark", *given, f"OUT={out}"]) == 0
     assert {p.name for p in out.iterdir()} == {
-        *("benchmark_report.html", "benchmark_report.ipynb", "metrics.json", "rows")
+        *("benchmark_report.html", "benchmark_report.ipynb", "metrics.json", "rows"),
+        *("table.csv", "table.tex"),
     }
     (rows,) = (out / "rows").iterdir()
     table = ol.summarize(rows, errors=True)

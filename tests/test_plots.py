@@ -143,6 +143,23 @@ def test_bars_have_the_digits_that_can_be_seen() -> None:
     assert plots.bars({"a": 0.0}).alt.endswith("a 0.")
 
 
+def test_values_above_bars_stay_below_the_title() -> None:
+    values = {f"a long name {i}": 40.0 for i in range(5)}  # leaves little height
+    picture = plots.bars(values, errors={"a long name 0": 1.0}, title="AG", size=(4.4, 2.9))
+    picture.png  # noqa: B018 - texts have their place once it is drawn
+    (ax,) = picture.figure.axes
+    gap = ax.title.get_window_extent().y0 - max(t.get_window_extent().y1 for t in ax.texts)
+    assert gap > 6
+
+
+def test_the_scale_of_a_tall_grid_is_no_taller_than_four_rows() -> None:
+    picture = plots.grid(torch.rand(11, 3, 8, 8), {"a": torch.rand(11, 1, 8, 8)})
+    picture.png  # noqa: B018
+    *panels, scale = (ax.get_window_extent() for ax in picture.figure.axes)
+    assert scale.height < 4.5 * panels[0].height
+    assert abs(scale.y1 - panels[0].y1) < panels[0].height / 4
+
+
 def test_bars_show_errors_where_they_are_known() -> None:
     picture = plots.bars(
         {"a name": 10.0, "another name": 20.0, "a third name": 5.0},

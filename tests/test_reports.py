@@ -152,11 +152,23 @@ def test_a_wrong_parameter_ends_before_anything_runs(arguments, words, tmp_path,
     assert not out.exists()
 
 
-def test_a_damaged_image_is_found_before_anything_runs(photos, tmp_path, capsys):
-    (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:200])
+def test_damaged_images_are_left_out_with_the_reason(photos):
+    for name in ("a.png", "c.png"):
+        (photos / name).write_bytes((photos / name).read_bytes()[:200])
+    subject = reports.prepare(weights="random", images=str(photos))
+    assert (subject.indices, subject.examples) == ([1], [1])
+    assert list(subject.broken) == ["a.png", "c.png"]
+    assert "damaged" in subject.broken["c.png"]
+
+
+def test_a_folder_of_damaged_images_is_told_before_anything_runs(photos, tmp_path, capsys):
+    for photo in photos.iterdir():
+        photo.write_bytes(photo.read_bytes()[:200])
     out = tmp_path / "out"
     assert runner.main([*QUICK, f"IMAGES={photos}", f"OUT={out}"]) == 2
-    assert "b.png" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "none of the 3 images" in message
+    assert "a.png" in message
     assert not out.exists()
 
 
@@ -271,6 +283,41 @@ def test_ordering_is_that_of_the_papers_methods(table):
     assert reports.ordering(pd.concat([table, faster])) == reports.ordering(table)
 
 
+def test_the_verdict_on_few_images_and_iterations_has_caveats(table, photos):
+    subject = reports.prepare(weights="random", images=str(photos), iterations=20)
+    said = reports.checklist(reports.ordering(table), reports.caveats(subject))
+    assert "Opti-CAM took 20 iterations here, 100 in the paper. 3 images are few" in said
+    whole = reports.prepare(weights="random", limit=100)
+    assert reports.caveats(whole) == []
+    assert reports.checklist(reports.ordering(table)).endswith("</ul>")
+
+
+def test_settings_are_those_that_were_used(photos):
+    classifier = ol.load_model("scenes_vgg", weights="random")
+    given = {"weights": "hub", "checkpoint": "", "layer": "", "device": "auto"}
+    rows = dict(row.strip("| ").split(" | ") for row in reports.settings_table(
+        given, classifier).splitlines()[2:])  # fmt: skip
+    assert (rows["layer"], rows["device"], rows["weights"]) == ("features.21", "cpu", "hub")
+    assert rows["checkpoint"] == "–"
+    assert "weights" not in reports.settings_table({**given, "checkpoint": "my.pt"}, classifier)
+    assert "layer" not in reports.settings_table({"device": "auto"}, classifier)
+
+
+def test_tables_are_written_to_copy(table, tmp_path):
+    table = table.rename_axis("method").assign(**{"AD ±": 0.5})
+    reports.write_table(tmp_path, table)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table.csv", index_col="method"), table)
+    text = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    assert r"& AD $\pm$ \\" in text
+    assert "Grad-CAM & 12.00 & 10.00 &" in text
+    boxes = pd.DataFrame({"network": ["scenes_vgg"], "mask": ["S∖B"], "AD": [1.25]})
+    reports.write_table(tmp_path, boxes)
+    assert (tmp_path / "table.csv").read_text(encoding="utf-8").startswith("network,mask,AD\n")
+    text = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    assert r"scenes\_vgg & S$\setminus$B & 1.25 \\" in text
+    reports.write_table("", boxes)
+
+
 def test_the_comparison_shows_measured_and_printed_figures(table):
     shown = reports.comparison(table, reports.paper_table(1), here="<mine>")
     page = Page(shown)
@@ -333,7 +380,8 @@ def test_a_good_run_writes_page_notebook_and_metrics(made):
     code, out = made
     assert code == 0
     assert {p.name for p in out.iterdir()} == {
-        *("saliency_report.html", "saliency_report.ipynb", "metrics.json", "mine.txt")
+        *("saliency_report.html", "saliency_report.ipynb", "metrics.json", "mine.txt"),
+        *("table.csv", "table.tex"),
     }
     notebook = nbformat.read(out / "saliency_report.ipynb", as_version=4)
     nbformat.validate(notebook)
@@ -349,6 +397,8 @@ def test_the_page_is_self_contained_and_told_to_those_who_can_not_see_it(made):
     assert len(images) == 3
     assert all(image["src"].startswith("data:image/png;base64,") for image in images)
     assert all(len(image["alt"]) > 40 for image in images)
+    ids = [ol.load_dataset("scenes").id(i) for i in reports.prepare(limit=4, examples=2).examples]
+    assert all(name in images[0]["alt"] for name in ids)
     assert all(anchor["href"].startswith("#") for anchor in page.all("a"))
     assert not any("role" in division for division in page.all("div"))
 

@@ -332,6 +332,27 @@ def test_few_images_say_nothing_surely():
     assert lone["low"].isna().all()
 
 
+def test_a_verdict_in_words():
+    found = {"best": "grad-cam", "rho": 0.5, "low": 0.2, "high": 0.7, "true": True, "n": 40}
+    found |= {"within_noise": ["layer-cam"], "beats_control": True}
+    said = studies.in_words(found)
+    assert said.startswith("**Grad-CAM** follows the truth best, ρ = 0.50 (0.20 to 0.70, n = 40).")
+    assert said.endswith("Within the noise of it: Layer-CAM.")
+    unsure = studies.in_words(found | {"low": -0.1, "true": False, "beats_control": False})
+    assert "may well be 0" in unsure
+    assert unsure.endswith("add anything to the control.")
+    few = {"low": math.nan, "high": math.nan}
+    assert "too few images" in studies.in_words(found | few)
+    # Who runs against the truth does not follow it, however few or many the images.
+    assert studies.in_words(found | {"rho": -0.5} | few) == (
+        "no method follows the truth; the highest is **Grad-CAM**, ρ = -0.50 (n = 40); these are "
+        "too few images to say how surely."
+    )
+    against = studies.in_words(found | {"rho": -0.5, "low": -0.7, "high": -0.2})
+    assert against.endswith("ρ = -0.50 (-0.70 to -0.20, n = 40).")
+    assert studies.in_words({"best": None}) == "no correlation is defined."
+
+
 def test_prepare_leaves_out_what_does_not_apply():
     study = studies.prepare(
         models="scenes_resnet scenes_vit", methods="cam, opti-cam", limit=3, iterations=7

@@ -6,16 +6,19 @@ benchmark report shows in `opticam_lite.benchmark`; `runner` makes the page.
 
 from .contents import (
     about,
+    caveats,
     chart,
     checklist,
     comparison,
     ordering,
     paper_table,
+    settings_table,
     styled,
     title,
     versions,
     write_json,
     write_metrics,
+    write_table,
 )
 from .subject import ReportError, Subject, predictions, prepare, prepare_benchmark
 
@@ -23,6 +26,7 @@ __all__ = [
     "ReportError",
     "Subject",
     "about",
+    "caveats",
     "chart",
     "checklist",
     "comparison",
@@ -31,9 +35,11 @@ __all__ = [
     "predictions",
     "prepare",
     "prepare_benchmark",
+    "settings_table",
     "styled",
     "title",
     "versions",
     "write_json",
     "write_metrics",
+    "write_table",
 ]

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
+from ..classifier import Classifier
 from ..methods import METHODS
 from ..metrics import METRICS
 from ..paths import data_dir
@@ -202,8 +203,19 @@ def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = 
     return styled(page)
 
 
-def checklist(claims: Mapping[str, tuple[bool, str]]) -> str:
-    """Return an HTML list of what `ordering` found, with a verdict above it."""
+def caveats(subject: Subject) -> list[str]:
+    """Return what speaks against comparing a subject's figures with the paper's, in sentences."""
+    n, iterations = len(subject.indices), subject.options.get("opti-cam", {}).get("iterations", 100)
+    found = []
+    if iterations != 100:
+        found.append(f"Opti-CAM took {iterations} iterations here, 100 in the paper.")
+    if n < 100:
+        found.append(f"{n} images are few: on others a claim may turn out otherwise.")
+    return found
+
+
+def checklist(claims: Mapping[str, tuple[bool, str]], caveats: Sequence[str] = ()) -> str:
+    """Return an HTML list of what `ordering` found, a verdict above it and caveats below."""
     if not claims:
         return "<p>The paper's ordering can't be judged: its methods were not measured.</p>"
     failed = sum(not holds for holds, _ in claims.values())
@@ -217,7 +229,8 @@ def checklist(claims: Mapping[str, tuple[bool, str]]) -> str:
         f"{html.escape(claim)}: {html.escape(figures)}.</li>"
         for claim, (holds, figures) in claims.items()
     )
-    return f'<p><strong>{verdict}</strong></p><ul class="claims">{items}</ul>'
+    below = f"<p>{html.escape(' '.join(caveats))}</p>" if caveats else ""
+    return f'<p><strong>{verdict}</strong></p><ul class="claims">{items}</ul>{below}'
 
 
 def chart(table: pd.DataFrame, paper: pd.DataFrame) -> Picture:
@@ -281,7 +294,7 @@ def write_metrics(
     table: pd.DataFrame,
     quality: Mapping[str, float | None],
 ) -> dict[str, Any]:
-    """Write `metrics.json`: settings, versions and every figure of the report.
+    """Write `metrics.json` (settings, versions and every figure of the report) and the table.
 
     Args:
         folder: Where to; `""` writes nothing.
@@ -310,8 +323,10 @@ def write_metrics(
         ],
         "ordering": {claim: holds for claim, (holds, _) in claims.items()},
         "ordering_holds": bool(claims) and all(holds for holds, _ in claims.values()),
+        "broken": len(subject.broken),
     }
     write_json(folder, record)
+    write_table(folder, table)
     return record
 
 
@@ -342,6 +357,42 @@ def write_json(folder: str | Path, record: Mapping[str, Any]) -> None:
     if folder:
         text = json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False)
         (Path(folder) / "metrics.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_table(folder: str | Path, table: pd.DataFrame) -> None:
+    """Write `table.csv` and `table.tex` (LaTeX) into a folder, to copy from; `""` writes nothing.
+
+    Args:
+        folder: Where to.
+        table: What `summarize` or `box_table` returned.
+    """
+    if not folder:
+        return
+    index = bool(table.index.name)  # methods, not mere numbers
+    table.to_csv(Path(folder) / "table.csv", index=index, encoding="utf-8")
+    text = table.rename(index=title).to_latex(
+        index=index, index_names=False, escape=True, float_format="%.2f", na_rep="--"
+    )
+    for sign, command in {"±": r"$\pm$", "∩": r"$\cap$", "∖": r"$\setminus$"}.items():
+        text = text.replace(sign, command)
+    (Path(folder) / "table.tex").write_text(text, encoding="utf-8")
+
+
+def settings_table(settings: Mapping[str, Any], *classifiers: Classifier) -> str:
+    """Return settings and versions as a table in Markdown, with the values that were really used.
+
+    Args:
+        settings: The notebook's parameters.
+        classifiers: What was measured; all are on one device.
+    """
+    shown = {**settings, "device": classifiers[0].device}
+    if "layer" in shown:
+        shown["layer"] = classifiers[0].layer
+    if shown.get("checkpoint"):
+        shown.pop("weights")  # the checkpoint's are used
+    rows = [*shown.items(), *versions().items()]
+    lines = [f"| {name} | {'–' if value == '' else value} |" for name, value in rows]
+    return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Execute a report's notebook and make one HTML page of it.
 
-    NAME=value … ──parse, check──▶ notebook ──papermill──▶ .ipynb, metrics.json ──▶ .html
+    NAME=value … ──parse, check──▶ notebook ──papermill──▶ .ipynb, metrics.json, table.* ──▶ .html
 
 `make report` calls `main`. A report's parameters are those of its notebook's parameters cell, and
 of the function in `checks` that the notebook begins with, such as `prepare`. That function checks
@@ -42,6 +42,8 @@ _TYPES = {"str": "a text", "int": "a whole number", "float": "a number", "bool":
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Where a notebook puts its numbers is the runner's business, not a parameter of the report.
 _PLACES = ("out", "rows")
+# What a notebook writes to `out`.
+_NUMBERS = ("metrics.json", "table.csv", "table.tex")
 _TRUTH = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
@@ -217,8 +219,8 @@ def run(
     """Execute the notebook and put the report into a folder.
 
     What was in the folder from an earlier run stays until this run is over. After a failure the
-    notebook and the page, with the error marked, replace the earlier ones, and `metrics.json` is
-    removed, for its figures would not be those of the page.
+    notebook and the page, with the error marked, replace the earlier ones, and `metrics.json`
+    and the tables are removed, for their figures would not be those of the page.
 
     Args:
         parameters: Of the notebook, checked.
@@ -262,7 +264,8 @@ def run(
         nbformat.write(result, executed)
         write_html(result, Path(temporary) / f"{name}.html", found)
         if error is not None or found:
-            (Path(temporary) / "metrics.json").unlink(missing_ok=True)
+            for file in _NUMBERS:
+                (Path(temporary) / file).unlink(missing_ok=True)
         _publish(Path(temporary), out, name)
     return found
 
@@ -286,7 +289,7 @@ def _mark(notebook: NotebookNode, error: Exception, timeout: float) -> None:
 def _publish(made: Path, out: Path, name: str) -> None:
     """Put the files into place, all or none of them; other files there are not touched."""
     out.mkdir(parents=True, exist_ok=True)
-    files = (f"{name}.ipynb", f"{name}.html", "metrics.json")
+    files = (f"{name}.ipynb", f"{name}.html", *_NUMBERS)
     parts = {file: out / f".{file}.part" for file in files if (made / file).exists()}
     try:
         for file, part in parts.items():

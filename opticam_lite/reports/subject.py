@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Subject:
         targets: Which class is explained, in words.
         labelled: Whether that is the true class.
         metrics: Names of the metrics that the dataset allows.
+        broken: Id → reason of the drawn images that can't be read, as far as they were looked for.
     """
 
     classifier: Classifier
@@ -51,6 +53,7 @@ class Subject:
     targets: str
     labelled: bool
     metrics: tuple[str, ...] = ("AD", "AG", "AI")
+    broken: dict[str, str] = field(default_factory=dict)
 
     @property
     def transformer(self) -> bool:
@@ -107,8 +110,14 @@ def prepare(
         normalize=normalize,
         device=device,
     )
-    shown = _different(subject.dataset, subject.indices, examples)
-    return replace(subject, examples=shown)
+    targets, broken = _readable(subject.dataset, subject.indices)
+    if not targets:
+        raise ReportError(
+            f"none of the {len(broken)} images of {images} can be read; the first says: "
+            f"{next(iter(broken.values()))}"
+        )
+    shown = _different(targets, examples)
+    return replace(subject, indices=list(targets), examples=shown, broken=broken)
 
 
 def prepare_benchmark(
@@ -163,7 +172,11 @@ def prepare_benchmark(
         device=device,
     )
     reasons = {name: lacks(subject.dataset, name) for name in names}
-    left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    left_out = {
+        name: reason.replace("it", subject.dataset.name, 1)
+        for name, reason in reasons.items()
+        if reason is not None
+    }
     if len(left_out) == len(names):
         name, reason = next(iter(left_out.items()))
         raise ReportError(f"no metric of METRICS can be measured on {data}; {name}: {reason}")
@@ -260,16 +273,24 @@ def _path(text: str) -> str | None:
     return str(Path(text).expanduser()) if text else None
 
 
-def _different(dataset: Dataset, indices: list[int], examples: int) -> list[int]:
-    """Choose examples: one image of each of as many classes as possible, then others.
-
-    Every image to be measured is read here, so that a damaged file is found before the run.
-    """
-    firsts: dict[int | None, int] = {}
+def _readable(dataset: Dataset, indices: list[int]) -> tuple[dict[int, int | None], dict[str, str]]:
+    """Read every image to be measured; return index → target, and id → reason of the broken."""
+    targets, broken = {}, {}
     for i in indices:
-        firsts.setdefault(dataset[i].target, i)
+        try:
+            targets[i] = dataset[i].target
+        except ImageError as error:
+            broken[dataset.id(i)] = str(error)
+    return targets, broken
+
+
+def _different(targets: Mapping[int, int | None], examples: int) -> list[int]:
+    """Choose examples: one image of each of as many classes as possible, then others."""
+    firsts: dict[int | None, int] = {}
+    for i, target in targets.items():
+        firsts.setdefault(target, i)
     chosen = [list(firsts.values())[k] for k in choose(len(firsts), examples)]
-    others = [i for i in indices if i not in chosen]
+    others = [i for i in targets if i not in chosen]
     chosen += [others[k] for k in choose(len(others), examples - len(chosen))] if others else []
     return sorted(chosen[:examples])
 
