@@ -173,7 +173,7 @@ def prepare_benchmark(
     )
     reasons = {name: lacks(subject.dataset, name) for name in names}
     left_out = {
-        name: reason.replace("it", subject.dataset.name, 1)
+        name: reason.replace("it has", f"{subject.dataset.name} has", 1)
         for name, reason in reasons.items()
         if reason is not None
     }
