@@ -179,13 +179,14 @@ def test_classes_are_named_beside_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_random_weights_repeat_and_leave_the_random_state_alone() -> None:
-    state = torch.random.get_rng_state()
-    first, second = (
-        ol.load_model("squeezenet1_1", weights="random", device="cpu").network for _ in range(2)
-    )
-    assert torch.equal(torch.random.get_rng_state(), state)
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b)
+    networks = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.random.get_rng_state()
+        networks.append(ol.load_model("squeezenet1_1", weights="random", device="cpu").network)
+        assert torch.equal(torch.random.get_rng_state(), state)
+    first, second = (network.parameters() for network in networks)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
