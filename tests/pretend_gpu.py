@@ -8,6 +8,8 @@ speed, memory, autocast.
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,8 +28,18 @@ class _Module(backend_registration._DummyBackendModule):
         return [torch.float32, torch.bfloat16]
 
 
-backend_registration._setup_privateuseone_for_python_backend("pretend", _Module())
-DEVICE = torch.device("pretend", 0)
+NAME = "pretend:0"
+
+
+@cache
+def device() -> torch.device:
+    """Return the device; from the first call on PyTorch knows it, and never forgets it."""
+    backend_registration._setup_privateuseone_for_python_backend("pretend", _Module())
+    return torch.device(NAME)
+
+
+if os.environ.get("OPTICAM_DEVICE") == NAME:
+    device()  # before autograd starts a thread for each device
 
 
 class FarTensor(Tensor):
@@ -45,7 +57,7 @@ class FarTensor(Tensor):
             storage_offset=near.storage_offset(),
             dtype=near.dtype,
             layout=near.layout,
-            device=DEVICE,
+            device=device(),
             requires_grad=near.requires_grad,
         )
         far.near = near
@@ -63,7 +75,7 @@ class FarTensor(Tensor):
 
 
 class PretendGPU(TorchDispatchMode):
-    """Within this context, "pretend:0" is a device.
+    """Within this context, `NAME` is a device.
 
     Args:
         may_wait: Whether the CPU may ask for values, as `item`, `tolist`, `nonzero` and copies do.
@@ -71,6 +83,7 @@ class PretendGPU(TorchDispatchMode):
 
     def __init__(self, *, may_wait: bool = True) -> None:
         super().__init__()
+        device()
         self.may_wait = may_wait
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None):
@@ -93,7 +106,7 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any], may_wait: bool) -> A
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     far = [x for x in tensors if isinstance(x, FarTensor)]
     near = [x for x in tensors if not isinstance(x, FarTensor) and x.ndim]  # numbers are welcome
-    device = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
+    where = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
     name = operation.overloadpacket
     copies = name in (aten._to_copy, aten.copy_)
     if name in (aten.index, aten.index_put_, aten._index_put_impl_, aten.index_put):
@@ -101,15 +114,15 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any], may_wait: bool) -> A
     if far and near and not copies:
         shapes = ", ".join(f"{tuple(x.shape)} on {x.device}" for x in tensors)
         raise RuntimeError(f"{operation} of tensors on different devices: {shapes}")
-    if not may_wait and far and _waits(name, args, copies and bool(near), device):
+    if not may_wait and far and _waits(name, args, copies and bool(near), where):
         raise RuntimeError(f"{operation} waits for the GPU")
     plain_args, plain_kwargs = tree_map(
         lambda x: x.near if isinstance(x, FarTensor) else x, (args, kwargs)
     )
-    if device is not None:
+    if where is not None:
         plain_kwargs["device"] = torch.device("cpu")
     result = operation(*plain_args, **plain_kwargs)
-    if not (far if device is None else device.type == DEVICE.type) or name is aten.copy_:
+    if not (far if where is None else where.type == device().type) or name is aten.copy_:
         return args[0] if name is aten.copy_ else result
     known = {id(x.near): x for x in far}  # what was changed in place stays the tensor it was
 
@@ -121,11 +134,11 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any], may_wait: bool) -> A
     return tree_map(placed, result)
 
 
-def _waits(name: Any, args: Any, crosses: bool, device: torch.device | None) -> bool:
+def _waits(name: Any, args: Any, crosses: bool, where: torch.device | None) -> bool:
     """Whether an operation makes the CPU wait for the device."""
     by_truth = name is aten.index and any(
         isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1]
     )
-    brings = device is not None and device.type != DEVICE.type
+    brings = where is not None and where.type != device().type
     asks = name in (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal)
     return by_truth or crosses or brings or asks

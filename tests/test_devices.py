@@ -1,148 +1,27 @@
-"""The same maps and figures as on the CPU on every GPU of this machine, and on a pretended one."""
+"""All that on_device.py asks of every GPU of this machine, and of a pretended one."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
-from conftest import make_images
-from pretend_gpu import DEVICE, PretendGPU
-from test_every_method import FITS, NETWORKS, OPTIONS, run
-from torch import Tensor
 
-import opticam_lite as ol
-from opticam_lite import metrics
-from opticam_lite.datasets import Dataset, Sample
-
-DEVICES = [str(DEVICE), *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+DEVICES = ["pretend:0", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
 
 
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of a device that is not the CPU."""
-    with PretendGPU() if request.param == str(DEVICE) else contextlib.nullcontext():
-        yield request.param
-
-
-def make(kind: str, device: str) -> ol.Classifier:
-    build, layer = NETWORKS[kind]
-    normalisation = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-    return ol.Classifier(build(), layer, **normalisation, size=32, device=device)
-
-
-@pytest.mark.parametrize(("method", "kind"), FITS)
-def test_masks_do_not_depend_on_the_device(
-    method: str, kind: str, device: str, images: Tensor, targets: Tensor
-) -> None:
-    classifier = make(kind, device)
-    assert classifier.logits(images).device == images.device
-    masks = ol.explain(method, classifier, images, targets, **OPTIONS.get(method, {}))
-    assert masks.device == images.device
-    torch.testing.assert_close(masks, run(method, kind, images, targets), rtol=0, atol=2e-3)
-    there = images.to(device)
-    assert ol.explain("cam", make("cnn", device), there, 0).device == there.device
-
-
-def test_probabilities_come_back_to_the_images(
-    device: str, images: Tensor, targets: Tensor
-) -> None:
-    classifier = make("cnn", device)
-    masks = ol.explain("grad-cam", classifier, images, targets)
-    p, o = ol.masked_probabilities(classifier, images, masks, targets)
-    assert p.device == o.device == images.device
-    assert p.dtype == o.dtype == torch.float32
-
-
-class Boxed(Dataset):
-    """Three images with boxes."""
-
-    def __init__(self, images: Tensor, targets: Tensor) -> None:
-        self.images, self.targets = images, targets
-        self.name, self.labels, self.has_boxes = "boxed", [f"class {c}" for c in range(5)], True
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def sample(self, index: int) -> Sample:
-        boxes = torch.tensor([[2, 3, 20 + index, 30]])
-        return Sample(str(index), self.images[index], int(self.targets[index]), boxes=boxes)
-
-
-def test_every_metric_is_the_same(
-    device: str, images: Tensor, targets: Tensor, tmp_path: Path
-) -> None:
-    dataset, names = Boxed(images, targets), ol.list_metrics()
-    here, there = (
-        ol.evaluate(make("cnn", d), dataset, ["grad-cam"], metrics=names, out=tmp_path / d)
-        for d in ("cpu", device)
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_device_serves_like_the_cpu(device: str) -> None:
+    """In a process of its own, for PyTorch does not forget a pretended device."""
+    file = Path(__file__).with_name("on_device.py")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", file],
+        env={**os.environ, "OPTICAM_DEVICE": device},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
-    assert set(here["metric"]) == set(names)
-    assert here["value"].notna().all()
-    keys = ["image", "method", "metric"]
-    here, there = (frame.sort_values(keys).reset_index() for frame in (here, there))
-    pd.testing.assert_frame_equal(here[[*keys, "value"]], there[[*keys, "value"]], rtol=1e-3)
-
-
-def test_metrics_stay_where_the_masks_are(device: str, images: Tensor, targets: Tensor) -> None:
-    masks = ol.explain("grad-cam", make("cnn", device), images.to(device), targets)
-    boxes = [torch.tensor([[2, 3, 20, 30]])] * 3
-    p = torch.tensor([0.2, 0.5, 0.9])
-    of_boxes = (
-        metrics.localization_error,
-        metrics.f1_score,
-        metrics.box_overlaps,
-        metrics.pointing_game,
-        metrics.energy_pointing_game,
-    )
-    found = [metric(masks, boxes) for metric in of_boxes]
-    found += [metrics.saliency_metric(masks, p), metrics.complexity(masks)]
-    assert all(values.device == masks.device for values in found)
-
-
-@pytest.mark.parametrize("method", ["opti-cam", "opti-cam-fast"])
-def test_an_optimisation_never_waits_for_a_gpu(method: str, device: str) -> None:
-    """Between its checks for finished images, every tenth iteration, nothing asks for a value."""
-    classifier = make("cnn", device)
-    images = make_images(4).to(device)
-    targets = torch.arange(4).to(device)
-    steps = {"opti-cam": {"iterations": 9}, "opti-cam-fast": {"passes": 9}}[method]
-    function = ol.methods.METHODS[method].function
-    seen: list[ol.methods.Step] = []
-    function(classifier, images, targets, **steps)  # makes the quick copy of the network
-    with waiting_is_an_error(device), torch.no_grad():
-        masks = function(classifier, images, targets, callback=seen.append, **steps)
-    assert masks.device == images.device
-    assert len(seen) == {"opti-cam": 9, "opti-cam-fast": 8}[method]
-
-
-@contextlib.contextmanager
-def waiting_is_an_error(device: str) -> Iterator[None]:
-    """Let nothing ask a GPU for a value."""
-    if device.startswith("cuda"):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    else:
-        with PretendGPU(may_wait=False):
-            yield
-
-
-def test_the_pretended_gpu_is_a_device_of_its_own() -> None:
-    with PretendGPU():
-        far = torch.arange(3.0).to(DEVICE)
-        assert (far + 1).device == torch.zeros(3, device=DEVICE).device == DEVICE
-        assert far[torch.tensor([0, 2])].tolist() == [0, 2]
-        assert (far * torch.tensor(2.0)).cpu().tolist() == [0, 2, 4]
-        with pytest.raises(RuntimeError, match="different devices"):
-            far + torch.zeros(3)
-        far += 1
-        assert far.tolist() == [1, 2, 3]
-    for ask in (lambda: far.sum().item(), lambda: far.cpu(), lambda: far[far > 1]):
-        with PretendGPU(may_wait=False), pytest.raises(RuntimeError, match="waits"):
-            ask()
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
