@@ -120,6 +120,8 @@ class Finder:
         _, a, b, c = shape
         first = min(b, c) > 1 and _same_aspect(b, c, self.size) and max(b, c) <= max(self.size)
         last = min(a, b) > 1 and _same_aspect(a, b, self.size) and max(a, b) <= max(self.size)
+        if not (first or last):
+            return None
         told = self._channels_last(node)
         if first and last:  # as many channels as cells
             first, last = told is False, told is True
@@ -222,8 +224,10 @@ class Finder:
         for node in graph.nodes:
             found = frozenset().union(*(cells[x] for x in node.all_input_nodes))
             if getattr(node.target, "__name__", "") == "pad":
-                before, after = self.shapes[node.all_input_nodes[0]], self.shapes[node]
-                if len(after) == 4 and before != after:
+                before, after = (
+                    self.shapes.get(n, torch.Size()) for n in (node.all_input_nodes[0], node)
+                )
+                if len(before) == len(after) == 4 and before != after:
                     channels_last = before[3] == after[3]
                     h, w = after[1:3] if channels_last else after[2:4]
                     found |= {h * w}
