@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .cut import Cut, Rest, Traced
-from .precision import Accelerated, channels_last, dtype_of
+from .precision import Accelerated, channels_last, dtype_of, exact
 from .registry import whole_number
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -264,7 +264,8 @@ class Classifier:
         if self._memory is not None and self._memory.holds(images):
             self._memory.recalls += 1
             return self._memory.maps.detach(), self._memory.rest
-        return self._cut.split(_channels_last(self._input(images)))
+        with exact(self.device):
+            return self._cut.split(_channels_last(self._input(images)))
 
     def head(self, maps: Tensor, rest: Rest, *, lean: bool = False) -> Tensor:
         """Continue from feature maps `(N, K, h, w)` to logits `(N, classes)`.
@@ -274,7 +275,8 @@ class Classifier:
             lean: Leave out what is never read: in a transformer's last block most of the work.
                 The logits are then equal but for rounding.
         """
-        return self._cut.head(maps, rest, lean=lean)
+        with exact(self.device):
+            return self._cut.head(maps, rest, lean=lean)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the layer's feature maps `(N, K, h, w)` of images `(N, 3, H, W)` in [0, 1]."""
@@ -406,7 +408,8 @@ class Classifier:
 
     def _run(self, x: Tensor) -> Tensor:
         quick = None if self.precision is None else self._accelerated[self.precision]
-        return self.network(_channels_last(x)) if quick is None else quick(x)
+        with exact(self.device):
+            return self.network(_channels_last(x)) if quick is None else quick(x)
 
     def __repr__(self) -> str:
         k, h, w = self.layer_shape()

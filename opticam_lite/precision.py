@@ -9,6 +9,9 @@ corrected by float32 ones (`opticam_lite.metrics.curves`).
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,6 +53,59 @@ def _cpu_abilities() -> set[str]:
     return {name for name, has_it in able.items() if has_it}
 
 
+_lock = threading.Lock()
+_inside = 0  # how many threads are within `exact`
+_before: list[Any] = []
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Within, float32 on a GPU is float32.
+
+    As PyTorch comes, a GPU's convolutions round their factors to ten binary digits (TF32), which
+    changes probabilities by up to 0.005 (64 images, SqueezeNet, H200; float32 proper by 1e-6), and
+    add up their gradients in any order, so that no search repeats. The switches belong to the whole
+    process, so the last thread to leave puts them back.
+
+    Args:
+        device: Where the network is. On a CPU there is nothing to do.
+    """
+    global _inside, _before
+    if device.type != "cuda":
+        yield
+        return
+    with _lock:
+        if not _inside:
+            _before = _set(_EXACT)
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _set(_before)
+
+
+_CUDNN: Any = torch.backends.cudnn
+# PyTorch before 2.9 knows only to allow TF32 or not.
+_ROUNDING = "fp32_precision" if hasattr(_CUDNN, "conv") else "allow_tf32"
+_SWITCHES = (
+    (_CUDNN, "deterministic"),
+    (getattr(_CUDNN, "conv", _CUDNN), _ROUNDING),
+    (torch.backends.cuda.matmul, _ROUNDING),
+)
+_EXACT = [True, *["ieee" if _ROUNDING == "fp32_precision" else False] * 2]
+
+
+def _set(values: list[Any]) -> list[Any]:
+    """Set the switches, and return what they were."""
+    old = [getattr(where, name) for where, name in _SWITCHES]
+    for (where, name), value in zip(_SWITCHES, values, strict=True):
+        setattr(where, name, value)
+    return old
+
+
 class Accelerated(nn.Module):
     """A copy of a traced network for the many passes of a search.
 
@@ -69,8 +125,8 @@ class Accelerated(nn.Module):
         read_tokens_only(self.module)
         if dtype != torch.float32:
             devices = {p.device.type for p in self.module.parameters()}
-            if devices == {"cpu"} and "amx_bf16" not in _cpu_abilities():
-                open_attention(self.module)
+            if devices == {"cpu"}:
+                open_attention(self.module, tiles="amx_bf16" in _cpu_abilities())
             last = _last_layer(self.module)
             kept = copy.deepcopy(self.module.get_submodule(last)) if last else None
             self.module.to(dtype)
@@ -78,15 +134,28 @@ class Accelerated(nn.Module):
                 self.module.set_submodule(last, _Float32(kept))
         self.module.requires_grad_(False)
         channels_last(self.module)
+        self._autocast: bool | None = None if dtype != torch.float32 else False  # yet to be found
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of normalised images."""
         # In two steps, which is 2.5 times as fast as in one.
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        # Autocast serves what the weights' format does not reach: constants made on the way, sums.
-        rough = self.dtype != torch.float32
-        with torch.autocast(x.device.type, self.dtype if rough else None, enabled=rough):
+        if self._autocast is None:
+            self._autocast = not self._runs(x[:1])
+        with torch.autocast(x.device.type, self.dtype, enabled=self._autocast):
             return self.module(x).float()
+
+    @torch.no_grad()
+    def _runs(self, x: Tensor) -> bool:
+        """Whether the network runs in its weights' format, with no constant of another on the way.
+
+        Else it needs autocast, which on a GPU takes every LayerNorm to float32 and back.
+        """
+        try:
+            self.module.forward(x)  # unlike a call, tells nobody of an error
+        except RuntimeError:
+            return False
+        return True
 
 
 def channels_last(network: nn.Module) -> None:

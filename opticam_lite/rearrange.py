@@ -6,6 +6,7 @@ Each function changes an `fx.GraphModule` in place, and the logits stay the same
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,18 +48,24 @@ def fold_and_swap(module: fx.GraphModule) -> None:
             modules[target] = new
 
 
-def open_attention(module: fx.GraphModule) -> None:
+def open_attention(module: fx.GraphModule, *, tiles: bool = False) -> None:
     """Compute attention as the paper writes it, softmax(q kᵀ/√d) v, instead of by a fused kernel.
 
-    On a CPU without tiles for matrices (AMX) the fused kernel multiplies bfloat16 block by block
-    and is the slower one, there 1.4 times and back 3 to 6 times.
+    On a CPU the fused kernel multiplies bfloat16 block by block and is the slower one, there 1.4
+    times and back 3 to 6 times.
+
+    Args:
+        module: A traced network.
+        tiles: Whether the CPU has tiles for matrices (AMX). There the fused kernel is slower only
+            on the way back, so attention is opened for passes that will go back.
     """
+    attend = _attend_with_tiles if tiles else _attend
     for node in module.graph.nodes:
         if _is_attention(node):
-            node.target, node.kwargs = _attend, {}
+            node.target, node.kwargs = attend, {}
     for name, inner in list(module.named_modules()):
         if isinstance(inner, nn.MultiheadAttention) and _is_plain(inner):
-            module.set_submodule(name, _OpenAttention(inner))
+            module.set_submodule(name, _OpenAttention(inner, attend))
     module.recompile()
 
 
@@ -75,6 +82,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
 
 
+def _attend_with_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    back = torch.is_grad_enabled() and q.requires_grad
+    return _attend(q, k, v) if back else F.scaled_dot_product_attention(q, k, v)
+
+
 def _is_plain(attention: nn.MultiheadAttention) -> bool:
     return (
         attention.batch_first
@@ -87,9 +99,11 @@ def _is_plain(attention: nn.MultiheadAttention) -> bool:
 class _OpenAttention(nn.Module):
     """What `nn.MultiheadAttention` does for torchvision's transformers."""
 
-    def __init__(self, fused: nn.MultiheadAttention) -> None:
+    def __init__(
+        self, fused: nn.MultiheadAttention, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> None:
         super().__init__()
-        self.fused = fused
+        self.fused, self.attend = fused, attend
 
     def forward(self, *inputs: Tensor, need_weights: bool = False) -> tuple[Tensor, None]:
         weights = self.fused.in_proj_weight.chunk(3)
@@ -99,7 +113,7 @@ class _OpenAttention(nn.Module):
             F.linear(x, W, b).unflatten(2, (self.fused.num_heads, -1)).transpose(1, 2)
             for x, W, b in zip(inputs, weights, biases, strict=True)
         )  # (N, heads, T, d)
-        return self.fused.out_proj(_attend(q, k, v).transpose(1, 2).flatten(2)), None
+        return self.fused.out_proj(self.attend(q, k, v).transpose(1, 2).flatten(2)), None
 
 
 def read_tokens_only(module: fx.GraphModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import pytest
 import torch
 from conftest import make_images
 from pretend_gpu import NAME, PretendGPU
-from test_every_method import FITS, NETWORKS, OPTIONS, run
-from torch import Tensor
+from test_every_method import FITS, NETWORKS, OPTIONS
+from torch import Tensor, nn
 
 import opticam_lite as ol
 from opticam_lite import metrics
 from opticam_lite.datasets import Dataset, Sample
+from opticam_lite.methods.repeated import Repeated
 
 
 @pytest.fixture
@@ -40,9 +42,15 @@ def test_masks_do_not_depend_on_the_device(
 ) -> None:
     classifier = make(kind, device)
     assert classifier.logits(images).device == images.device
-    masks = ol.explain(method, classifier, images, targets, **OPTIONS.get(method, {}))
+    options = OPTIONS.get(method, {})
+    if method == "gradient-shap":
+        options = {**options, "stdev": 0}  # each device draws its own noise
+    masks = ol.explain(method, classifier, images, targets, **options)
     assert masks.device == images.device
-    torch.testing.assert_close(masks, run(method, kind, images, targets), rtol=0, atol=2e-3)
+    here = ol.explain(method, make(kind, "cpu"), images, targets, **options)
+    torch.testing.assert_close(masks, here, rtol=0, atol=2e-3)
+    again = ol.explain(method, classifier, images, targets, **options)
+    torch.testing.assert_close(again, masks, rtol=0, atol=0)
     there = images.to(device)
     assert ol.explain("cam", make("cnn", device), there, 0).device == there.device
 
@@ -119,11 +127,56 @@ def test_an_optimisation_never_waits_for_a_gpu(method: str, device: str) -> None
     assert len(seen) == {"opti-cam": 9, "opti-cam-fast": 8}[method]
 
 
+REPEATED = {"opti-cam": {"iterations": 12}, "opti-cam-fast": {"passes": 9}}
+REPEATED["extremal-perturbation"] = {"iterations": 8, "sigma": 8.0, "step": 4}
+
+
+@pytest.mark.parametrize("method", REPEATED)
+def test_a_recording_does_what_the_step_does(
+    method: str, device: str, images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    record = Repeated._recorded
+
+    def recorded(self: Repeated) -> torch.cuda.CUDAGraph | None:
+        made.append(record(self))
+        return made[-1]
+
+    monkeypatch.setattr(Repeated, "_recorded", recorded)
+    classifier = make("cnn", device)
+    masks = ol.explain(method, classifier, images, targets, **REPEATED[method])
+    assert bool(made) == device.startswith("cuda")
+    assert all(made)
+    monkeypatch.setattr(Repeated, "_recorded", lambda self: None)
+    done = ol.explain(method, classifier, images, targets, **REPEATED[method])
+    torch.testing.assert_close(masks, done, rtol=0, atol=0)
+
+
+def test_a_network_that_asks_for_a_value(device: str, images: Tensor, targets: Tensor) -> None:
+    class Asks(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if float(x.detach().mean()) < 1e9 else x
+
+    Asks.__module__ = "torch.nn.modules.activation"  # not looked into when traced
+    layers = list(NETWORKS["cnn"][0]())
+    network = nn.Sequential(layers[0], Asks(), *layers[2:])
+    masks = [
+        ol.explain("opti-cam", ol.Classifier(network, "4", size=32, device=d), images, targets)
+        for d in (device, device, "cpu")
+    ]
+    torch.testing.assert_close(masks[0], masks[1], rtol=0, atol=0)
+    assert (masks[0] - masks[2]).abs().mean() < 0.01
+    after = ol.explain("opti-cam", make("cnn", device), images, targets)
+    assert after.isfinite().all()
+
+
 @contextlib.contextmanager
 def waiting_is_an_error(device: str) -> Iterator[None]:
     """Let nothing ask a GPU for a value."""
     if device.startswith("cuda"):
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that not every wait is noticed
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:

@@ -142,7 +142,7 @@ def test_the_area_loss_is_that_of_the_sorted_mask(a: float) -> None:
     m[2] = 0.8
     m[3, :, :, :6] = 1
     m.requires_grad_()
-    losses = area_loss(m, torch.full((4,), a))
+    losses = area_loss(m, [a] * 4)
     expected = torch.stack([reference_area_loss(mask, a) for mask in m])
     torch.testing.assert_close(losses, expected)
     r_a = (torch.arange(99) >= 99 - round(a * 99)).double()
@@ -153,11 +153,18 @@ def test_the_area_loss_is_that_of_the_sorted_mask(a: float) -> None:
     assert (g[2] == g[2, 0, 0, 0]).all()  # nobody among equals is preferred
 
 
+def test_the_area_loss_of_several_areas() -> None:
+    m, areas = random_cells(3, 9, 11), [0.1, 0.5, 0.1]
+    losses = area_loss(m, areas)
+    each = [area_loss(mask[None], [a]) for mask, a in zip(m, areas, strict=True)]
+    torch.testing.assert_close(losses, torch.cat(each))
+
+
 def test_the_area_loss_vanishes_for_a_mask_of_that_area() -> None:
     m = torch.zeros(1, 1, 10, 10)
     m[:, :, :2, :5] = 1
-    assert area_loss(m, torch.tensor([0.1])) == 0
-    assert area_loss(m, torch.tensor([0.2])) == pytest.approx(0.1)
+    assert area_loss(m, [0.1]) == 0
+    assert area_loss(m, [0.2]) == pytest.approx(0.1)
 
 
 def test_blur_and_perturbation() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import timm
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import opticam_lite as ol
 from opticam_lite import precision
-from opticam_lite.precision import Accelerated, dtype_of
+from opticam_lite.precision import Accelerated, dtype_of, exact
 
 CPU = torch.device("cpu")
 
@@ -142,6 +143,54 @@ def test_auto_asks_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dtype_of("auto", CPU) == torch.float32
     with pytest.raises(ValueError, match="unknown precision 'bfloat'; did you mean 'bfloat16'"):
         dtype_of("bfloat", CPU)
+
+
+def switches() -> list[Any]:
+    return [getattr(where, name) for where, name in precision._SWITCHES]
+
+
+def test_float32_is_exact_on_a_gpu_and_the_switches_are_put_back() -> None:
+    before, gpu = switches(), torch.device("cuda", 0)
+    assert before != precision._EXACT
+    with exact(CPU):
+        assert switches() == before
+    with exact(gpu):
+        with exact(gpu):
+            assert switches() == precision._EXACT
+        assert switches() == precision._EXACT
+    assert switches() == before
+    with pytest.raises(ValueError, match="within"), exact(gpu):
+        raise ValueError("within")
+    assert switches() == before
+
+
+def test_the_last_thread_to_leave_puts_the_switches_back() -> None:
+    before, gpu = switches(), torch.device("cuda", 0)
+    first, second = exact(gpu), exact(gpu)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert switches() == precision._EXACT
+    second.__exit__(None, None, None)
+    assert switches() == before
+
+
+@pytest.mark.parametrize("needed", [False, True])
+def test_autocast_only_where_it_is_needed(
+    needed: bool, images: Tensor, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Through(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float() if needed else x
+
+    layers = list(make_classifier("cnn").network)
+    network = nn.Sequential(*layers[:2], Through(), *layers[2:])
+    classifier = ol.Classifier(network, "3", size=32, device="cpu")
+    rough = classifier.at_precision("bfloat16")
+    y = rough.logits(images)
+    assert rough._accelerated[torch.bfloat16]._autocast is needed
+    torch.testing.assert_close(y, classifier.logits(images), rtol=0, atol=0.05)
+    assert capfd.readouterr() == ("", "")  # of the trial nobody hears
 
 
 class Float32Only(nn.Module):

@@ -15,9 +15,14 @@ from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
 import opticam_lite as ol
-from opticam_lite import precision
+from opticam_lite import precision, rearrange
 from opticam_lite.cut import Traced
-from opticam_lite.rearrange import _attend, open_attention, read_tokens_only
+from opticam_lite.rearrange import (
+    _attend,
+    _attend_with_tiles,
+    open_attention,
+    read_tokens_only,
+)
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 T = 17
@@ -186,15 +191,21 @@ def test_a_token_that_is_needed_whole_elsewhere_is_not_computed_twice() -> None:
     torch.testing.assert_close(module(x), network(x))
 
 
+@pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize("kind", TRANSFORMERS)
-def test_open_attention_is_attention(kind: str) -> None:
-    network, x = build(kind), make_images(3)
+def test_open_attention_is_attention(kind: str, tiles: bool) -> None:
+    network, x = build(kind), make_images(3).requires_grad_()
     module = Traced(network, (32, 32)).module
     expected = module(x)
-    open_attention(module)
-    torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-6)
+    (g,) = torch.autograd.grad(expected[:, 2].sum(), x)
+    open_attention(module, tiles=tiles)
+    y = module(x)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(y[:, 2].sum(), x)[0], g, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-6)
     fused = [n for n in module.graph.nodes if n.target is F.scaled_dot_product_attention]
-    opened = [n for n in module.graph.nodes if n.target is _attend]
+    opened = [n for n in module.graph.nodes if n.target in (_attend, _attend_with_tiles)]
     whole = [m for m in module.modules() if type(m).__name__ == "_OpenAttention"]
     assert not fused
     assert len(opened) + len(whole) == 2
@@ -235,18 +246,41 @@ def test_a_mask_of_a_whole_layer_is_heeded() -> None:
     torch.testing.assert_close(module(x), network(x))
 
 
-@pytest.mark.parametrize(("flags", "opened"), [({"avx512_bf16"}, True), ({"amx_bf16"}, False)])
+@pytest.mark.parametrize(
+    ("flags", "there", "back"),
+    [
+        ({"avx512_bf16"}, "open", "open"),
+        ({"avx512_bf16", "amx_bf16"}, "fused", "open"),
+    ],
+)
 def test_attention_is_opened_where_the_fused_kernel_is_slow(
-    monkeypatch: pytest.MonkeyPatch, flags: set[str], opened: bool
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], there: str, back: str
 ) -> None:
+    kernels: list[str] = []
+
+    def seen(name: str, attention: Any) -> Any:
+        def attend(*qkv: Tensor) -> Tensor:
+            kernels.append(name)
+            return attention(*qkv)
+
+        return attend
+
     monkeypatch.setattr(precision, "_cpu_abilities", lambda: flags)
+    monkeypatch.setattr(rearrange, "_attend", seen("open", _attend))
+    fused = F.scaled_dot_product_attention
     classifier = ol.Classifier(build("class token"), size=32, device="cpu")
-    for name, expected in (("bfloat16", opened), ("float32", False)):
-        quick = classifier.at_precision(name)
-        module = quick._accelerated[quick.precision].module
-        targets = {n.target for n in module.graph.nodes}
-        assert (_attend in targets) is expected
-        assert (F.scaled_dot_product_attention in targets) is not expected
+    module = classifier.at_precision("float32")._accelerated[torch.float32].module
+    assert any(n.target is fused for n in module.graph.nodes)
+    quick, x = classifier.at_precision("bfloat16"), make_images(2)
+    quick.logits(x)  # tries it out
+    monkeypatch.setattr(F, "scaled_dot_product_attention", seen("fused", fused))
+    with torch.no_grad():
+        kernels.clear()
+        quick.logits(x)
+        assert set(kernels) == {there}
+    kernels.clear()
+    quick.logits(x.requires_grad_())
+    assert set(kernels) == {back}
 
 
 def test_attention_that_is_not_fused_is_left_alone() -> None:

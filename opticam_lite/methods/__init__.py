@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..classifier import Classifier
 from ..cut import CutError
 from ..datasets import Dataset, load_dataset, of_known_classes
+from ..precision import exact
 from ..registry import whole_number
 from .chunks import keep_freed_memory
 from .registry import METHODS, Step
@@ -135,7 +136,7 @@ def explain(
     masks: dict[str, list[Tensor]] = {name: [] for name in wanted}
     keep_freed_memory()
     bar = tqdm(total=n * len(wanted), unit="image", delay=2, leave=False, disable=not progress)
-    with bar, torch.inference_mode(False), torch.no_grad():
+    with bar, torch.inference_mode(False), torch.no_grad(), exact(classifier.device):
         for i, start in enumerate(range(0, n, batch_size)):
             indices = range(start, min(start + batch_size, n))
             x, c = _batch(classifier, images, targets, indices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..masking import normalize
 from ..registry import unknown_name, whole_number
 from .opti_cam import SELECTORS, select
 from .registry import METHODS, Callback, Step
+from .repeated import Repeated
 
 
 @METHODS.register(
@@ -98,30 +100,44 @@ def extremal_perturbation(
     generator = MaskGenerator(size, step, sigma, images.device)
     # Row i of m̄ and its velocity v is the mask of image i // A and area i % A.
     rows = torch.arange(n * len(areas), device=images.device)
-    image, a = rows // len(areas), torch.tensor(areas, device=images.device).repeat(n)
+    image, a = rows // len(areas), areas * n
     m_bar = images.new_ones(len(rows), 1, *generator.cells)
     m, v, phi = images.new_ones(len(rows), 1, *size), m_bar * 0, images.new_zeros(len(rows))
+    parts = [slice(i, i + chunk) for i in range(0, len(rows), chunk)]
+    # Of iteration t: λ, and how much of the velocity is kept. At first there is none.
+    schedule = images.new_tensor(
+        [(weight * growth**t, momentum * (t > 0)) for t in range(iterations)]
+    )
+    t = torch.zeros_like(rows[:1])
 
-    for t in range(iterations):
-        g = torch.empty_like(m_bar)
-        for part in rows.split(chunk):
-            i = image[part]
-            with torch.enable_grad():
-                leaf = m_bar[part].requires_grad_()
-                m_part = generator(leaf)
-                z = perturb(y, i, m_part)
-                z = z.flip(3) if jitter and t % 2 == 0 else z
-                phi_part = select(quick.logits(z), targets[i], selector)
-                energy = phi_part - weight * growth**t * area_loss(m_part, a[part])
-                (g[part],) = torch.autograd.grad(energy.sum(), leaf)
-            m[part], phi[part] = m_part.detach(), phi_part.detach()
-        v = g if t == 0 else momentum * v + (1 - momentum) * g
-        m_bar = (m_bar + learning_rate * v).clamp(0, 1)
+    def iterate(part: slice, mirror: bool) -> None:
+        strength, kept = schedule.index_select(0, t).unbind(1)
+        with torch.enable_grad():
+            leaf = m_bar[part].detach().requires_grad_()
+            m_part = generator(leaf)
+            z = perturb(y, image[part], m_part)
+            z = z.flip(3) if mirror else z
+            phi_part = select(quick.logits(z), targets[image[part]], selector)
+            energy = phi_part - strength * area_loss(m_part, a[part])
+            (g,) = torch.autograd.grad(energy.sum(), leaf)
+        m[part], phi[part] = m_part.detach(), phi_part.detach()
+        v[part] = kept * v[part] + (1 - kept) * g
+        m_bar[part] = (m_bar[part] + learning_rate * v[part]).clamp(0, 1)
+
+    # Every other iteration is mirrored.
+    steps = [
+        [Repeated(partial(iterate, part, mirror), images.device) for part in parts]
+        for mirror in ((True, False) if jitter else (False,))
+    ]
+    for index in range(iterations):
+        for step_of_part in steps[index % len(steps)]:
+            step_of_part()
+        t.add_(1)
         if callback is not None:
             of_image = phi.view(n, -1).mean(1), m.view(n, -1, *size).mean(1, keepdim=True)
-            callback(Step(t + 1, iterations, *of_image, normalize))
+            callback(Step(index + 1, iterations, *of_image, normalize))
     if iterations:
-        for part in rows.split(chunk):
+        for part in parts:
             m[part] = generator(m_bar[part])
     return normalize(m.view(n, -1, *size).mean(1, keepdim=True))
 
@@ -161,23 +177,27 @@ def perturb(y: Tensor, image: Tensor, m: Tensor) -> Tensor:
     return torch.addcmul(y_0, level - below, y_1 - y_0)
 
 
-def area_loss(m: Tensor, a: Tensor) -> Tensor:
-    """R_a(m) of masks `(M, 1, H, W)` and areas `(M,)`: the mean of (vecsort(m) − r_a)².
+def area_loss(m: Tensor, a: Sequence[float]) -> Tensor:
+    """R_a(m) of masks `(M, 1, H, W)` and M areas: the mean of (vecsort(m) − r_a)², `(M,)`.
 
     The template is 1 for the share a of the largest values, so nothing has to be sorted: pixels
     above the threshold are drawn to 1, those below it to 0, and those on it, whose order would be
     left to rounding, partly to both.
     """
     m = m.flatten(1)
-    ones = (a * m.shape[1]).round()
+    ones = [round(share * m.shape[1]) for share in a]
+    # Masks of one area together, for a GPU takes as long for one as for all.
+    together = [m] if len(set(ones)) == 1 else m.split(1)
     with torch.no_grad():
-        order = [int(m.shape[1] - k) for k in ones.tolist()]
-        bounds = [row.kthvalue(max(k, 1)).values for row, k in zip(m, order, strict=True)]
-        bound = torch.stack(bounds)[:, None]
-        above, equal = m > bound + 1e-5, (m - bound).abs() <= 1e-5
-        left = (ones[:, None] - above.sum(1, keepdim=True)) / equal.sum(1, keepdim=True)
-        r = above + left * equal  # the template at each pixel
+        r = torch.cat([_template(some, k) for some, k in zip(together, ones, strict=False)])
     return ((1 - 2 * m) * r + m**2).mean(1)
+
+
+def _template(m: Tensor, ones: int) -> Tensor:
+    """The template r at each pixel of masks `(M, pixels)`; its sum is `ones`."""
+    bound = m.kthvalue(max(m.shape[1] - ones, 1), dim=1, keepdim=True).values
+    above, equal = m > bound + 1e-5, (m - bound).abs() <= 1e-5
+    return above + (ones - above.sum(1, keepdim=True)) / equal.sum(1, keepdim=True) * equal
 
 
 class MaskGenerator:

@@ -35,7 +35,8 @@ def gradient_shap(
         φ = E[(x̃ − b) ⊙ ∂y_c/∂x (α x̃ + (1 − α) b)],   map = Σ over channels of |φ|
 
     Through captum, which draws ε, b and α; the gradients are computed here, a chunk at a time.
-    Every image draws the same random numbers, so its mask does not depend on others.
+    Every image draws the same random numbers, so its mask does not depend on others. A GPU draws
+    another ε than a CPU, which is next to nothing, and the same b and α.
 
     Args:
         classifier: Any; its layer plays no part.
@@ -84,22 +85,24 @@ def gradient_shap(
     shap = GradientShap(classifier.logits)
     shap.gradient_func = gradients
     maps = []
-    # On the CPU, so that the random numbers are the same for every device.
-    for x, c in zip(images.cpu().split(1), targets.tolist(), strict=True):
-        with _global_seed(seed):
+    for x, c in zip(images.split(1), targets.tolist(), strict=True):
+        with _global_seed(seed, images.device):
             baselines = torch.cat([torch.zeros_like(x), x])
             phi = shap.attribute(x, baselines, samples, float(stdev), c)  # (1, 3, H, W)
         maps.append(phi.abs().sum(1, keepdim=True))
-    return to_masks(torch.cat(maps).to(images), images.shape[2:])
+    return to_masks(torch.cat(maps), images.shape[2:])
 
 
 @contextmanager
-def _global_seed(seed: int) -> Iterator[None]:
+def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the global generators, from which captum draws, and leave them as they were."""
     state = np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
+    gpus = [device.index] if device.type == "cuda" else []
+    generators = [torch.default_generator, *(torch.cuda.default_generators[i] for i in gpus)]
+    with torch.random.fork_rng(devices=gpus):
         try:
-            torch.default_generator.manual_seed(seed)
+            for generator in generators:
+                generator.manual_seed(seed)
             np.random.seed(seed)  # noqa: NPY002
             yield
         finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from ..classifier import Classifier
 from ..masking import NORMALIZATIONS, to_masks
 from ..registry import unknown_name, whole_number
 from .registry import METHODS, Callback, Step
+from .repeated import Found, Repeated
 
 OBJECTIVES = ("mask", "diff", "io-mask", "io-diff")
 SELECTORS = ("logit", "probability", "log-probability", "margin")
@@ -79,61 +82,89 @@ def opti_cam(
     def masks_of(S: Tensor) -> Tensor:
         return to_masks(S, size, normalization)
 
-    def evaluate(u: Tensor) -> tuple[Tensor, Tensor]:
-        """S `(n, 1, h, w)` and F `(n,)` of the images that have not stopped."""
-        S = torch.einsum("nk,nkhw->nhw", u.softmax(1), A)[:, None]
+    def evaluate(b: _Batch, u: Tensor) -> tuple[Tensor, Tensor]:
+        """S `(n, 1, h, w)` and F `(n,)` of a batch with weights u."""
+        S = torch.einsum("nk,nkhw->nhw", u.softmax(1), b.A)[:, None]
         s = masks_of(S)
-        F = select(quick.logits(x, s), c, selector)
+        F = select(quick.logits(b.x, s), b.c, selector)
         if whole:
-            F = -(g_x - F).abs()
+            F = -(b.g_x - F).abs()
         if objective.startswith("io"):
-            out = select(quick.logits(x, 1 - s), c, selector)
-            F = F + (g_x - out).abs() if whole else F - out
-        return S.detach(), F
+            out = select(quick.logits(b.x, 1 - s), b.c, selector)
+            F = F + (b.g_x - out).abs() if whole else F - out
+        return S, F
 
-    n = len(A)
-    # The present map of every image. Equal weights: their exact mean, which may be next to 0.
-    start = A.mean(1) if initial_u is None else torch.einsum("nk,nkhw->nhw", u.softmax(1), A)
-    saliency = start[:, None]
-    present, best = A.new_full((n,), -math.inf), A.new_full((n,), -math.inf)
-    best_saliency = saliency.clone()
-    # From here on A, g_x, u, x, c, m, v and running belong to the images `rows` of the batch.
-    rows = torch.arange(n, device=A.device)
-    x, c = images, targets
-    m, v = torch.zeros_like(u), torch.zeros_like(u)  # Adam's moments
-    running = torch.ones_like(rows, dtype=torch.bool)
+    # What Adam divides its moments by in iteration t: 1 − βᵗ.
+    t = torch.arange(1, iterations + 1, device=A.device)
+    corrections = torch.stack([-torch.expm1(t * math.log(beta)) for beta in (0.9, 0.999)], 1)
+    t = torch.zeros(1, dtype=torch.int64, device=A.device)
+
+    def iterate(b: _Batch) -> None:
+        with torch.enable_grad():
+            u = b.u.detach().requires_grad_()
+            S, F = evaluate(b, u)
+            (g,) = torch.autograd.grad(F.sum(), u)
+        b.running &= (F.detach() - b.F).abs() >= tolerance
+        b.keep(S.detach(), F.detach())
+        b.m.mul_(0.9).add_(g, alpha=0.1)
+        b.v.mul_(0.999).addcmul_(g, g, value=0.001)
+        of_m, of_v = corrections.index_select(0, t).unbind(1)
+        step = learning_rate * (b.m / of_m) / ((b.v / of_v).sqrt() + 1e-8)
+        b.u.add_(step * b.running[:, None])  # an image that has finished stays where it is
+        t.add_(1)
+
+    # Equal weights: their exact mean, which may be next to 0.
+    S = A.mean(1) if initial_u is None else torch.einsum("nk,nkhw->nhw", u.softmax(1), A)
+    found = Found.at(S[:, None])  # of all images
+    b = _Batch(
+        **{name: values.clone() for name, values in vars(found).items()},
+        **{"rows": torch.arange(len(A), device=A.device), "x": images, "c": targets},
+        **{"A": A, "g_x": g_x, "u": u, "m": torch.zeros_like(u), "v": torch.zeros_like(u)},
+        running=torch.ones(len(A), dtype=torch.bool, device=A.device),
+    )
+
+    def store() -> None:
+        for name, values in vars(found).items():
+            values[b.rows] = getattr(b, name)
+
+    again = Repeated(partial(iterate, b), A.device)
     # Asking a GPU which images have finished makes it wait; a CPU loses nothing.
     ask_every = 1 if A.device.type == "cpu" else 10
-
-    def keep(S: Tensor, F: Tensor) -> None:
-        saliency[rows], present[rows] = S, F
-        better = best[rows] < F
-        best[rows] = F.where(better, best[rows])
-        best_saliency[rows] = S.where(better[:, None, None, None], best_saliency[rows])
-
-    for t in range(1, iterations + 1):
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            S, F = evaluate(u)
-            (g,) = torch.autograd.grad(F.sum(), u)
-        F, u = F.detach(), u.detach()
-        running &= (F - present[rows]).abs() >= tolerance
-        keep(S, F)
+    for index in range(1, iterations + 1):
+        again()
         if callback is not None:
-            callback(Step(t, iterations, present.clone(), saliency.clone(), masks_of))
-        if t % ask_every == 0 and not running.all():
-            rows, A, g_x, u, g, x, c, m, v, running = (
-                value[running] for value in (rows, A, g_x, u, g, x, c, m, v, running)
-            )
-        if not len(rows):
+            store()
+            callback(Step(index, iterations, found.F.clone(), found.S.clone(), masks_of))
+        if index % ask_every == 0 and not b.running.all():
+            store()
+            b = b.only(b.running)
+            again = Repeated(partial(iterate, b), A.device)
+        if not len(b.rows):
             break
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-        m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
-        step = learning_rate * m_hat / (v_hat.sqrt() + 1e-8)
-        u = u + step * running[:, None]  # an image that has finished stays where it is
-    if iterations and len(rows):
-        keep(*evaluate(u))  # the last step deserves to be judged, too
-    return masks_of(best_saliency)
+    if iterations and len(b.rows):
+        b.keep(*evaluate(b, b.u))  # the last step deserves to be judged, too
+        store()
+    return masks_of(found.S_best)
+
+
+@dataclass
+class _Batch(Found):
+    """Images that are optimised together; an iteration changes in place what it changes."""
+
+    rows: Tensor
+    """Where they are among all images."""
+    x: Tensor
+    c: Tensor
+    A: Tensor
+    g_x: Tensor
+    u: Tensor
+    m: Tensor
+    v: Tensor
+    running: Tensor
+
+    def only(self, some: Tensor) -> _Batch:
+        """Return some of the images, chosen by a boolean for each."""
+        return _Batch(*(getattr(self, field.name)[some] for field in fields(self)))
 
 
 def select(logits: Tensor, targets: Tensor, selector: str) -> Tensor:

@@ -11,6 +11,7 @@ from ..classifier import Classifier
 from ..masking import to_masks
 from ..registry import whole_number
 from .registry import METHODS, Callback, Step
+from .repeated import Found, Repeated
 
 
 @METHODS.register("opti-cam-fast", title="Fast Opti-CAM", source="opticam_lite")
@@ -66,29 +67,40 @@ def opti_cam_fast(
     quick = classifier.at_precision(precision)
     A = A / _deviation(A)
     w, m = A.new_ones(A.shape[:2]), A.new_zeros(A.shape[:2])
-    best = A.new_full((len(A),), -math.inf)
-    best_saliency = A.mean(1, keepdim=True)
     c = targets[:, None]
     T = passes - 1
-    for t in range(T):
-        judge = t == T - 1  # the last pass needs no way back
-        with torch.set_grad_enabled(not judge):
-            w.requires_grad_(not judge)
-            S = torch.einsum("nk,nkhw->nhw", w, A)[:, None]
-            y = quick.logits(images, to_masks(S, size))
-            # log p/(1 − p) = y_c − log Σ_j≠c exp y_j
-            F = y.gather(1, c)[:, 0] - y.scatter(1, c, -math.inf).logsumexp(1)
-            g = torch.zeros_like(w) if judge else torch.autograd.grad(F.sum(), w)[0]
-        S, F, w = S.detach(), F.detach(), w.detach()
-        better = best < F
-        best = F.where(better, best)
-        best_saliency = S.where(better[:, None, None, None], best_saliency)
-        if callback is not None:
-            callback(Step(t + 1, T, F, S, lambda S: to_masks(S, size)))
+    lengths = 2 * (1 - torch.arange(T, device=A.device) / T)
+    t = torch.zeros(1, dtype=torch.int64, device=A.device)
+    found = Found.at(A.mean(1, keepdim=True))
+
+    def evaluate(w: Tensor) -> tuple[Tensor, Tensor]:
+        """S `(N, 1, h, w)` and F `(N,)` of weights w."""
+        S = torch.einsum("nk,nkhw->nhw", w, A)[:, None]
+        y = quick.logits(images, to_masks(S, size))
+        # log p/(1 − p) = y_c − log Σ_j≠c exp y_j
+        return S, y.gather(1, c)[:, 0] - y.scatter(1, c, -math.inf).logsumexp(1)
+
+    def step() -> None:
+        with torch.enable_grad():
+            leaf = w.detach().requires_grad_()
+            S, F = evaluate(leaf)
+            (g,) = torch.autograd.grad(F.sum(), leaf)
+        found.keep(S.detach(), F.detach())
         d = g.sign() * (g.abs() / g.abs().amax(1, keepdim=True).clamp(min=1e-30)).sqrt()
-        m = 0.5 * m + d
-        w = w + 2 * (1 - t / T) * m
-    return to_masks(best_saliency, size)
+        m.mul_(0.5).add_(d)
+        w.add_(lengths.index_select(0, t) * m)
+        t.add_(1)
+
+    again = Repeated(step, A.device)
+    for index in range(1, T + 1):
+        if index < T:
+            again()
+        else:
+            found.keep(*evaluate(w))  # the last pass needs no way back
+        if callback is not None:
+            S, F = found.S.clone(), found.F.clone()
+            callback(Step(index, T, F, S, lambda S: to_masks(S, size)))
+    return to_masks(found.S_best, size)
 
 
 def _deviation(A: Tensor) -> Tensor:
