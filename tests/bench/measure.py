@@ -105,7 +105,7 @@ def _clocked(case: Case, function: Callable[..., Tensor], *batch: Tensor) -> Tim
 
 
 def compare(
-    found: Mapping[str, Timed], whole: int, repeats: int, budget: float
+    found: Mapping[str, Timed], whole: int, repeats: int, budget: float, *, alike: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Time ours and its peers in turn, A B A B …, and compare their masks.
 
@@ -116,6 +116,8 @@ def compare(
         found: What runs each candidate on n images.
         whole: How many images there are.
         repeats, budget: Of every timing, at most; seconds for all of them.
+        alike: Whether all get as few images as the slowest. A GPU takes hardly longer for eight
+            than for one, so to scale one candidate's seconds and not another's would be unfair.
 
     Returns:
         For each candidate `images` (how many it was run on), `seconds` (per batch of 8, one number
@@ -130,6 +132,8 @@ def compare(
         n[name] = next((k for k in (whole, 2) if k * one * repeats <= budget), 1)
         taken, _ = run(n[name]) if n[name] > 1 else (one, None)
         slowest = max(slowest, taken)
+    if alike:
+        n = dict.fromkeys(n, min(n.values()))
     repeats = min(repeats, max(2, int(budget / slowest)))  # one alone has no spread
     seconds: dict[str, list[float]] = {name: [] for name in found}
     masks = {}

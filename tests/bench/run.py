@@ -175,7 +175,7 @@ def _compare(
 ) -> dict[str, dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         found = {name: stack.enter_context(apart(make)) for name, make in makers.items()}
-        return measure.compare(found, whole, repeats, budget)
+        return measure.compare(found, whole, repeats, budget, alike=torch.cuda.is_available())
 
 
 def machine() -> dict[str, Any]:
@@ -227,6 +227,8 @@ def _run(run: dict[str, Any]) -> str:
     m = run["machine"]
     hardware = m["gpu"] or f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads"
     extras = f"; bfloat16 by {', '.join(m['bfloat16'])}" if m["bfloat16"] else ""
+    if m["gpu"]:
+        extras = "; peers' convolutions round to TF32, as PyTorch comes, ours do not"
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     parts = [
         f"## {run['title']}",
