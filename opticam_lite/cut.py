@@ -138,6 +138,12 @@ class Traced:
                     f"{type(network).__name__} returns logits that are not finite on random "
                     "images; look for NaN in its weights"
                 )
+            if expected.amin() >= 0 and (expected.sum(1) - 1).abs().amax() < 1e-4:
+                raise CutError(
+                    f"{type(network).__name__} returns probabilities (they sum to 1), and their "
+                    "softmax would be taken again; leave out its last softmax, or wrap it in a "
+                    "module that returns output.clamp(min=1e-30).log()"
+                )
             actual = interpreter.run(probe)
         if not torch.allclose(actual, expected, rtol=1e-4, atol=1e-5):
             raise CutError(

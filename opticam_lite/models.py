@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import socket
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -166,10 +167,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             "torch.save(network.state_dict(), path)"
         )
     state.pop("n_averaged", None)  # AveragedModel's counter
-    # Parallel training, torch.compile and Lightning put a word before every name.
-    for prefix in ("module.", "_orig_mod.", "module.", "model."):
-        if all(k.startswith(prefix) for k in state):
-            state = {k.removeprefix(prefix): v for k, v in state.items()}
     for k, v in state.items():
         if v.is_floating_point() and not v.isfinite().all():
             raise ValueError(f"{path} holds NaN or infinity in {k}; the weights are of no use")
@@ -282,6 +279,19 @@ def _hub_error(name: str, place: str, error: Exception) -> HubError:
     )
 
 
+def _without_prefix(state: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """Take off what parallel training, torch.compile or a module around put before every name."""
+    some = [f".{k}" for k in itertools.islice(own, 20)]  # of thousands of names
+    prefixes = {k[: 1 - len(o)] for k in state for o in some if k.endswith(o)}
+    versions = [state] + [
+        {k.removeprefix(prefix): v for k, v in state.items()}
+        for prefix in sorted(prefixes)
+        if all(k.startswith(prefix) for k in state)
+    ]
+    names = set(own)
+    return max(versions, key=lambda version: len(names & version.keys()))
+
+
 def _fill(
     name: str,
     network: nn.Module,
@@ -295,6 +305,7 @@ def _fill(
         The network, and whether it has its original number of classes.
     """
     own = network.state_dict()
+    state = _without_prefix(state, own)
     resized = {k for k, v in state.items() if k in own and v.shape != own[k].shape}
     classes = {state[k].shape[0] for k in resized if state[k].shape[1:] == own[k].shape[1:]}
     rebuilt = len(classes) == 1

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import make_classifier, make_images
+from conftest import cnn, make_classifier, make_images
 from timm.models import vision_transformer
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
@@ -226,6 +226,20 @@ def test_a_layer_without_maps_says_so() -> None:
         classifier.at("layer44")
     with pytest.raises(CutError, match="unknown layer"):
         classifier.layer_shape("nowhere")
+
+
+class LogOf(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(min=1e-30).log()
+
+
+def test_a_network_that_ends_in_a_softmax_is_refused_and_its_logarithm_taken() -> None:
+    network, x = nn.Sequential(cnn(), nn.Softmax(1)), make_images(2)
+    with pytest.raises(CutError, match=r"returns probabilities .*leave out its last softmax, or"):
+        ol.Classifier(network, "0.4", size=32)
+    classifier = ol.Classifier(nn.Sequential(network, LogOf()), "0.0.4", size=32, device="cpu")
+    expected = ol.Classifier(cnn(), "4", size=32, device="cpu").probabilities(x)
+    torch.testing.assert_close(classifier.probabilities(x), expected)
 
 
 def test_networks_that_are_no_classifiers_are_refused() -> None:

@@ -226,6 +226,8 @@ def test_a_single_file(folder: Path) -> None:
         "file,class_index\nb.png,2\na.JPG,0\n",
         "file,target,note\nb.png,2,x\na.JPG,0,y\n",
         "\ufefffile,label\nb.png,class 2\na.JPG,class 0\n",
+        "file;label;note\nb.png;class 2;1,5\na.JPG;class 0;2,5\n",
+        "file\ttarget\nb.png\t2\na.JPG\t0\n",
     ],
 )
 def test_labels(table: str, folder: Path, tmp_path: Path) -> None:

@@ -325,15 +325,18 @@ def test_the_first_names_of_densenet(tmp_path: Path) -> None:
         lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
         lambda state: {f"module._orig_mod.{k}": v for k, v in state.items()},
         lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}},
+        lambda state: {f"net.encoder.{k}": v for k, v in state.items()},
         lambda state: {"state_dict_ema": state},
         lambda state: {"model_ema": state},
     ],
 )
 def test_what_others_put_around_weights(wrap, tmp_path: Path) -> None:
-    state = network().state_dict()
+    state = ol.load_model("scenes_vgg").network.state_dict()
+    state = {k: v * 2 for k, v in state.items()}
     torch.save(wrap(state), tmp_path / "wrapped.pth")
-    read = models.read_checkpoint(tmp_path / "wrapped.pth")
+    read = ol.load_model("scenes_vgg", checkpoint=tmp_path / "wrapped.pth").network.state_dict()
     assert list(read) == list(state)
+    assert all(torch.equal(read[k], v) for k, v in state.items())
 
 
 def test_weights_of_no_use(tmp_path: Path) -> None:

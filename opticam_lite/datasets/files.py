@@ -175,7 +175,10 @@ def _read_table(
         raise FileNotFoundError(f"there is no table of labels at {table}; check the path")
     try:
         text = table.read_text(encoding="utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        # Spreadsheets write semicolons where the comma stands in numbers.
+        header = text.partition("\n")[0]
+        delimiter = max(",;\t", key=header.count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         columns, rows = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
