@@ -54,7 +54,7 @@ def _cpu_abilities() -> set[str]:
 
 
 _lock = threading.Lock()
-_inside = 0  # how many threads are within `exact`
+_inside = 0  # how often `exact` was entered and not left
 _before: list[Any] = []
 
 

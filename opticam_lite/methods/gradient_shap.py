@@ -85,12 +85,14 @@ def gradient_shap(
     shap = GradientShap(classifier.logits)
     shap.gradient_func = gradients
     maps = []
-    for x, c in zip(images.split(1), targets.tolist(), strict=True):
-        with _global_seed(seed, images.device):
+    # Of other devices' generators nobody knows how to put them back.
+    here = images if images.is_cuda else images.cpu()
+    for x, c in zip(here.split(1), targets.tolist(), strict=True):
+        with _global_seed(seed, x.device):
             baselines = torch.cat([torch.zeros_like(x), x])
             phi = shap.attribute(x, baselines, samples, float(stdev), c)  # (1, 3, H, W)
         maps.append(phi.abs().sum(1, keepdim=True))
-    return to_masks(torch.cat(maps), images.shape[2:])
+    return to_masks(torch.cat(maps).to(images), images.shape[2:])
 
 
 @contextmanager

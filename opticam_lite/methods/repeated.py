@@ -16,8 +16,8 @@ class Repeated:
     """A step that works in place: called again, it does to the same tensors the same again.
 
     On a GPU the third step is recorded (a CUDA graph), and from then on replayed at one command.
-    For a network as small as a batch of eight needs, giving the commands one by one, some hundred
-    a step, takes longer than the GPU takes to follow them.
+    With a small network or few images, to give its hundreds of commands one by one takes longer
+    than to follow them.
 
     Args:
         step: Takes and returns nothing, reads and changes tensors that stay where they are, and
