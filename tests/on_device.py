@@ -6,6 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -125,6 +126,27 @@ def test_an_optimisation_never_waits_for_a_gpu(method: str, device: str) -> None
         masks = function(classifier, images, targets, callback=seen.append, **steps)
     assert masks.device == images.device
     assert len(seen) == {"opti-cam": 9, "opti-cam-fast": 8}[method]
+
+
+def test_an_image_that_has_finished_stays_until_somebody_asks(
+    device: str, images: Tensor, targets: Tensor
+) -> None:
+    """Of a GPU that is every tenth iteration; meanwhile its best must not change."""
+    options = {"iterations": 19, "tolerance": 2e-3, "learning_rate": 0.3}
+    steps: dict[str, list[ol.methods.Step]] = {device: [], "cpu": []}
+    masks = {
+        d: ol.explain(
+            "opti-cam", make("cnn", d), images, targets, callback=steps[d].append, **options
+        )
+        for d in steps
+    }
+    finished = [
+        next((s.index for s, t in pairwise(steps["cpu"]) if s.objective[i] == t.objective[i]), 19)
+        for i in range(len(images))
+    ]
+    assert len(set(finished)) > 1
+    assert any(index % 10 for index in finished)
+    torch.testing.assert_close(masks[device], masks["cpu"], rtol=0, atol=2e-3)
 
 
 REPEATED = {"opti-cam": {"iterations": 12}, "opti-cam-fast": {"passes": 9}}

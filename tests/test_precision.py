@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -173,6 +175,37 @@ def test_the_last_thread_to_leave_puts_the_switches_back() -> None:
     assert switches() == precision._EXACT
     second.__exit__(None, None, None)
     assert switches() == before
+
+
+def test_all_that_the_kit_computes_is_exact(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward wherever a network is run, and the way back within `ol.explain`."""
+    within: list[torch.device] = []
+    entered: list[str] = []
+
+    @contextmanager
+    def noted(device: torch.device) -> Iterator[None]:
+        within.append(device)
+        entered.append("")
+        yield
+        within.pop()
+
+    for module in (ol.classifier, ol.methods):
+        monkeypatch.setattr(module, "exact", noted)
+    classifier = make_classifier("cnn")
+    maps, rest = classifier.split(images)
+    for number, run in enumerate(
+        (lambda: classifier.head(maps, rest), lambda: classifier.logits(images)), start=2
+    ):
+        run()
+        assert len(entered) == number
+    steps: list[bool] = []
+    ol.explain("opti-cam", classifier, images, 0, iterations=3, callback=lambda step: steps.append(
+        within == [CPU]
+    ))  # fmt: skip
+    assert steps == [True] * 3
+    assert not within
 
 
 @pytest.mark.parametrize("needed", [False, True])
