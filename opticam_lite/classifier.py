@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .cut import Cut, Rest, Traced
-from .precision import Accelerated, channels_last, dtype_of, exact
+from .precision import Accelerated, dtype_of, exact, lay_out, lay_out_weights
 from .registry import whole_number
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -112,8 +112,7 @@ class Classifier:
         ).view(1, 3, 1, 1)
         self.network = _copied(network).eval().requires_grad_(False)
         self.network.to(self.device, torch.float32)
-        # Convolutions on a CPU are about 1.5 times as fast with channels last, and exact.
-        channels_last(self.network)
+        lay_out_weights(self.network)
         self._traced = Traced(self.network, self.size)
         self._accelerated: dict[torch.dtype, Accelerated | None] = {}  # shared by all cuts
         self.precision: torch.dtype | None = None  # None: the untouched network
@@ -265,7 +264,7 @@ class Classifier:
             self._memory.recalls += 1
             return self._memory.maps.detach(), self._memory.rest
         with exact(self.device):
-            return self._cut.split(_channels_last(self._input(images)))
+            return self._cut.split(lay_out(self._input(images)))
 
     def head(self, maps: Tensor, rest: Rest, *, lean: bool = False) -> Tensor:
         """Continue from feature maps `(N, K, h, w)` to logits `(N, classes)`.
@@ -404,12 +403,17 @@ class Classifier:
 
         Who puts many images together of a few prepares these, and runs what he made of them.
         """
-        return _channels_last(self._input(images).to(self.precision or torch.float32))
+        return lay_out(self._input(images).to(self.precision or torch.float32))
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Return s and t, both `(1, 3, 1, 1)`: the network reads x ⊙ s + t."""
+        same = (torch.ones_like(self._scale), torch.zeros_like(self._shift))
+        return (self._scale, self._shift) if self.normalize else same
 
     def _run(self, x: Tensor) -> Tensor:
         quick = None if self.precision is None else self._accelerated[self.precision]
         with exact(self.device):
-            return self.network(_channels_last(x)) if quick is None else quick(x)
+            return self.network(lay_out(x)) if quick is None else quick(x)
 
     def __repr__(self) -> str:
         k, h, w = self.layer_shape()
@@ -473,10 +477,6 @@ def _size(size: int | Sequence[int]) -> tuple[int, int]:
     if len(sides) != 2:
         raise ValueError(f"size is {size!r}; a side or (height, width) is needed")
     return whole_number("size", sides[0], 1), whole_number("size", sides[1], 1)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .rearrange import fold_and_swap, open_attention, read_tokens_only
+from .rearrange import fold_and_swap, open_attention, pool_by_slices, read_tokens_only
 from .registry import unknown_name
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -127,19 +127,20 @@ class Accelerated(nn.Module):
             devices = {p.device.type for p in self.module.parameters()}
             if devices == {"cpu"}:
                 open_attention(self.module, tiles="amx_bf16" in _cpu_abilities())
+                pool_by_slices(self.module)
             last = _last_layer(self.module)
             kept = copy.deepcopy(self.module.get_submodule(last)) if last else None
             self.module.to(dtype)
             if last and kept is not None:
                 self.module.set_submodule(last, _Float32(kept))
         self.module.requires_grad_(False)
-        channels_last(self.module)
+        lay_out_weights(self.module)
         self._autocast: bool | None = None if dtype != torch.float32 else False  # yet to be found
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of normalised images."""
         # In two steps, which is 2.5 times as fast as in one.
-        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        x = lay_out(x.to(self.dtype))
         if self._autocast is None:
             self._autocast = not self._runs(x[:1])
         with torch.autocast(x.device.type, self.dtype, enabled=self._autocast):
@@ -158,11 +159,26 @@ class Accelerated(nn.Module):
         return True
 
 
-def channels_last(network: nn.Module) -> None:
-    """Lay out the weights of convolutions with the channels last; other weights stay."""
+def memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """Return how images and the weights of convolutions lie in memory to be computed quickest.
+
+    The channels last (float32 on a CPU: 1.5 times as fast), but for float32 on a GPU: only what
+    rounds wants them last there, and `exact` convolutions take 1.0 to 1.2 times as long with them.
+    """
+    exact_gpu = device.type == "cuda" and dtype == torch.float32
+    return torch.contiguous_format if exact_gpu else torch.channels_last
+
+
+def lay_out(values: Tensor) -> Tensor:
+    """Return images or weights `(N, C, H, W)` in that memory format."""
+    return values.contiguous(memory_format=memory_format(values.device, values.dtype))
+
+
+def lay_out_weights(network: nn.Module) -> None:
+    """Lay out the weights of convolutions; other weights stay."""
     for weight in network.parameters():
         if weight.ndim == 4:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            weight.data = lay_out(weight.data)
 
 
 class _Float32(nn.Module):

@@ -116,6 +116,59 @@ class _OpenAttention(nn.Module):
         return self.fused.out_proj(self.attend(q, k, v).transpose(1, 2).flatten(2)), None
 
 
+def pool_by_slices(module: fx.GraphModule) -> None:
+    """Take the maximum of slices, where no gradient is asked for.
+
+    On a CPU, PyTorch pools bfloat16 by 32 channels at a time and those that are left one by one:
+    for 16 or 24 channels that takes 1.3 to 1.9 times as long.
+    """
+    for node in module.graph.nodes:
+        pool = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if type(pool) is not nn.MaxPool2d or len(_shape(node)) != 4 or not _shape(node)[1] % 32:
+            continue
+        k, s, p, d = (v if isinstance(v, int) else 0 for v in (
+            pool.kernel_size, pool.stride, pool.padding, pool.dilation
+        ))  # fmt: skip
+        if d == 1 and s and k > max(1, 2 * p) and not pool.ceil_mode and not pool.return_indices:
+            module.set_submodule(str(node.target), SlicedMaxPool(pool, k, s, p))
+
+
+class SlicedMaxPool(nn.Module):
+    """The same as `nn.MaxPool2d`, along the rows and then along the columns.
+
+    Args:
+        pool: Asked itself where a gradient will be.
+        kernel, stride, padding: Its settings, for rows and columns alike; 2·padding < kernel.
+    """
+
+    def __init__(self, pool: nn.MaxPool2d, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.pool, self.kernel, self.stride, self.padding = pool, kernel, stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maxima `(N, C, h, w)` of `(N, C, H, W)`."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return self.pool(x)
+        return self._along(self._along(x, 2), 3)
+
+    def _along(self, x: Tensor, dim: int) -> Tensor:
+        k, s, p = self.kernel, self.stride, self.padding
+        x = x.movedim(dim, 0)
+        windows = (len(x) + 2 * p - k) // s + 1
+        high, own = x[: (windows - 1) * s + 1 : s], False  # value p of a window is never outside
+        for j in (*range(p + 1, k), *range(p)):
+            first = max(0, -((j - p) // s))  # earlier windows have it before the image,
+            last = min(windows, (len(x) - 1 + p - j) // s + 1)  # later ones behind it
+            part = x[first * s - p + j :: s][: last - first]
+            if not own and (first, last) == (0, windows):
+                high = torch.maximum(high, part)
+            else:
+                high = high if own else high.clone()
+                torch.maximum(high[first:last], part, out=high[first:last])
+            own = True
+        return high.movedim(0, dim)
+
+
 def read_tokens_only(module: fx.GraphModule) -> None:
     """Leave out the tokens that nobody reads.
 

@@ -113,6 +113,14 @@ def test_bfloat16_is_rough_and_its_logits_still_change_finely(kind: str, images:
     assert len(logits.unique()) > 150
 
 
+def test_only_exact_passes_on_a_gpu_want_the_channels_first() -> None:
+    gpu = torch.device("cuda")
+    assert precision.memory_format(CPU, torch.float32) == torch.channels_last
+    assert precision.memory_format(CPU, torch.bfloat16) == torch.channels_last
+    assert precision.memory_format(gpu, torch.bfloat16) == torch.channels_last
+    assert precision.memory_format(gpu, torch.float32) == torch.contiguous_format
+
+
 def test_masked_logits_and_their_gradients(images: Tensor) -> None:
     classifier = make_classifier("cnn")
     s = torch.rand(3, 1, 32, 32)

@@ -17,7 +17,9 @@ from torchvision.models import VisionTransformer
 import opticam_lite as ol
 from opticam_lite import precision, rearrange
 from opticam_lite.cut import Traced
+from opticam_lite.precision import Accelerated
 from opticam_lite.rearrange import (
+    SlicedMaxPool,
     _attend,
     _attend_with_tiles,
     open_attention,
@@ -317,3 +319,45 @@ def test_a_norm_of_all_tokens_keeps_them() -> None:
     torch.testing.assert_close(classifier.at_precision("float32").logits(images), expected)
     maps, rest = classifier.split(images)
     torch.testing.assert_close(classifier.head(maps, rest, lean=True), expected)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1), (3, 2, 0), (5, 3, 2)]
+)
+@pytest.mark.parametrize("size", [(12, 15), (13, 10)])
+def test_a_pooling_by_slices_is_the_pooling(
+    kernel: int, stride: int, padding: int, size: tuple[int, int]
+) -> None:
+    pool = nn.MaxPool2d(kernel, stride, padding)
+    x = torch.randn(2, 5, *size, generator=torch.Generator().manual_seed(0)) - 5  # no 0 from beyond
+    before = x.clone()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = x.contiguous(memory_format=layout)
+        pooled = SlicedMaxPool(pool, kernel, stride, padding)(x)
+        assert torch.equal(pooled, pool(x))
+        assert pooled.is_contiguous(memory_format=layout)
+        assert torch.equal(x, before)
+
+
+def test_poolings_are_sliced_that_leave_channels_over_and_ask_for_nothing_special() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 24, 3, padding=1), nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(24, 32, 3), nn.MaxPool2d(2),
+        nn.Conv2d(32, 20, 3), nn.MaxPool2d(2, ceil_mode=True),
+        nn.Conv2d(20, 20, 1), nn.MaxPool2d((2, 1)),
+        nn.Flatten(), nn.LazyLinear(5),
+    )  # fmt: skip
+    network(make_images(1))
+    quick = Accelerated(Traced(network.eval(), (32, 32)).module, torch.bfloat16)
+    sliced = [n for n, m in quick.module.named_modules() if isinstance(m, SlicedMaxPool)]
+    assert sliced == ["1"]
+    # Where a gradient is asked for PyTorch pools.
+    asked = []
+    quick.module.get_submodule("1.pool").register_forward_hook(lambda *_: asked.append(1))
+    x = make_images(1)
+    with torch.no_grad():
+        expected = quick(x)
+    assert not asked
+    assert torch.equal(quick(x.requires_grad_()), expected)
+    assert asked

@@ -34,9 +34,10 @@ def gradient_shap(
         x̃ = x + ε,   ε ~ N(0, stdev²),   b ∈ {0, x} and α ∈ [0, 1] uniform
         φ = E[(x̃ − b) ⊙ ∂y_c/∂x (α x̃ + (1 − α) b)],   map = Σ over channels of |φ|
 
-    Through captum, which draws ε, b and α; the gradients are computed here, a chunk at a time.
-    Every image draws the same random numbers, so its mask does not depend on others. A GPU draws
-    another ε than a CPU, which is next to nothing, and the same b and α.
+    Through captum, which draws ε, b and α; the gradients are computed here, a chunk at a time, by
+    the rearranged network in float32 (`Classifier.at_precision`). Every image draws the same random
+    numbers, so its mask does not depend on others. A GPU draws another ε than a CPU, which is next
+    to nothing, and the same b and α.
 
     Args:
         classifier: Any; its layer plays no part.
@@ -64,6 +65,7 @@ def gradient_shap(
     if not 0 <= stdev < np.inf:
         raise ValueError(f"stdev is {stdev}; a number ≥ 0 is needed")
     seed = whole_number("seed", seed, 0, 2**32 - 1)
+    quick = classifier.at_precision("float32")
     total = len(images) * -(-samples // chunk)
     done = 0
 
@@ -76,13 +78,13 @@ def gradient_shap(
         for x in inputs[0].split(chunk):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
-                g += torch.autograd.grad(classifier.logits(x)[:, c].sum(), x)
+                g += torch.autograd.grad(quick.logits(x)[:, c].sum(), x)
             done += 1
             if callback is not None:
                 callback(Step(done, total))
         return (torch.cat(g),)
 
-    shap = GradientShap(classifier.logits)
+    shap = GradientShap(quick.logits)
     shap.gradient_func = gradients
     maps = []
     # Of other devices' generators nobody knows how to put them back.

@@ -57,6 +57,7 @@ def lime(
     chunk = images_at_once(classifier, images, classifier.layers) if chunk is None else chunk
     chunk = whole_number("chunk", chunk, 1)
     seed = whole_number("seed", seed, 0, 2**32 - 1)
+    quick = classifier.at_precision("float32")
     passes = -(-samples // chunk)
     maps = []
     for n, (x, c) in enumerate(zip(images, targets.tolist(), strict=True)):
@@ -65,7 +66,7 @@ def lime(
             if callback is not None:
                 callback(Step(done + index, len(images) * passes))
 
-        explainer = _explainer(classifier, seed, chunk, tell)
+        explainer = _explainer(quick, seed, chunk, tell)
         explanation = explainer.explain_instance(
             x.permute(1, 2, 0).double().cpu().numpy(),
             classifier_fn=None,

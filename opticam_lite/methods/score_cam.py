@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..classifier import Classifier
-from ..masking import to_masks
+from ..masking import normalize_cells, to_masks, under_many
 from ..registry import whole_number
 from .chunks import images_at_once
 from .registry import METHODS, Callback, Step
@@ -61,9 +61,11 @@ def score_cam(
     f_0 = classifier.logits(torch.zeros_like(images[:1]))[0, targets]  # (N,)
 
     def increase(view: Classifier, i: int, k: Tensor) -> Tensor:
-        masks = to_masks(A[i, k, None], images.shape[2:])  # one image under many masks
-        return view.logits(images[i, None], masks)[:, targets[i]] - f_0[i]
+        masked = under_many(images[i, None] * scale, cells[i, k, None], shift)
+        return view._run(masked)[:, targets[i]] - f_0[i]
 
+    cells = normalize_cells(A, images.shape[2:])
+    scale, shift = classifier._affine()
     u = A.new_zeros(A.shape[:2])
     varied = A.amax(dim=(2, 3)) > A.amin(dim=(2, 3))
     parts = [(i, k) for i in range(len(A)) for k in varied[i].nonzero()[:, 0].split(chunk)]

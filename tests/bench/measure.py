@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import opticam_lite as ol
+from opticam_lite.precision import lay_out, lay_out_weights
 
 from .peers import CURVES, PEERS, Explain, Plain
 
@@ -252,14 +253,14 @@ def overhead(load: Load, precision: str, repeats: int) -> dict[str, list[float]]
 
     Returns:
         Seconds of each `iteration`, each pass of the `untouched` network in that number format
-        with channels last, and of the `quick` one that the iterations use.
+        and the memory format that suits it, and of the `quick` one that the iterations use.
     """
     case = load()
     quick = case.classifier.at_precision(precision)
     dtype = getattr(torch, precision)
     network = copy.deepcopy(case.classifier.network).to(dtype)
-    network = network.to(memory_format=torch.channels_last)
-    x = case.classifier._input(case.images).to(dtype, memory_format=torch.channels_last)
+    lay_out_weights(network)
+    x = lay_out(case.classifier._input(case.images).to(dtype))
     c = case.targets[:, None]
 
     def untouched() -> None:

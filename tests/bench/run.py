@@ -334,9 +334,9 @@ def _overhead(overhead: dict[str, Any]) -> str:
     header += ["iteration / untouched", "iteration / quick"]
     return (
         f"Forward and gradient of the input, a batch of {BATCH}; medians of {repeats}, in turn. "
-        "The untouched network is converted to the number format, with channels last; the quick "
-        "one is also rearranged (`opticam_lite.rearrange`), and is what the iterations use.\n\n"
-        + _table(header, rows)
+        "The untouched network is converted to the number format and laid out in memory as is "
+        "quickest (`opticam_lite.precision.memory_format`); the quick one is also rearranged "
+        "(`opticam_lite.rearrange`), and is what the iterations use.\n\n" + _table(header, rows)
     )
 
 
