@@ -345,10 +345,11 @@ class Classifier:
                 f"images are {images.dtype}; float32 in [0, 1] is needed: use images / 255"
             )
         images = images.float()
-        if images.numel() and not (images.amin() >= 0 and images.amax() <= 1):
+        low, high = torch.stack(images.aminmax()).tolist() if images.numel() else (0, 1)
+        if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"images have values from {images.amin():.3g} to {images.amax():.3g}; RGB in "
-                "[0, 1] is needed, not normalised: the classifier normalises inside"
+                f"images have values from {low:.3g} to {high:.3g}; RGB in [0, 1] is needed, not "
+                "normalised: the classifier normalises inside"
             )
         return images
 
@@ -367,11 +368,11 @@ class Classifier:
             raise ValueError(
                 f"targets have shape {tuple(targets.shape)}; {n} images need shape ({n},)"
             )
-        wrong = targets[(targets < 0) | (targets >= self.classes)]
-        if len(wrong):
+        low, high = torch.stack(targets.aminmax()).tolist() if n else (0, 0)
+        if low < 0 or high >= self.classes:
             raise ValueError(
-                f"target {int(wrong[0])} is no class of {self.name}: its classes are 0 to "
-                f"{self.classes - 1}"
+                f"target {low if low < 0 else high} is no class of {self.name}: its classes are 0 "
+                f"to {self.classes - 1}"
             )
         return targets.long()
 

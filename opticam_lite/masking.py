@@ -23,9 +23,15 @@ NORMALIZATIONS = ("range", "max", "sigmoid")
 
 def upsample(saliency: Tensor, size: Sequence[int]) -> Tensor:
     """Enlarge maps `(N, C, h, w)` to `(N, C, H, W)`: bilinear, `align_corners=False` ("up")."""
-    h, w = saliency.shape[-2:]
-    rows, columns = _interpolation(h, size[0], saliency), _interpolation(w, size[1], saliency)
+    rows, columns = _interpolations(saliency, size)
     return rows @ saliency @ columns.mT
+
+
+def _interpolations(saliency: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The matrices for the rows and for the columns."""
+    (h, w), (H, W) = saliency.shape[-2:], size
+    rows = _interpolation(h, H, saliency)
+    return rows, rows if (w, W) == (h, H) else _interpolation(w, W, saliency)
 
 
 def _interpolation(cells: int, pixels: int, like: Tensor) -> Tensor:
@@ -78,8 +84,7 @@ def normalize_cells(saliency: Tensor, size: Sequence[int]) -> Tensor:
     Nothing is enlarged to find the range of up(S). Between four cells it is bilinear, so its
     extremes are at the corners of the rectangle of pixels that lie there.
     """
-    h, w = saliency.shape[-2:]
-    rows, columns = _interpolation(h, size[0], saliency), _interpolation(w, size[1], saliency)
+    rows, columns = _interpolations(saliency, size)
     corners = (_ends(rows) @ saliency @ _ends(columns).mT).flatten(-2)
     low, high = corners.amin(-1), corners.amax(-1)
     return _by_range(saliency, low[..., None, None], high[..., None, None])
@@ -105,9 +110,8 @@ def under_many(image: Tensor, cells: Tensor, shift: Tensor) -> Tensor:
         shift: `(1, C, 1, 1)`.
     """
     C, H, W = image.shape[1:]
-    h, w = cells.shape[2:]
-    columns = _interpolation(w, W, cells).repeat_interleave(C, 0)  # (W·C, w)
-    masks = (_interpolation(h, H, cells) @ cells[:, 0]) @ columns.mT  # (N, H, W·C)
+    rows, columns = _interpolations(cells, (H, W))
+    masks = (rows @ cells[:, 0]) @ columns.repeat_interleave(C, 0).mT  # (N, H, W·C)
     masks.mul_(image[0].permute(1, 2, 0).reshape(H, W * C)).add_(shift.flatten().repeat(W))
     return masks.unflatten(2, (W, C)).permute(0, 3, 1, 2)
 

@@ -118,7 +118,8 @@ def compare(
         whole: How many images there are.
         repeats, budget: Of every timing, at most; seconds for all of them.
         alike: Whether all get as few images as the slowest. A GPU takes hardly longer for eight
-            than for one, so to scale one candidate's seconds and not another's would be unfair.
+            than for one, so one is a guess at the time of all, and to scale one candidate's seconds
+            and not another's would be unfair.
 
     Returns:
         For each candidate `images` (how many it was run on), `seconds` (per batch of 8, one number
@@ -130,7 +131,7 @@ def compare(
         one, _ = run(1)
         if one < 1:  # the first call may be slow for reasons of its own
             one, _ = run(1)
-        n[name] = next((k for k in (whole, 2) if k * one * repeats <= budget), 1)
+        n[name] = next((k for k in (whole, 2) if (1 if alike else k) * one * repeats <= budget), 1)
         taken, _ = run(n[name]) if n[name] > 1 else (one, None)
         slowest = max(slowest, taken)
     if alike:
