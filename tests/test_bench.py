@@ -67,6 +67,30 @@ def test_a_run_and_its_page(tmp_path):
     assert page.count("**deletion**") == 2
 
 
+def test_the_glance_compares_with_the_fastest_peer_on_each_hardware() -> None:
+    def record(bfloat16: list[str], gpu: str | None, **seconds: float) -> dict:
+        found = {name: {"seconds": [s]} for name, s in seconds.items()}
+        machine = {"bfloat16": bfloat16, "gpu": gpu}
+        alone = {"cam": {"ours": {"seconds": [1.0]}}}
+        return {"network": "net", "machine": machine, "methods": {"grad-cam": found, **alone}}
+
+    curves = {"curves": {"ours": {"seconds": [1.0, 3.0]}, "plain": {"seconds": [9.0]}}}
+    page = run._glance(
+        [
+            record(["avx512_bf16"], None, ours=2.0, captum=3.0, package=8.0),
+            record(["avx512_bf16", "amx_bf16"], None, ours=2.0, package=8.0),
+            record([], None, ours=2.0, package=1.0) | curves,
+            record([], "H200", ours=1.0, package=7.0),
+        ]
+    )
+    assert page.splitlines()[2:] == [
+        "| method | network | CPU, AMX | CPU, AVX512-BF16 | CPU, no bfloat16 | H200 |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| deletion | net |  |  | 4.5 × |  |",
+        "| grad-cam | net | 4 × | 1.5 × | 0.5 × | 7 × |",
+    ]
+
+
 @pytest.mark.parametrize(
     ("able", "expected"), [({"avx512_bf16"}, ["float32", "bfloat16"]), (set(), ["float32"])]
 )

@@ -476,6 +476,12 @@ def test_how_many_images_at_once() -> None:
     assert at_once(64, classifier.layers) == 2**26 // (16 * 8 * 32 * 32)
     assert at_once(32, ["4"]) == 2**26 // (16 * 12 * 8 * 8)
     assert at_once(4096, classifier.layers) == 4
+    # A GPU takes more, and twice as many in a format of half the size.
+    classifier = classifier.at_precision("bfloat16")
+    classifier.device = torch.device("cuda")
+    assert at_once(32, classifier.layers) == 2**29 // (8 * 8 * 16 * 16)
+    classifier.precision = None
+    assert at_once(32, classifier.layers) == 2**29 // (16 * 8 * 16 * 16)
 
 
 @pytest.mark.parametrize(("method", "layer"), [("score-cam", "0"), ("ablation-cam", "7")])

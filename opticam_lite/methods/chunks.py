@@ -27,11 +27,13 @@ def at_once(classifier: Classifier, values: float) -> int:
     """Return how many runs to do at a time, at least 4, whose largest layer has so many values.
 
     A layer needs its input, its output and a copy or two in another memory format: four times the
-    largest map. On a CPU the fastest chunk is a small one, which stays near the caches (64 MB in
-    all); a GPU wants more to do at a time (512 MB).
+    largest map. On a CPU the fastest chunk is a small one, which stays near the caches (64 MB of
+    float32 in all); a GPU wants more to do at a time (512 MB).
     """
-    budget = 2**26 if classifier.device.type == "cpu" else 2**29
-    return max(4, int(budget / (4 * 4 * values)))  # four float32 of four bytes
+    if classifier.device.type == "cpu":
+        return max(4, int(2**26 / (4 * 4 * values)))
+    size = (classifier.precision or torch.float32).itemsize
+    return max(4, int(2**29 / (4 * size * values)))
 
 
 def keep_freed_memory() -> None:

@@ -52,9 +52,9 @@ def score_cam(
     Raises:
         ValueError: If chunk is not positive, or for an unknown precision.
     """
-    chunk = images_at_once(classifier, images, classifier.layers) if chunk is None else chunk
-    chunk = whole_number("chunk", chunk, 1)
     quick = classifier.at_precision(precision)
+    chunk = images_at_once(quick, images, classifier.layers) if chunk is None else chunk
+    chunk = whole_number("chunk", chunk, 1)
     A = torch.cat([classifier.features(x) for x in images.split(chunk)])  # (N, K, h, w)
     K = A.shape[1]
     chunk = math.ceil(K / math.ceil(K / chunk))  # of equal size: a small rest takes long an image

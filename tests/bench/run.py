@@ -219,8 +219,35 @@ def markdown(runs: Sequence[dict[str, Any]]) -> str:
         "the masks, and their largest difference, both brought to one form (enlarged, then "
         "normalised by range).",
     ]
+    if len(runs) > 1:
+        parts += ["## At a glance", _glance(runs)]
     parts += [_run(run) for run in runs]
     return "\n\n".join(parts) + "\n"
+
+
+def _glance(runs: Sequence[dict[str, Any]]) -> str:
+    """How many times as fast as its fastest peer each method was, on each kind of hardware."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for run in runs:
+        measured = run["methods"] | ({"deletion": run["curves"]} if run.get("curves") else {})
+        for method, found in measured.items():
+            ratios = [_ratio(row, found["ours"]) for name, row in found.items() if name != "ours"]
+            if ratios:
+                row = cells.setdefault((method, run["network"]), {})
+                row[_hardware(run["machine"])] = f"{min(ratios):.3g} ×"
+    columns = sorted({name for row in cells.values() for name in row})
+    rows = [[*key, *(row.get(name, "") for name in columns)] for key, row in sorted(cells.items())]
+    return (
+        "How many times as fast as the fastest peer ours is; the tables below tell the rest.\n\n"
+        + _table(["method", "network", *columns], rows)
+    )
+
+
+def _hardware(machine: dict[str, Any]) -> str:
+    formats = machine["bfloat16"]
+    names = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+    # Of two, the later one multiplies.
+    return machine["gpu"] or (f"CPU, {names[formats[-1]]}" if formats else "CPU, no bfloat16")
 
 
 def _run(run: dict[str, Any]) -> str:
