@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,8 @@ def prepare(
     """Check the parameters of the report on boxes and load what they name.
 
     Args:
-        models: Names of networks, separated by commas.
+        models: Names of networks, separated by commas; one with weights of your own is
+            `name:file` and is called as the file is, without its ending.
         images: What `load_dataset` takes; it must have boxes and the networks' own classes.
         methods: Names separated by commas. Where one does not apply to a network it is left out.
         limit: Measure at most this many images.
@@ -109,13 +111,19 @@ def prepare(
     for name, number in {"limit": limit, "iterations": iterations, "draws": draws}.items():
         if number < 1:
             raise ValueError(f"{name.upper()} is {number}; it must be at least 1")
-    lists = {"MODELS": names_in(models), "METHODS": names_in(methods)}
+    named = models.split(",") if ":" in models else names_in(models)  # files may have spaces
+    lists = {"MODELS": [m.strip() for m in named if m.strip()], "METHODS": names_in(methods)}
     for what, given in lists.items():
         if not given:
             raise ValueError(f"{what} names none; separate names by commas")
     for name in lists["METHODS"]:
         METHODS[name]  # an unknown name raises the error that lists the close ones
-    classifiers = [load_model(name, device=device) for name in lists["MODELS"]]
+    classifiers = [_loaded(named, device) for named in lists["MODELS"]]
+    names = [classifier.name for classifier in classifiers]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"MODELS has two networks called {twice[0]!r}; leave one out, or rename its file"
+        )
     datasets = [load_dataset(images, classifier=classifier) for classifier in classifiers]
     wanted, left_out = [], {}
     for classifier, dataset in zip(classifiers, datasets, strict=True):
@@ -191,6 +199,18 @@ def box_study(
     frame.insert(0, "dataset", dataset.name)
     frame.insert(1, "network", classifier.name)
     return frame
+
+
+def _loaded(named: str, device: str) -> Classifier:
+    name, given, checkpoint = (part.strip() for part in named.partition(":"))
+    if not given:
+        return load_model(name, device=device)
+    path = Path(checkpoint).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"MODELS has the file {checkpoint!r}, and there is no such file")
+    classifier = load_model(name, checkpoint=path, device=device)
+    classifier.name = path.stem
+    return classifier
 
 
 def _check_classes(classifier: Classifier, dataset: Dataset) -> None:

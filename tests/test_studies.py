@@ -366,6 +366,22 @@ def test_prepare_leaves_out_what_does_not_apply():
     assert not swapped.twins
 
 
+def test_prepare_takes_weights_of_ones_own(tmp_path):
+    own = tmp_path / "my own.pt"
+    network = ol.load_model("scenes_vgg").network
+    with torch.no_grad():
+        network.get_parameter("features.0.weight").mul_(0.5)
+    torch.save(network.state_dict(), own)
+    study = studies.prepare(models=f"scenes_vgg, scenes_vgg:{own}", methods="grad-cam", limit=1)
+    assert [c.name for c in study.classifiers] == ["scenes_vgg", "my own"]
+    theirs, ours = (c.network.get_parameter("features.0.weight") for c in study.classifiers)
+    assert torch.equal(ours, 0.5 * theirs)
+    with pytest.raises(ValueError, match="MODELS has two networks called 'my own'"):
+        studies.prepare(models=f"scenes_vgg:{own}, scenes_vgg : {own}")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        studies.prepare(models="scenes_vgg:gone.pt")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
