@@ -206,10 +206,12 @@ class Classifier:
         """Return the quick copy of the network, or None if it does not do the same."""
         generator = torch.Generator().manual_seed(0)
         x = self._input(torch.rand(2, 3, *self.size, generator=generator))
+        untouched = copy.copy(self)
+        untouched.precision = None
         try:
             quick = Accelerated(self._traced.module, dtype)
             with torch.no_grad():
-                expected, logits = self._run(x), quick(x)
+                expected, logits = untouched._run(x), quick(x)
         except (RuntimeError, TypeError, ValueError):  # an operation lacks that number format
             return None
         tolerance = (0.1 if dtype == torch.bfloat16 else 1e-3) * expected.abs().amax()

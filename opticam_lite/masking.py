@@ -79,7 +79,10 @@ def to_masks(saliency: Tensor, size: Sequence[int], normalization: str = "range"
 
 
 def normalize_cells(saliency: Tensor, size: Sequence[int]) -> Tensor:
-    """Return maps `(N, C, h, w)` that need only be enlarged: up(S') = n(up(S)), by range.
+    """Return maps S' `(N, C, h, w)` that need only be enlarged: up(S') = n(up(S)), by range.
+
+    They themselves may lie outside [0, 1]; enlarged they do not, but for rounding. Flat maps become
+    zeros.
 
     Nothing is enlarged to find the range of up(S). Between four cells it is bilinear, so its
     extremes are at the corners of the rectangle of pixels that lie there.
@@ -105,7 +108,7 @@ def under_many(image: Tensor, cells: Tensor, shift: Tensor) -> Tensor:
     C times, which is how the mask of an image with the channels last lies in memory.
 
     Args:
-        image: Of any values.
+        image: Its pixels, scaled as the network wants them.
         cells: Maps `(N, 1, h, w)` of `normalize_cells`.
         shift: `(1, C, 1, 1)`.
     """

@@ -72,7 +72,8 @@ def test_the_glance_compares_with_the_fastest_peer_on_each_hardware() -> None:
         found = {name: {"seconds": [s]} for name, s in seconds.items()}
         machine = {"bfloat16": bfloat16, "gpu": gpu}
         alone = {"cam": {"ours": {"seconds": [1.0]}}}
-        return {"network": "net", "machine": machine, "methods": {"grad-cam": found, **alone}}
+        methods = {"grad-cam": found, **alone}
+        return {"date": "2026-01-02", "network": "net", "machine": machine, "methods": methods}
 
     curves = {"curves": {"ours": {"seconds": [1.0, 3.0]}, "plain": {"seconds": [9.0]}}}
     page = run._glance(
@@ -81,6 +82,7 @@ def test_the_glance_compares_with_the_fastest_peer_on_each_hardware() -> None:
             record(["avx512_bf16", "amx_bf16"], None, ours=2.0, package=8.0),
             record([], None, ours=2.0, package=1.0) | curves,
             record([], "H200", ours=1.0, package=7.0),
+            record([], "H200", ours=1.0, package=5.0) | {"date": "2026-01-01"},
         ]
     )
     assert page.splitlines()[2:] == [

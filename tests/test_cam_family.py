@@ -332,6 +332,16 @@ def test_score_cam_gives_a_flat_map_the_score_of_a_black_image() -> None:
     assert (expected == 0).float().mean() > 0.2
 
 
+def test_score_cam_without_a_normalisation(images: Tensor, targets: Tensor) -> None:
+    network = make_classifier("cnn").network
+    settings = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.1), "size": 32, "device": "cpu"}
+    classifier = ol.Classifier(network, "4", **settings, normalize=False)
+    masks = ol.explain("score-cam", classifier, images, targets)
+    for x, c, found in zip(images, targets.tolist(), masks, strict=True):
+        expected = mask(reference_score_cam(classifier, x, c), x.shape)
+        torch.testing.assert_close(found, expected.view_as(found), rtol=0, atol=1e-4)
+
+
 def test_score_cam_in_another_precision(images: Tensor, targets: Tensor) -> None:
     classifier = make_classifier("cnn")
     exact = ol.explain("score-cam", classifier, images, targets)
@@ -469,19 +479,33 @@ def test_the_network_never_sees_more_than_a_chunk(
 def test_how_many_images_at_once() -> None:
     classifier = make_classifier("cnn")  # 8 maps of 16×16 are the most; 12 of 8×8 at the cut
 
-    def at_once(side: int, layers: list[str]) -> int:
-        return images_at_once(classifier, torch.empty(1, 3, side, side), layers)
+    def at_once(side: int, layers: list[str], *dtype: torch.dtype) -> int:
+        return images_at_once(classifier, torch.empty(1, 3, side, side), layers, *dtype)
 
     assert at_once(32, classifier.layers) == 2**26 // (16 * 8 * 16 * 16)
     assert at_once(64, classifier.layers) == 2**26 // (16 * 8 * 32 * 32)
     assert at_once(32, ["4"]) == 2**26 // (16 * 12 * 8 * 8)
     assert at_once(4096, classifier.layers) == 4
     # A GPU takes more, and twice as many in a format of half the size.
-    classifier = classifier.at_precision("bfloat16")
+    assert at_once(32, classifier.layers, torch.bfloat16) == at_once(32, classifier.layers)
     classifier.device = torch.device("cuda")
-    assert at_once(32, classifier.layers) == 2**29 // (8 * 8 * 16 * 16)
-    classifier.precision = None
     assert at_once(32, classifier.layers) == 2**29 // (16 * 8 * 16 * 16)
+    assert at_once(32, classifier.layers, torch.bfloat16) == 2**29 // (8 * 8 * 16 * 16)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_score_cam_reckons_with_the_format_of_its_passes(
+    precision: str, images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def at_once(*arguments: object) -> int:
+        given.append(arguments[-1])
+        return 4
+
+    monkeypatch.setattr("opticam_lite.methods.score_cam.images_at_once", at_once)
+    ol.explain("score-cam", make_classifier("cnn"), images, targets, precision=precision)
+    assert given == [getattr(torch, precision)]
 
 
 @pytest.mark.parametrize(("method", "layer"), [("score-cam", "0"), ("ablation-cam", "7")])

@@ -405,7 +405,7 @@ def test_why_cam_does_not_apply() -> None:
         nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ReLU(), nn.Linear(4, 5)
     )
     reason = ol.methods.applicable(ol.Classifier(between, "0", size=32))["cam"]
-    assert "something other than pooling" in reason
+    assert "more than pooling and one linear layer" in reason
 
 
 def test_opti_cam_without_iterations_is_the_map_of_its_start(

@@ -24,6 +24,17 @@ with warnings.catch_warnings():  # what the peers warn of on import is theirs
 BOTH = ["lime", "gradient-shap"]
 
 
+@pytest.mark.parametrize("method", BOTH)
+def test_passes_are_those_of_the_quick_network(
+    method: str, images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = make_classifier("cnn")
+    expected = ol.explain(method, classifier, images, targets, samples=4)
+    monkeypatch.setattr(classifier.network, "forward", None)  # the untouched one can't be run
+    masks = ol.explain(method, classifier, images, targets, samples=4)
+    assert torch.equal(masks, expected)
+
+
 def test_the_packages_are_loaded_when_they_are_needed() -> None:
     code = "import sys, opticam_lite; print({'captum', 'lime', 'skimage'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -113,6 +113,13 @@ def test_bfloat16_is_rough_and_its_logits_still_change_finely(kind: str, images:
     assert len(logits.unique()) > 150
 
 
+def test_a_quick_view_makes_the_others_as_the_network_does() -> None:
+    classifier = make_classifier("cnn")
+    rough = classifier.at_precision("bfloat16")
+    assert rough.at_precision("float32").precision == torch.float32
+    assert classifier.at_precision("float32").precision == torch.float32
+
+
 def test_only_exact_passes_on_a_gpu_want_the_channels_first() -> None:
     gpu = torch.device("cuda")
     assert precision.memory_format(CPU, torch.float32) == torch.channels_last

@@ -337,6 +337,12 @@ def test_a_pooling_by_slices_is_the_pooling(
         assert torch.equal(pooled, pool(x))
         assert pooled.is_contiguous(memory_format=layout)
         assert torch.equal(x, before)
+    turned = SlicedMaxPool(pool, kernel, stride, padding)(x.transpose(2, 3))
+    assert turned.stride() == pool(x.transpose(2, 3)).stride()
+    tiny = torch.rand(1, 5, 1, 9).contiguous(memory_format=torch.channels_last)
+    if kernel > 1 + 2 * padding:
+        with pytest.raises(RuntimeError, match="too small"):
+            SlicedMaxPool(pool, kernel, stride, padding)(tiny)
 
 
 def test_poolings_are_sliced_that_leave_channels_over_and_ask_for_nothing_special() -> None:
@@ -346,18 +352,22 @@ def test_poolings_are_sliced_that_leave_channels_over_and_ask_for_nothing_specia
         nn.Conv2d(24, 32, 3), nn.MaxPool2d(2),
         nn.Conv2d(32, 20, 3), nn.MaxPool2d(2, ceil_mode=True),
         nn.Conv2d(20, 20, 1), nn.MaxPool2d((2, 1)),
+        nn.Conv2d(20, 20, 1), nn.MaxPool2d(1, 2),
+        nn.Conv2d(20, 20, 1), nn.MaxPool2d(2, 1, 1),
+        nn.Conv2d(20, 20, 1), nn.MaxPool2d(2, 1, dilation=2),
         nn.Flatten(), nn.LazyLinear(5),
     )  # fmt: skip
-    network(make_images(1))
-    quick = Accelerated(Traced(network.eval(), (32, 32)).module, torch.bfloat16)
+    network(make_images(1, 64, 64))
+    quick = Accelerated(Traced(network.eval(), (64, 64)).module, torch.bfloat16)
     sliced = [n for n, m in quick.module.named_modules() if isinstance(m, SlicedMaxPool)]
     assert sliced == ["1"]
     # Where a gradient is asked for PyTorch pools.
     asked = []
     quick.module.get_submodule("1.pool").register_forward_hook(lambda *_: asked.append(1))
-    x = make_images(1)
+    x = make_images(1, 64, 64)
     with torch.no_grad():
         expected = quick(x)
+        assert torch.equal(quick(x.requires_grad_()), expected)  # no gradient is kept here
     assert not asked
-    assert torch.equal(quick(x.requires_grad_()), expected)
+    assert torch.equal(quick(x), expected)
     assert asked

@@ -94,7 +94,7 @@ def load_dataset(
         raise ValueError(unknown_name("dataset", form, _FORMS))
     raise FileNotFoundError(
         f"{str(name)!r} is neither an existing folder or image nor one of {', '.join(known)}; "
-        "check the path"
+        f"there is no {here.absolute()}"
     )
 
 

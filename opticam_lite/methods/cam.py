@@ -48,7 +48,9 @@ def _find_linear_head(classifier: Classifier) -> nn.Linear | nn.Conv2d | str:
             y = F.linear(pooled, linear.weight.flatten(1), linear.bias)
             if torch.allclose(y, logits, atol=1e-3):
                 return linear
-    return f"something other than pooling lies between {classifier.layer!r} and the linear layer"
+    return (
+        f"more than pooling and one linear layer lies between {classifier.layer!r} and the logits"
+    )
 
 
 def unfit(classifier: Classifier) -> str | None:

@@ -11,19 +11,26 @@ from torch import Tensor
 from ..classifier import Classifier
 
 
-def images_at_once(classifier: Classifier, images: Tensor, layers: Sequence[str]) -> int:
+def images_at_once(
+    classifier: Classifier,
+    images: Tensor,
+    layers: Sequence[str],
+    dtype: torch.dtype = torch.float32,
+) -> int:
     """Return how many images of this size to run through layers at a time, at least 4.
 
     Args:
         classifier: The network.
         images: `(N, 3, H, W)`; only their size matters.
         layers: Names of the layers that are run, of `classifier.layers`.
+        dtype: The number format in which they are run.
     """
     largest = max(math.prod(classifier.layer_shape(layer)) for layer in layers)
-    return at_once(classifier, largest * math.prod(images.shape[2:]) / math.prod(classifier.size))
+    values = largest * math.prod(images.shape[2:]) / math.prod(classifier.size)
+    return at_once(classifier, values, dtype)
 
 
-def at_once(classifier: Classifier, values: float) -> int:
+def at_once(classifier: Classifier, values: float, dtype: torch.dtype = torch.float32) -> int:
     """Return how many runs to do at a time, at least 4, whose largest layer has so many values.
 
     A layer needs its input, its output and a copy or two in another memory format: four times the
@@ -32,8 +39,7 @@ def at_once(classifier: Classifier, values: float) -> int:
     """
     if classifier.device.type == "cpu":
         return max(4, int(2**26 / (4 * 4 * values)))
-    size = (classifier.precision or torch.float32).itemsize
-    return max(4, int(2**29 / (4 * size * values)))
+    return max(4, int(2**29 / (4 * dtype.itemsize * values)))
 
 
 def keep_freed_memory() -> None:

@@ -34,7 +34,9 @@ def lime(
         map = relu(w_s) in superpixel s,   d = 1 − cos(z, 1),   κ = 0.25
 
     Superpixels, random z and regression are those of the authors' package, `lime`, with its
-    defaults. Every image draws the same random numbers, so its mask does not depend on others.
+    defaults; the probabilities are those of the rearranged network in float32
+    (`Classifier.at_precision`). Every image draws the same random numbers, so its mask does not
+    depend on others.
 
     Args:
         classifier: Any; its layer plays no part.

@@ -53,7 +53,9 @@ def score_cam(
         ValueError: If chunk is not positive, or for an unknown precision.
     """
     quick = classifier.at_precision(precision)
-    chunk = images_at_once(quick, images, classifier.layers) if chunk is None else chunk
+    if chunk is None:
+        dtype = quick.precision or torch.float32
+        chunk = images_at_once(classifier, images, classifier.layers, dtype)
     chunk = whole_number("chunk", chunk, 1)
     A = torch.cat([classifier.features(x) for x in images.split(chunk)])  # (N, K, h, w)
     K = A.shape[1]

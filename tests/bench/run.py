@@ -228,7 +228,7 @@ def markdown(runs: Sequence[dict[str, Any]]) -> str:
 def _glance(runs: Sequence[dict[str, Any]]) -> str:
     """How many times as fast as its fastest peer each method was, on each kind of hardware."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run["date"]):  # the newest figure counts
         measured = run["methods"] | ({"deletion": run["curves"]} if run.get("curves") else {})
         for method, found in measured.items():
             ratios = [_ratio(row, found["ours"]) for name, row in found.items() if name != "ours"]
