@@ -238,8 +238,8 @@ def _glance(runs: Sequence[dict[str, Any]]) -> str:
     columns = sorted({name for row in cells.values() for name in row})
     rows = [[*key, *(row.get(name, "") for name in columns)] for key, row in sorted(cells.items())]
     return (
-        "How many times as fast as the fastest peer ours is; the tables below tell the rest.\n\n"
-        + _table(["method", "network", *columns], rows)
+        "How many times as fast as the fastest peer ours is, as of the dates of the tables below: "
+        "older figures are of older code.\n\n" + _table(["method", "network", *columns], rows)
     )
 
 
