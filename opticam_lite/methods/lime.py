@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import normalize
+from ..parallel import in_parallel, threads_for
 from ..registry import whole_number
 from .chunks import images_at_once
 from .registry import METHODS, Callback, Step
@@ -60,6 +62,8 @@ def lime(
     chunk = whole_number("chunk", chunk, 1)
     seed = whole_number("seed", seed, 0, 2**32 - 1)
     quick = classifier.at_precision("float32")
+    threads = threads_for(quick, chunk)
+    chunk //= threads
     passes = -(-samples // chunk)
     maps = []
     for n, (x, c) in enumerate(zip(images, targets.tolist(), strict=True)):
@@ -68,7 +72,7 @@ def lime(
             if callback is not None:
                 callback(Step(done + index, len(images) * passes))
 
-        explainer = _explainer(quick, seed, chunk, tell)
+        explainer = _explainer(quick, seed, chunk, threads, tell)
         explanation = explainer.explain_instance(
             x.permute(1, 2, 0).double().cpu().numpy(),
             classifier_fn=None,
@@ -91,7 +95,7 @@ def _quickshift(seed: int) -> partial[Any]:
     return partial(quickshift, kernel_size=4, max_dist=200, ratio=0.2, rng=seed)
 
 
-def _explainer(classifier: Classifier, seed: int, chunk: int, tell: Any) -> Any:
+def _explainer(classifier: Classifier, seed: int, chunk: int, threads: int, tell: Any) -> Any:
     """Return the package's explainer, but for how it masks: here on the network's device."""
     from lime.lime_image import LimeImageExplainer  # slow to import, and seldom needed
 
@@ -111,12 +115,17 @@ def _explainer(classifier: Classifier, seed: int, chunk: int, tell: Any) -> Any:
             pixels = torch.tensor(np.stack([image, fudged_image]), dtype=torch.float32)
             x, mean = pixels.to(classifier.device).permute(0, 3, 1, 2)
             s = torch.from_numpy(segments).to(classifier.device)  # (H, W)
+
+            def probabilities(z_b: Tensor) -> Tensor:
+                shown = z_b[:, s][:, None]  # (chunk, 1, H, W)
+                return classifier.probabilities(torch.where(shown, x, mean), chunk)
+
             p = []
             batches = torch.from_numpy(z).bool().to(classifier.device).split(chunk)
-            for index, z_b in enumerate(batches, start=1):
-                shown = z_b[:, s][:, None]  # (chunk, 1, H, W)
-                p.append(classifier.probabilities(torch.where(shown, x, mean), chunk))
-                tell(index)
+            with closing(in_parallel(probabilities, batches, threads)) as results:
+                for index, p_b in enumerate(results, start=1):
+                    p.append(p_b)
+                    tell(index)
             return z, torch.cat(p).cpu().double().numpy()
 
     return Explainer(kernel_width=0.25, feature_selection="none", random_state=seed)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 
 import torch
 from torch import Tensor
 
 from ..classifier import Classifier
 from ..masking import normalize_cells, to_masks, under_many
+from ..parallel import in_parallel, threads_for
 from ..registry import whole_number
 from .chunks import images_at_once
 from .registry import METHODS, Callback, Step
@@ -42,8 +44,8 @@ def score_cam(
             bfloat16. So where few channels have nearly all of the weight, as in networks for
             ImageNet, these are computed in float32, too: masks to 0.005 (8 photographs,
             SqueezeNet). Where many share it single maps may differ visibly, AD and AG hardly.
-        chunk: How many masked images pass through the network at a time; bounds the memory.
-            Default: chosen by the size of the network's feature maps.
+        chunk: How many masked images pass through the network at a time; bounds the memory. On a
+            CPU its threads share them. Default: chosen by the size of the network's feature maps.
         callback: Called after each chunk of an image's channels.
 
     Returns:
@@ -59,6 +61,8 @@ def score_cam(
     chunk = whole_number("chunk", chunk, 1)
     A = torch.cat([classifier.features(x) for x in images.split(chunk)])  # (N, K, h, w)
     K = A.shape[1]
+    threads = threads_for(quick, chunk)
+    chunk //= threads
     chunk = math.ceil(K / math.ceil(K / chunk))  # of equal size: a small rest takes long an image
     f_0 = classifier.logits(torch.zeros_like(images[:1]))[0, targets]  # (N,)
 
@@ -71,10 +75,11 @@ def score_cam(
     u = A.new_zeros(A.shape[:2])
     varied = A.amax(dim=(2, 3)) > A.amin(dim=(2, 3))
     parts = [(i, k) for i in range(len(A)) for k in varied[i].nonzero()[:, 0].split(chunk)]
-    for index, (i, k) in enumerate(parts, start=1):
-        u[i, k] = increase(quick, i, k)
-        if callback is not None:
-            callback(Step(index, len(parts)))
+    with closing(in_parallel(lambda part: increase(quick, *part), parts, threads)) as increases:
+        for index, ((i, k), u_k) in enumerate(zip(parts, increases, strict=True), start=1):
+            u[i, k] = u_k
+            if callback is not None:
+                callback(Step(index, len(parts)))
     if quick.precision == torch.bfloat16:
         for i, w_i in enumerate(u.softmax(dim=1)):
             w_k, k = w_i.sort(descending=True)

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
 from ..classifier import Classifier
+from ..parallel import in_parallel, threads_for
 from ..registry import whole_number
 from .registry import METRICS, Case, check_masks
 
@@ -319,10 +321,15 @@ def _log_odds(
     # What is mixed is ready for the network and of one form: mixing then costs next to nothing.
     start, end = classifier._prepare(start[None]), classifier._prepare(end[None])
     steps = torch.empty_like(start, dtype=torch.int32).copy_(steps)
-    values = []
-    for k in at.to(steps).split(batch_size):
-        mixed = torch.where(steps <= k.view(-1, 1, 1, 1), end, start)  # (batch_size, 3, H, W)
+
+    def log_odds(k: Tensor) -> Tensor:
+        mixed = torch.where(steps <= k.view(-1, 1, 1, 1), end, start)  # (K, 3, H, W)
         y = classifier._run(mixed).double()
         others = y.index_fill(1, target, -torch.inf)
-        values.append(y[:, target] - others.logsumexp(1))
-    return torch.cat(values)
+        return y[:, target] - others.logsumexp(1)
+
+    threads = threads_for(classifier, batch_size)
+    with closing(
+        in_parallel(log_odds, at.to(steps).split(batch_size // threads), threads)
+    ) as parts:
+        return torch.cat(list(parts))
