@@ -107,6 +107,10 @@ def test_threads_are_for_quick_networks_on_a_cpu_and_enough_images(
     with monkeypatch.context() as patch:
         patch.setattr(parallel, "_own_counts", lambda: False)
         assert threads_for(quick, 100) == 1
+    with monkeypatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+        assert threads_for(quick, 100) == 1
+    assert threads_for(quick, 100) == 2
     torch.set_num_threads(1)
     assert threads_for(quick, 100) == 1
 
