@@ -67,9 +67,14 @@ def in_parallel(
 
     pool = ThreadPoolExecutor(threads, initializer=start)
     try:
-        results = pool.map(torch.no_grad()(work), parts)
-        started.wait()
-        torch.set_num_threads(before)  # else threads that start later would have one, too
+        try:
+            results = pool.map(torch.no_grad()(work), parts)
+            started.wait()
+        except BaseException:  # interrupted: those that wait for the others would wait for ever
+            started.abort()
+            raise
+        torch.set_num_threads(before)  # else threads that start from now on would have one, too
         yield from results
     finally:
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)

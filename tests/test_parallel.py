@@ -83,6 +83,23 @@ def test_who_leaves_early_waits_only_for_what_has_begun() -> None:
     assert threading.active_count() <= before + 1  # the timer may still end
 
 
+def test_an_interrupt_while_threads_start_leaves_none_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupted(threading.Barrier):
+        def wait(self, timeout: float | None = None) -> int:
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    before = threading.active_count()
+    monkeypatch.setattr(threading, "Barrier", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(in_parallel(abs, range(4), 2))
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == count_of_a_new_thread() == 2
+
+
 def test_an_error_within_is_raised_here() -> None:
     def work(part: int) -> int:
         if part == 2:
