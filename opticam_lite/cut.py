@@ -155,8 +155,9 @@ class Traced:
         self._shapes = interpreter.shapes
         self._per_image = self._find_values_per_image()
         self.layers = self._find_layers()
-        # How many numbers one image leaves between the layers.
-        self.values = sum(s.numel() for s in self._shapes.values()) // 2
+        # How many numbers one image leaves between the layers, in all and at most at one place.
+        sizes = [s.numel() // 2 for s in self._shapes.values()]
+        self.values, self.largest = sum(sizes), max(sizes)
 
     def _probe(self, images: int) -> Tensor:
         weight = next(iter(self.network.parameters()), torch.zeros(1))

@@ -467,6 +467,8 @@ def test_the_network_never_sees_more_than_a_chunk(
     images, targets = make_images(3), torch.tensor([0, 3, 1])
     expected = ol.explain(method, make_classifier("cnn"), images, targets)
     module = METHODS[method].function.__module__
+    # Several threads would share a chunk, and each call of the network see a part of it.
+    monkeypatch.setattr(f"{module}.threads_for", lambda *arguments: 1, raising=False)
     for options in ({"chunk": 4}, {}):
         monkeypatch.setattr(f"{module}.images_at_once", lambda *arguments: 4)
         classifier = make_classifier("cnn")

@@ -170,6 +170,24 @@ def test_alone_as_in_a_batch_of_any_size(classifier: ol.Classifier, images: Tens
             torch.testing.assert_close(together.values[1:2], other, atol=1e-6, rtol=0)
 
 
+def test_as_many_steps_at_once_as_the_network_has_memory_for(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    run = ol.Classifier._run
+
+    def counted(view: ol.Classifier, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return run(view, x)
+
+    monkeypatch.setattr(ol.Classifier, "_run", counted)
+    monkeypatch.setattr(ol.Classifier, "images_at_once", lambda self, size: 3)
+    metrics.deletion(CNN, images[:1], make_saliency(1), 1, precision="float32")
+    assert max(sizes) == 3
+    metrics.deletion(CNN, images[:1], make_saliency(1), 1, precision="float32", batch_size=5)
+    assert max(sizes) == 5
+
+
 class Logits(nn.Module):
     """What Quantus takes for a network."""
 

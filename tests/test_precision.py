@@ -284,7 +284,13 @@ def test_images_at_once_follow_the_free_memory(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
 
     free(2**34)
-    assert classifier.images_at_once() == 8
+    assert classifier.images_at_once() == 32
+    assert classifier._traced.largest == 3 * 32 * 32  # the image; 8 maps of 16×16 are fewer
+    for more, number in {2**20: 8, 2**18: 16, 2**17: 32}.items():
+        monkeypatch.setattr(classifier._traced, "largest", more)
+        assert classifier.images_at_once() == number
+    monkeypatch.setattr(classifier._traced, "largest", 2**18)
+    assert classifier.images_at_once((64, 32)) == 8
     free(0)
     assert classifier.images_at_once() == 1
     each = 8 * classifier._traced.values

@@ -89,8 +89,8 @@ def explain(
         targets: `(N,)` class indices, or one for all. Default: those of the dataset, else the
             predicted classes; the predicted one, too, for an image of the dataset without a target
             and, with a warning, for a dataset of classes that the network does not know.
-        batch_size: Images computed at a time. Default: what the free memory holds, at most 8 on a
-            CPU and 64 on a GPU. An image's mask does not depend on its batch-mates but for
+        batch_size: Images computed at a time. Default: `classifier.images_at_once()`, at most 32
+            on a CPU and 64 on a GPU. An image's mask does not depend on its batch-mates but for
             rounding, which a search of many steps can magnify: what is reached stays the same, and
             single pixels of the mask may differ.
         progress: Show a progress bar if it takes longer than two seconds.

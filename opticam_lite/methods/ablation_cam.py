@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +57,7 @@ def ablation_cam(
     elif chunk is None:
         layers = classifier.layers[classifier.layers.index(classifier.layer) :]
         chunk = images_at_once(classifier, images, layers)
-    head = partial(classifier.head, lean=True)
-    logits = torch.cat([head(A[i, None], rest.repeat(i, 1)) for i in range(len(A))])  # (N, C)
+    logits = classifier.head(A, rest, lean=True)  # (N, C)
     y = logits.gather(1, targets[:, None])  # (N, 1)
     logits_without = _ablation(classifier, A, rest)
     y_without = y.repeat(1, A.shape[1])  # (N, K)

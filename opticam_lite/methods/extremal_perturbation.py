@@ -76,8 +76,7 @@ def extremal_perturbation(
             `"probability"` or `"log-probability"`.
         precision: Of the network's passes: `"auto"` (bfloat16 where the processor has it), else
             `"float32"` or `"bfloat16"`. Masks and blurred images are float32 always.
-        chunk: How many masks are computed at a time. Default: what the free memory holds, at most
-            8 on a CPU and 64 on a GPU.
+        chunk: How many masks are computed at a time. Default: `classifier.images_at_once()`.
         callback: Called after each iteration with Φ, the mean over the areas; an exception that it
             raises ends the run.
 

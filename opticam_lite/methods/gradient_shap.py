@@ -47,7 +47,7 @@ def gradient_shap(
         stdev: Of the noise, in units of pixel values.
         seed: Of the random numbers.
         chunk: How many samples pass through the network at a time; it does not change the mask.
-            Default: what the free memory holds, at most 8 on a CPU and 64 on a GPU.
+            Default: `classifier.images_at_once()`.
         callback: Called after each chunk.
 
     Returns:

@@ -99,8 +99,8 @@ def insertion(
         seed: Of the order among pixels of equal saliency.
         precision: `"float32"` for the untouched network, or `"auto"` or `"bfloat16"`: the same to
             0.002, but quicker.
-        batch_size: Steps of an image at a time; bounds the memory. Default: 8 on a CPU, so that
-            feature maps stay in its caches, else 256.
+        batch_size: Steps of an image at a time; bounds the memory. Default: on a CPU
+            `classifier.images_at_once()`, so that feature maps stay near its caches, else 256.
 
     Returns:
         Areas `(N,)` in [0, 1] by the trapezoid rule, and values `(N, H + 1)`.
@@ -316,7 +316,8 @@ def _log_odds(
         steps: `(1, H, W)`, from 1: the step at which a pixel of `start` becomes that of `end`.
     """
     if batch_size is None:
-        batch_size = 8 if classifier.device.type == "cpu" else 256
+        on_cpu = classifier.device.type == "cpu"
+        batch_size = classifier.images_at_once(start.shape[1:]) if on_cpu else 256
     batch_size = whole_number("batch_size", batch_size, 1)
     # What is mixed is ready for the network and of one form: mixing then costs next to nothing.
     start, end = classifier._prepare(start[None]), classifier._prepare(end[None])
