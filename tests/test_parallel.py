@@ -143,7 +143,7 @@ def lime(classifier: ol.Classifier, images: Tensor) -> Tensor:
 
 def deletion(classifier: ol.Classifier, images: Tensor) -> Tensor:
     masks = images.mean(1, keepdim=True)
-    return ol.metrics.curves.deletion(classifier, images, masks, [0, 1]).values
+    return ol.metrics.curves.deletion(classifier, images, masks, [0, 1], batch_size=8).values
 
 
 @pytest.mark.parametrize("function", [score_cam, lime, deletion])
