@@ -22,8 +22,6 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from . import methods, metrics, plots
-from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
-from .cut import CutError, cut
 from .datasets import Dataset, ImageError, Images, Sample, load_dataset, load_image
 from .evaluation import StoreError, evaluate, summarize
 from .explorer import explore
@@ -31,6 +29,7 @@ from .masking import masked_probabilities, normalize, to_masks, upsample
 from .methods import Trace, explain, list_methods
 from .metrics import list_metrics
 from .models import HubError, list_models, load_model
+from .network import IMAGENET_MEAN, IMAGENET_STD, Classifier, CutError, Preprocessing
 
 __version__ = "0.1.0"
 

@@ -16,26 +16,21 @@ from torch.nn import functional as F
 from .registry import unknown_name
 
 if TYPE_CHECKING:
-    from .classifier import Classifier
+    from .network import Classifier
 
 NORMALIZATIONS = ("range", "max", "sigmoid")
 
 
 def upsample(saliency: Tensor, size: Sequence[int]) -> Tensor:
     """Enlarge maps `(N, C, h, w)` to `(N, C, H, W)`: bilinear, `align_corners=False` ("up")."""
-    rows, columns = _interpolations(saliency, size)
+    # Two products of matrices: on a GPU the gradient of `interpolate` adds up in any order.
+    sides = zip(saliency.shape[-2:], size, strict=True)
+    rows, columns = (_interpolation(cells, pixels, saliency) for cells, pixels in sides)
     return rows @ saliency @ columns.mT
 
 
-def _interpolations(saliency: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The matrices for the rows and for the columns."""
-    (h, w), (H, W) = saliency.shape[-2:], size
-    rows = _interpolation(h, H, saliency)
-    return rows, rows if (w, W) == (h, H) else _interpolation(w, W, saliency)
-
-
 def _interpolation(cells: int, pixels: int, like: Tensor) -> Tensor:
-    """The matrix `(pixels, cells)` of linear interpolation: two products go back quicker."""
+    """The matrix `(pixels, cells)` of linear interpolation."""
     identity = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
     return F.interpolate(identity, size=pixels, mode="linear", align_corners=False)[0].mT
 
@@ -63,60 +58,16 @@ def normalize(saliency: Tensor, normalization: str = "range") -> Tensor:
         positive = high > 0
         return (saliency / high.where(positive, torch.ones_like(high))).clamp(min=0) * positive
     if normalization == "range":
-        return _by_range(saliency, values.min(dim=-1, keepdim=True).values[..., None], high)
+        low = values.min(dim=-1, keepdim=True).values[..., None]
+        span = high - low
+        varied = span > 1e-6 * torch.maximum(high.abs(), low.abs())
+        return (saliency - low) / span.where(varied, torch.full_like(span, torch.inf))
     raise ValueError(unknown_name("normalization", normalization, NORMALIZATIONS))
-
-
-def _by_range(saliency: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    span = high - low
-    varied = span > 1e-6 * torch.maximum(high.abs(), low.abs())
-    return (saliency - low) / span.where(varied, torch.full_like(span, torch.inf))
 
 
 def to_masks(saliency: Tensor, size: Sequence[int], normalization: str = "range") -> Tensor:
     """Turn saliency maps `(N, 1, h, w)` into masks `(N, 1, H, W)`: n(up(S)) of eqs. 3 and 10."""
     return normalize(upsample(saliency, size), normalization)
-
-
-def normalize_cells(saliency: Tensor, size: Sequence[int]) -> Tensor:
-    """Return maps S' `(N, C, h, w)` that need only be enlarged: up(S') = n(up(S)), by range.
-
-    They themselves may lie outside [0, 1]; enlarged they do not, but for rounding. Flat maps become
-    zeros.
-
-    Nothing is enlarged to find the range of up(S). Between four cells it is bilinear, so its
-    extremes are at the corners of the rectangle of pixels that lie there.
-    """
-    rows, columns = _interpolations(saliency, size)
-    corners = (_ends(rows) @ saliency @ _ends(columns).mT).flatten(-2)
-    low, high = corners.amin(-1), corners.amax(-1)
-    return _by_range(saliency, low[..., None, None], high[..., None, None])
-
-
-def _ends(interpolation: Tensor) -> Tensor:
-    """Keep the first and the last of the pixels that lie between the same two cells."""
-    between = interpolation > 0
-    changes = (between[1:] != between[:-1]).any(1)
-    end = changes.new_ones(1)
-    return interpolation[torch.cat([end, changes]) | torch.cat([changes, end])]
-
-
-def under_many(image: Tensor, cells: Tensor, shift: Tensor) -> Tensor:
-    """Return x ⊙ up(S) + shift `(N, C, H, W)` of one image `(1, C, H, W)`, channels last.
-
-    A mask is made by a product of matrices, and one that interpolates can as well write each value
-    C times, which is how the mask of an image with the channels last lies in memory.
-
-    Args:
-        image: Its pixels, scaled as the network wants them.
-        cells: Maps `(N, 1, h, w)` of `normalize_cells`.
-        shift: `(1, C, 1, 1)`.
-    """
-    C, H, W = image.shape[1:]
-    rows, columns = _interpolations(cells, (H, W))
-    masks = (rows @ cells[:, 0]) @ columns.repeat_interleave(C, 0).mT  # (N, H, W·C)
-    masks.mul_(image[0].permute(1, 2, 0).reshape(H, W * C)).add_(shift.flatten().repeat(W))
-    return masks.unflatten(2, (W, C)).permute(0, 3, 1, 2)
 
 
 def check_tensor(what: str, values: object) -> None:

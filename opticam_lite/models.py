@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import embedded
-from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
+from .network import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
 from .paths import data_dir
 from .registry import unknown_name
 from .scenes import CLASSES

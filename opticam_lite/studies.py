@@ -41,12 +41,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from .classifier import Classifier
 from .datasets import Dataset, Sample, Scenes, knows_classes, load_dataset
 from .evaluation import choose
 from .methods import METHODS, applicable, explain
 from .metrics import drop, gain, increase
 from .models import load_model
+from .network import Classifier
 from .registry import names_in
 
 BOX = "box"  # stands for a method where the mask is B or I∖B and needs none

@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opticam_lite import embedded, scenes
-from opticam_lite.classifier import IMAGENET_MEAN, IMAGENET_STD
+from opticam_lite.network import IMAGENET_MEAN, IMAGENET_STD, dtype_of
 from opticam_lite.paths import data_dir
-from opticam_lite.precision import dtype_of
 
 TRAINING_SEED = 1
 HELD_OUT = 512  # the last scenes of a split are never trained on: they tell how training goes

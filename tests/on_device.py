@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import opticam_lite as ol
 from opticam_lite import metrics
 from opticam_lite.datasets import Dataset, Sample
-from opticam_lite.methods.repeated import Repeated
+from opticam_lite.network import RecordedStep
 
 
 @pytest.fixture
@@ -158,18 +158,18 @@ def test_a_recording_does_what_the_step_does(
     method: str, device: str, images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[object] = []
-    record = Repeated._recorded
+    record = RecordedStep._recorded
 
-    def recorded(self: Repeated) -> torch.cuda.CUDAGraph | None:
+    def recorded(self: RecordedStep) -> torch.cuda.CUDAGraph | None:
         made.append(record(self))
         return made[-1]
 
-    monkeypatch.setattr(Repeated, "_recorded", recorded)
+    monkeypatch.setattr(RecordedStep, "_recorded", recorded)
     classifier = make("cnn", device)
     masks = ol.explain(method, classifier, images, targets, **REPEATED[method])
     assert bool(made) == device.startswith("cuda")
     assert all(made)
-    monkeypatch.setattr(Repeated, "_recorded", lambda self: None)
+    monkeypatch.setattr(RecordedStep, "_recorded", lambda self: None)
     done = ol.explain(method, classifier, images, targets, **REPEATED[method])
     torch.testing.assert_close(masks, done, rtol=0, atol=0)
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionTransformer
 
 import opticam_lite as ol
-from opticam_lite.methods.attention import _timm, need_transformer, roll_out, to_map
+from opticam_lite.methods.attention import need_transformer, roll_out, to_map
 from opticam_lite.methods.tibav import Relevance
+from opticam_lite.network.transformer import parts_of
 
 METHODS = ("raw-attention", "rollout", "tibav")
 TIMM = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -200,7 +201,7 @@ def test_relevance_of_every_block_by_hand(images: Tensor) -> None:
     """In float64 nothing hides behind rounding but the 1e-9 of the authors' divisions."""
     network = build().double().requires_grad_(False)
     x = images[:1].double()
-    y, P = _timm(network)(x, Relevance())
+    y, P = parts_of(network)(x, Relevance())
     slow = Slow(network, x[0])
     torch.testing.assert_close(y[0], slow.logits)
     for c in range(5):
@@ -218,7 +219,7 @@ def test_relevance_of_every_block_by_hand(images: Tensor) -> None:
 def test_relevance_is_conserved(distilled: bool, images: Tensor) -> None:
     """From the logit to the tokens in front of the first block: nothing is lost or made."""
     network = build(VisionTransformerDistilled if distilled else VisionTransformer)
-    parts = _timm(network.double().requires_grad_(False))
+    parts = parts_of(network.double().requires_grad_(False))
     tokens: list[Tensor] = []
 
     class Keep(Relevance):
@@ -323,7 +324,7 @@ def test_uniform_patches_give_zeros() -> None:
         assert not ol.explain(method, classifier_of(network), flat, 1).any()
 
 
-def test_many_images_in_chunks(images: Tensor) -> None:
+def test_many_images(images: Tensor) -> None:
     classifier = classifier_of(build())
     many = make_images(11)
     targets = torch.arange(11) % 5

@@ -16,7 +16,7 @@ from bench.peers import DIFFERENT, PEERS
 from conftest import make_classifier, make_images
 
 import opticam_lite as ol
-from opticam_lite import precision
+from opticam_lite.network import quick_copy
 
 
 def small(kind: str = "cnn") -> Case:
@@ -94,10 +94,10 @@ def test_the_glance_compares_with_the_fastest_peer_on_each_hardware() -> None:
 
 
 @pytest.mark.parametrize(
-    ("able", "expected"), [({"avx512_bf16"}, ["float32", "bfloat16"]), (set(), ["float32"])]
+    ("able", "expected"), [(True, ["float32", "bfloat16"]), (False, ["float32"])]
 )
 def test_bfloat16_is_timed_where_there_is_hardware(monkeypatch, able, expected):
-    monkeypatch.setattr(precision, "_cpu_abilities", lambda: able)
+    monkeypatch.setattr(quick_copy, "_multiplies_bfloat16", lambda device: able)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run.precisions() == expected
 

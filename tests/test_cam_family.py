@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 import opticam_lite as ol
 from opticam_lite.methods import METHODS
-from opticam_lite.methods.ablation_cam import pointwise_reader
-from opticam_lite.methods.chunks import images_at_once
 
 with warnings.catch_warnings():  # what the peer warns of on import is its own
     warnings.simplefilter("ignore")
@@ -82,7 +80,7 @@ def reference_hires_cam(A: Tensor, g: Tensor) -> Tensor:
 
 def logit_without(classifier: ol.Classifier, x: Tensor, c: int, k: int | None) -> Tensor:
     """y_c of the whole network, run from the image on, with channel k of the layer set to 0."""
-    layout = classifier._cut.layout
+    layout = classifier.feature_layout
 
     def remove(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         output = output.clone()
@@ -217,12 +215,11 @@ def test_gradient_methods_on_other_networks(method: str, targets: Tensor) -> Non
 
 
 def test_ablation_cam_where_the_head_begins_with_an_attention(targets: Tensor) -> None:
-    """By default so many channels at a time as the attention's values leave room for."""
     classifier = ol.load_model("scenes_vit", device="cpu")
     images, targets = ol.load_dataset("scenes").batch(range(2))
     assert_equals_reference("ablation-cam", classifier, images, targets)
     steps: list[ol.methods.Step] = []
-    for chunk, n in ((None, 2), (50, 6)):  # 128 channels
+    for chunk, n in ((128, 2), (50, 6)):  # 128 channels
         steps.clear()
         ol.explain("ablation-cam", classifier, images, targets, chunk=chunk, callback=steps.append)
         assert len(steps) == n
@@ -230,7 +227,7 @@ def test_ablation_cam_where_the_head_begins_with_an_attention(targets: Tensor) -
 
 def test_where_the_head_begins_with_a_pointwise_convolution() -> None:
     def reader(network: nn.Module, layer: str) -> str | None:
-        return pointwise_reader(ol.Classifier(network, layer, size=64))
+        return ol.Classifier(network, layer, size=64).pointwise_reader
 
     assert reader(squeezenet(), "features.12") == "classifier.1"
     assert reader(squeezenet(), "features.3.squeeze_activation") is None  # two layers read it
@@ -238,7 +235,7 @@ def test_where_the_head_begins_with_a_pointwise_convolution() -> None:
     assert reader(pointwise(), "1") == "3"  # behind a dropout
     for options in ({"kernel_size": 3}, {"stride": 2}, {"padding": 1}):
         assert reader(pointwise(**options), "1") is None
-    assert pointwise_reader(make_classifier("cnn")) is None
+    assert make_classifier("cnn").pointwise_reader is None
 
 
 # ----------------------------------------------------------------------------------------- oracles
@@ -352,36 +349,6 @@ def test_score_cam_in_another_precision(images: Tensor, targets: Tensor) -> None
         ol.explain("score-cam", classifier, images, targets, precision="float16")
 
 
-def test_score_cam_computes_the_channels_that_decide_in_float32(
-    images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Logits far apart, as a large network's: a few channels have the weight, and errors count."""
-    torch.manual_seed(2)
-    network = nn.Sequential(
-        nn.Conv2d(3, 64, 3, stride=4, padding=1), nn.ReLU(), nn.Conv2d(64, 8, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
-    )  # fmt: skip
-    with torch.no_grad():
-        network[-1].weight *= 3000
-    classifier = ol.Classifier(network, layer="1", size=32, device="cpu")
-    passes: list[int] = []
-    classifier.network.register_forward_pre_hook(lambda module, x: passes.append(len(x[0])))
-
-    def error(precision: str) -> float:
-        passes.clear()
-        masks = ol.explain("score-cam", classifier, images, targets, precision=precision)
-        return float((masks - exact).abs().max())
-
-    exact = ol.explain("score-cam", classifier, images, targets, precision="float32")
-    assert error("float32") == 0
-    corrected = error("bfloat16")
-    assert 0 < sum(passes) - 1 <= 3 * 64 / 8  # besides the black image
-    monkeypatch.setattr("opticam_lite.methods.score_cam.FEW", 0)
-    alone = error("bfloat16")
-    assert sum(passes) == 1
-    assert corrected < 0.01 < alone
-
-
 # --------------------------------------------------------------------------- the `grad-cam` package
 
 
@@ -466,48 +433,13 @@ def test_the_network_never_sees_more_than_a_chunk(
     """Given as an option, or chosen by the size of the feature maps."""
     images, targets = make_images(3), torch.tensor([0, 3, 1])
     expected = ol.explain(method, make_classifier("cnn"), images, targets)
-    module = METHODS[method].function.__module__
-    # Several threads would share a chunk, and each call of the network see a part of it.
-    monkeypatch.setattr(f"{module}.threads_for", lambda *arguments: 1, raising=False)
-    for options in ({"chunk": 4}, {}):
-        monkeypatch.setattr(f"{module}.images_at_once", lambda *arguments: 4)
+    for options in ({"chunk": 4}, {"batch_size": 4}):
+        monkeypatch.setattr(ol.Classifier, "images_at_once", lambda self, size, layer=None: 4)
         classifier = make_classifier("cnn")
         counter = Counter(classifier, layer)
         masks = ol.explain(method, classifier, images, targets, **options)
         assert max(counter.batches) == 4
         torch.testing.assert_close(masks, expected, rtol=0, atol=1e-4)
-
-
-def test_how_many_images_at_once() -> None:
-    classifier = make_classifier("cnn")  # 8 maps of 16×16 are the most; 12 of 8×8 at the cut
-
-    def at_once(side: int, layers: list[str], *dtype: torch.dtype) -> int:
-        return images_at_once(classifier, torch.empty(1, 3, side, side), layers, *dtype)
-
-    assert at_once(32, classifier.layers) == 2**26 // (16 * 8 * 16 * 16)
-    assert at_once(64, classifier.layers) == 2**26 // (16 * 8 * 32 * 32)
-    assert at_once(32, ["4"]) == 2**26 // (16 * 12 * 8 * 8)
-    assert at_once(4096, classifier.layers) == 4
-    # A GPU takes more, and twice as many in a format of half the size.
-    assert at_once(32, classifier.layers, torch.bfloat16) == at_once(32, classifier.layers)
-    classifier.device = torch.device("cuda")
-    assert at_once(32, classifier.layers) == 2**29 // (16 * 8 * 16 * 16)
-    assert at_once(32, classifier.layers, torch.bfloat16) == 2**29 // (8 * 8 * 16 * 16)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_score_cam_reckons_with_the_format_of_its_passes(
-    precision: str, images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = []
-
-    def at_once(*arguments: object) -> int:
-        given.append(arguments[-1])
-        return 4
-
-    monkeypatch.setattr("opticam_lite.methods.score_cam.images_at_once", at_once)
-    ol.explain("score-cam", make_classifier("cnn"), images, targets, precision=precision)
-    assert given == [getattr(torch, precision)]
 
 
 @pytest.mark.parametrize(("method", "layer"), [("score-cam", "0"), ("ablation-cam", "7")])
@@ -525,7 +457,7 @@ def test_flat_channels_cost_nothing(method: str, layer: str) -> None:
         for x, c in zip(images, targets, strict=True)
     ]
     counter = Counter(classifier, layer)
-    classifier.at_precision()  # its trial passes are made once a network
+    classifier.quick("float32")  # its trial passes are made once a network
     counter.batches.clear()
     masks = ol.explain(method, classifier, images, targets)
     once = {"score-cam": 3 + 1, "ablation-cam": 3}[method]  # features and black; the whole head
@@ -585,7 +517,7 @@ def test_cam_reads_the_weights_of_the_head_that_is_used() -> None:
     torch.testing.assert_close(ol.explain("cam", classifier, x, 1)[0, 0], mask(S, x.shape))
 
 
-def test_cam_tries_the_head_once_for_each_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cam_tries_the_head_once(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier, seen = make_classifier("cnn"), []
     split = type(classifier).split
     monkeypatch.setattr(

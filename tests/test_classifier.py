@@ -136,8 +136,8 @@ def test_weights_of_five_dimensions(images: torch.Tensor) -> None:
     network = nn.Sequential(Across(), *cnn()).eval()
     classifier = ol.Classifier(network, "5", size=32, device="cpu")
     torch.testing.assert_close(classifier.logits(images), network(images))
-    quick = classifier.at_precision("float32")
-    assert quick.precision == torch.float32
+    quick = classifier.quick("float32")
+    assert quick.dtype == torch.float32
     torch.testing.assert_close(quick.logits(images), network(images))
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import opticam_lite as ol
 from opticam_lite import metrics
-from opticam_lite.metrics import curves
 from opticam_lite.metrics.curves import _ranks
+from opticam_lite.network import Quick
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what it imports warns of its own future
@@ -174,17 +174,17 @@ def test_as_many_steps_at_once_as_the_network_has_memory_for(
     images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    run = ol.Classifier._run
+    logits = Quick.logits
 
-    def counted(view: ol.Classifier, x: Tensor) -> Tensor:
+    def counted(quick: Quick, x: Tensor) -> Tensor:
         sizes.append(len(x))
-        return run(view, x)
+        return logits(quick, x)
 
-    monkeypatch.setattr(ol.Classifier, "_run", counted)
+    monkeypatch.setattr(Quick, "logits", counted)
     monkeypatch.setattr(ol.Classifier, "images_at_once", lambda self, size: 3)
-    metrics.deletion(CNN, images[:1], make_saliency(1), 1, precision="float32")
+    metrics.deletion(CNN, images[:1], make_saliency(1), 1)
     assert max(sizes) == 3
-    metrics.deletion(CNN, images[:1], make_saliency(1), 1, precision="float32", batch_size=5)
+    metrics.deletion(CNN, images[:1], make_saliency(1), 1, batch_size=5)
     assert max(sizes) == 5
 
 
@@ -197,47 +197,6 @@ class Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier.logits(images)
-
-
-@pytest.mark.parametrize(
-    ("err", "float32_passes"),
-    [
-        (lambda k, x: x + 0.1, 5),  # as far off everywhere
-        (lambda k, x: x * 0 + k / 10, 33 + 5),  # nothing to be corrected
-        (lambda k, x: x + 2 * (k % 32 > 0), 33 + 5),  # right where all the others are not
-    ],
-)
-def test_float32_corrects_bfloat16_or_takes_its_place(
-    err: Callable[[Tensor, Tensor], Tensor],
-    float32_passes: int,
-    images: Tensor,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    S, passes = make_saliency(3), []
-
-    def observe(view: ol.Classifier, *image: Tensor | int | None) -> Tensor:
-        log_odds, at = untouched(CNN, *image) / 10, image[4]  # far from p = 0 and 1
-        if view.precision == torch.bfloat16:
-            return err(at, log_odds)
-        passes.append(len(at))
-        return log_odds
-
-    untouched = curves._log_odds
-    monkeypatch.setattr(curves, "_log_odds", observe)
-    expected = metrics.deletion(CNN, images, S, 1, precision="float32")
-    passes.clear()
-    found = metrics.deletion(CNN, images, S, 1, precision="bfloat16")
-    torch.testing.assert_close(found.values, expected.values, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.areas, expected.areas, atol=1e-6, rtol=0)
-    assert sum(passes) == 3 * float32_passes
-
-
-def test_the_quick_float32_is_the_untouched_network_but_for_rounding(images: Tensor) -> None:
-    found, expected = (
-        metrics.insertion(CNN, images, make_saliency(3), 1, precision=precision).values
-        for precision in ("auto", "float32")
-    )
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_deletion_is_quantus_pixel_flipping() -> None:
@@ -254,20 +213,6 @@ def test_deletion_is_quantus_pixel_flipping() -> None:
     ours = metrics.deletion(CNN, images, S, targets)
     # It leaves the start out of its curve.
     np.testing.assert_allclose(np.array(theirs), ours.values[:, 1:], atol=1e-5)
-
-
-def test_areas_in_bfloat16_are_those_of_float32() -> None:
-    """On the embedded network that needs it most; without the correction some are off by more."""
-    classifier = ol.load_model("scenes_resnet", device="cpu")
-    images, targets = ol.load_dataset("scenes").batch([85])
-    images = torch.nn.functional.avg_pool2d(images, 2)
-    S = ol.explain("grad-cam", classifier, images, targets)
-    for metric in (metrics.insertion, metrics.deletion):
-        areas = [
-            metric(classifier, images, S, targets, precision=precision).areas
-            for precision in ("bfloat16", "float32")
-        ]
-        assert 0 < (areas[0] - areas[1]).abs().amax() < 0.002
 
 
 @settings(max_examples=20)

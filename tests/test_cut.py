@@ -14,9 +14,9 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 import opticam_lite as ol
-from opticam_lite.cut import CutError, Traced
-from opticam_lite.layout import token_grid
 from opticam_lite.methods.grad_cam import features_and_gradients
+from opticam_lite.network import CutError, token_grid
+from opticam_lite.network.cut import Traced
 
 # The first layer of each is the default one; the paper's networks have it from Appendix A.
 VIT_BLOCKS = ["blocks.11.norm1", "blocks.5", "blocks.3.attn.proj", "blocks.8.mlp.fc1"]
@@ -263,13 +263,6 @@ def test_no_gradient_at_the_layer_says_so(images: torch.Tensor) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), Detached(), Head()).eval()
     with pytest.raises(ValueError, match="have no gradient at '0': something behind it detaches"):
         ol.explain("grad-cam", ol.Classifier(network, "0", size=32), images)
-
-
-def test_cut_takes_a_side_or_a_size(images: torch.Tensor) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), Head()).eval()
-    for size in (32, (32, 32)):
-        half = ol.cut(network, "0", size)
-        torch.testing.assert_close(half.head(*half.split(images)), network(images))
 
 
 def vit(**settings: Any) -> nn.Module:

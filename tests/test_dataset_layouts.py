@@ -22,11 +22,11 @@ from torch import Tensor
 from torchvision.datasets import Imagenette
 
 import opticam_lite as ol
-from opticam_lite.classifier import Preprocessing
 from opticam_lite.datasets.imagenet import synsets
 from opticam_lite.datasets.images import SourceError, crop_boxes, crop_image
 from opticam_lite.datasets.medical import KVASIR_CLASSES
 from opticam_lite.datasets.protocol import knows_classes, of_known_classes
+from opticam_lite.network import Preprocessing
 
 RED = (255, 0, 0)
 # The first ten images of the official ground truth: ids of the kit, and classes as everybody's

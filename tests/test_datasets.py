@@ -15,9 +15,9 @@ from PIL import Image
 
 import opticam_lite as ol
 from opticam_lite import datasets
-from opticam_lite.classifier import Preprocessing
 from opticam_lite.datasets import Photos, Scenes
 from opticam_lite.datasets.images import SourceError
+from opticam_lite.network import Preprocessing
 from opticam_lite.paths import data_dir
 
 RED = (200, 40, 20)

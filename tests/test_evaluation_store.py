@@ -25,8 +25,8 @@ from PIL import Image
 
 import opticam_lite as ol
 from opticam_lite.__main__ import main
-from opticam_lite.classifier import Preprocessing
 from opticam_lite.evaluation import StoreError, read, store
+from opticam_lite.network import Preprocessing
 
 # Children are forked from a small process that has imported everything and runs no threads.
 FORKED = multiprocessing.get_context("forkserver")

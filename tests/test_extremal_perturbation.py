@@ -248,31 +248,6 @@ def test_several_areas_are_averaged(images: Tensor, targets: Tensor) -> None:
     assert both.masks().shape == (3, 1, 32, 32)
 
 
-def test_a_whole_number_of_any_type_is_a_chunk(images: Tensor, targets: Tensor) -> None:
-    masks = [
-        ol.explain(
-            "extremal-perturbation",
-            make_classifier("cnn"),
-            images,
-            targets,
-            iterations=1,
-            chunk=chunk,
-        )
-        for chunk in (4, 4.0)
-    ]
-    assert torch.equal(*masks)
-
-
-def test_chunks_do_not_matter(images: Tensor, targets: Tensor) -> None:
-    def run(chunk: int) -> Tensor:
-        return ol.explain(
-            "extremal-perturbation", make_classifier("cnn"), images, targets, areas=[0.1, 0.3],
-            chunk=chunk, **EXACT,
-        )  # fmt: skip
-
-    torch.testing.assert_close(run(4), run(100), rtol=0, atol=1e-3)
-
-
 @pytest.mark.parametrize("selector", ["margin", "log-probability"])
 def test_the_selector_is_what_the_callback_tells(
     selector: str, images: Tensor, targets: Tensor
@@ -307,7 +282,6 @@ def test_the_selector_is_what_the_callback_tells(
         ({"weight": -1}, "weight is -1"),
         ({"growth": math.inf}, "growth is inf"),
         ({"selector": "logits"}, "unknown selector 'logits'; did you mean 'logit'"),
-        ({"chunk": 0}, "chunk is 0"),
         ({"precision": "half"}, "unknown precision 'half'"),
     ],
 )

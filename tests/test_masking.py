@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import opticam_lite as ol
-from opticam_lite.masking import normalize_cells, under_many
 
 
 def slow_bilinear(image: list[list[float]], height: int, width: int) -> list[list[float]]:
@@ -59,30 +58,6 @@ def test_a_constant_map_becomes_zeros(value: float) -> None:
     assert not ol.normalize(flat).any()
     assert not ol.to_masks(flat, (224, 224)).any()  # upsampling may round, but makes no structure
     assert not ol.normalize(flat.clamp(max=0), "max").any()
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    st.integers(0, 99),
-)
-def test_cells_can_be_normalised_before_they_are_enlarged(
-    cells: tuple[int, int], size: tuple[int, int], seed: int
-) -> None:
-    maps = torch.randn(2, 3, *cells, generator=torch.Generator().manual_seed(seed))
-    maps[1, 1] = 0.3  # flat: no mask, and no division by 0
-    enlarged = ol.upsample(normalize_cells(maps, size), size)
-    torch.testing.assert_close(enlarged, ol.normalize(ol.upsample(maps, size)))
-
-
-def test_one_image_under_many_masks() -> None:
-    generator = torch.Generator().manual_seed(0)
-    image, shift = torch.rand(1, 3, 20, 30, generator=generator), torch.randn(1, 3, 1, 1)
-    cells = normalize_cells(torch.randn(5, 1, 4, 7, generator=generator), (20, 30))
-    masked = under_many(image, cells, shift)
-    assert masked.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(masked, image * ol.upsample(cells, (20, 30)) + shift)
 
 
 def test_each_map_is_normalised_by_itself() -> None:

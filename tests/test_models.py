@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import opticam_lite as ol
 from opticam_lite import models
-from opticam_lite.classifier import Preprocessing
+from opticam_lite.network import Preprocessing
 
 EMBEDDED = ["scenes_resnet", "scenes_vgg", "scenes_vit", "scenes_shortcut"]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ..classifier import Classifier
+from ..network import Classifier
 from ..registry import unknown_name
 from .files import Files, Folders, Photos
 from .imagenet import IMAGENETTE_SPLITS, ImageNet, imagenette

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..classifier import Classifier, Preprocessing
+from ..network import Classifier, Preprocessing
 from ..registry import unknown_name
 from .images import (
     IMAGE_SUFFIXES,

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.datasets import Imagenette
 from torchvision.models import ResNet18_Weights
 
-from ..classifier import Classifier
+from ..network import Classifier
 from ..registry import unknown_name
 from .files import Files, check_at_hand, class_folders, existing, images_of
 from .images import ImageError, crop_boxes, crop_image, is_image, preprocessing, turn_boxes

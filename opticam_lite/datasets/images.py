@@ -13,7 +13,7 @@ from torchvision.transforms.functional import InterpolationMode, to_tensor
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes
 
-from ..classifier import Classifier, Preprocessing
+from ..network import Classifier, Preprocessing
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SMALLEST_SIDE = 16

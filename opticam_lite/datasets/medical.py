@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..classifier import Classifier
+from ..network import Classifier
 from ..registry import unknown_name
 from .files import Files, class_folders, class_indices, class_key, existing, images_of
 from .images import preprocessing

@@ -15,7 +15,7 @@ from torch import Tensor
 from .images import ImageError
 
 if TYPE_CHECKING:
-    from ..classifier import Classifier, Preprocessing
+    from ..network import Classifier, Preprocessing
 
 
 @dataclass(frozen=True)

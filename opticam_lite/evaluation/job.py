@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..classifier import Classifier
 from ..datasets import Dataset
+from ..network import Classifier
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classifier import Classifier
 from ..datasets import Sample
 from ..methods import explain
 from ..metrics import METRICS
 from ..metrics.registry import Case
+from ..network import Classifier
 from .job import Job, Measured
 from .loading import Loaded
 from .settings import plain

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..classifier import Classifier
+from ..network import Classifier
 from .job import Job, Measured, Task
 from .loading import load
 from .measuring import measure
@@ -38,7 +38,7 @@ class Worker:
 
     def __init__(self, job: Job, gpu: bool) -> None:
         if gpu and job.classifier.device.type == "cpu":
-            arguments = {**job.classifier._arguments(), "device": "cuda"}
+            arguments = {**job.classifier.rebuild_arguments(), "device": "cuda"}
             job = replace(job, classifier=Classifier(**arguments))
         self._job = job
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..classifier import Classifier
 from ..datasets import Dataset, of_known_classes
 from ..methods import METHODS
 from ..metrics import METRICS
+from ..network import Classifier
 from ..registry import unknown_name, whole_number
 from . import store
 from .job import Job, Measured, Task

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classifier import Classifier
-from ..precision import dtype_of
+from ..network import Classifier, dtype_of
 from .job import Job
 
 
@@ -58,13 +57,13 @@ def weights_digest(classifier: Classifier) -> str:
     """Return a digest of the network's weights, its layers and its normalisation."""
     state = hashlib.blake2b(digest_size=16)
     tensors = {**classifier.network.state_dict(), **dict(classifier.network.named_buffers())}
-    tensors["mean"] = classifier._shift
-    tensors["std"] = classifier._scale
+    tensors["mean"] = torch.tensor(classifier.mean)
+    tensors["std"] = torch.tensor(classifier.std)
     for name, tensor in tensors.items():
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         state.update(_bytes(tensor))
     # Two networks may have the same weights and do different things with them.
-    function = f"{classifier.network!r} {classifier._traced.graph} {classifier.normalize}"
+    function = f"{classifier.network!r} {classifier.graph_text} {classifier.normalize}"
     state.update(re.sub(r" at 0x[0-9a-f]+", "", function).encode())
     return state.hexdigest()
 

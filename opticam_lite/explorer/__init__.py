@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ..classifier import Classifier
 from ..embedded import EMBEDDED
 from ..models import load_model
+from ..network import Classifier
 from .controller import Controller
 from .events import Result, Settings
 from .view import Explorer

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..classifier import Classifier
 from ..methods import METHODS, applicable, explain
 from ..methods.registry import Step
 from ..metrics import drop, gain
 from ..models import load_model
+from ..network import Classifier
 from .drawing import draw_curve, draw_maps
 from .events import (
     Cancelled,

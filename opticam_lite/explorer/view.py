@@ -10,8 +10,8 @@ from typing import Any
 import ipywidgets as widgets
 from torch import Tensor
 
-from ..classifier import Classifier
 from ..methods import METHODS, list_methods
+from ..network import Classifier
 from ..plots import Picture
 from . import panels
 from .controller import Controller, block_layers

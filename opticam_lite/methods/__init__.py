@@ -17,12 +17,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..classifier import Classifier
-from ..cut import CutError
 from ..datasets import Dataset, load_dataset, of_known_classes
-from ..precision import exact
+from ..network import Classifier, CutError, exact
 from ..registry import whole_number
-from .chunks import keep_freed_memory
 from .registry import METHODS, Step
 from .trace import Trace
 
@@ -89,8 +86,8 @@ def explain(
         targets: `(N,)` class indices, or one for all. Default: those of the dataset, else the
             predicted classes; the predicted one, too, for an image of the dataset without a target
             and, with a warning, for a dataset of classes that the network does not know.
-        batch_size: Images computed at a time. Default: `classifier.images_at_once()`, at most 32
-            on a CPU and 64 on a GPU. An image's mask does not depend on its batch-mates but for
+        batch_size: Images computed at a time. Default: `classifier.images_at_once()`, at most
+            64. An image's mask does not depend on its batch-mates but for
             rounding, which a search of many steps can magnify: what is reached stays the same, and
             single pixels of the mask may differ.
         progress: Show a progress bar if it takes longer than two seconds.
@@ -134,7 +131,6 @@ def explain(
     batch_size = batch_size or classifier.images_at_once(size)
     splits = {name: _per_image(wanted[name], n, batch_size) for name in wanted}
     masks: dict[str, list[Tensor]] = {name: [] for name in wanted}
-    keep_freed_memory()
     bar = tqdm(total=n * len(wanted), unit="image", delay=2, leave=False, disable=not progress)
     with bar, torch.inference_mode(False), torch.no_grad(), exact(classifier.device):
         for i, start in enumerate(range(0, n, batch_size)):

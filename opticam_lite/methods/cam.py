@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..classifier import Classifier
-from ..cut import Cut, Rest
 from ..masking import to_masks
+from ..network import Classifier
 from .registry import METHODS
 
 
@@ -18,16 +17,16 @@ def linear_head(classifier: Classifier) -> nn.Linear | nn.Conv2d | str:
     """Return the linear layer behind global average pooling, or why the head is no such thing.
 
     A 1×1 convolution before the pooling is the same function. The structure names the candidate;
-    that the head really computes W·mean(A) + b is then checked on random maps, so that a norm or a
-    relu in between is found out, once for each cut.
+    whether the head computes W·mean(A) + b, without a norm or a relu in between, is then checked on
+    random maps, once for each classifier.
     """
-    cut = classifier._cut
-    if cut not in _heads:
-        _heads[cut] = _find_linear_head(classifier)
-    return _heads[cut]
+    if classifier not in _heads:
+        _heads[classifier] = _find_linear_head(classifier)
+    return _heads[classifier]
 
 
-_heads: weakref.WeakKeyDictionary[Cut, nn.Linear | nn.Conv2d | str] = weakref.WeakKeyDictionary()
+_heads: weakref.WeakKeyDictionary[Classifier, nn.Linear | nn.Conv2d | str]
+_heads = weakref.WeakKeyDictionary()
 
 
 def _find_linear_head(classifier: Classifier) -> nn.Linear | nn.Conv2d | str:
@@ -40,7 +39,7 @@ def _find_linear_head(classifier: Classifier) -> nn.Linear | nn.Conv2d | str:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, *classifier.size, generator=generator).to(classifier.device)
     with torch.no_grad():
-        rest: Rest = classifier.split(images)[1]
+        rest = classifier.split(images)[1]
         maps = torch.randn(2, k, h, w, generator=generator).to(classifier.device)
         logits = classifier.head(maps, rest)
         pooled = maps.mean((2, 3))

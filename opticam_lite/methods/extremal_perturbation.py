@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..classifier import Classifier
 from ..masking import normalize
+from ..network import Classifier
 from ..registry import unknown_name, whole_number
-from .opti_cam import SELECTORS, select
 from .registry import METHODS, Callback, Step
-from .repeated import Repeated
+from .search import SELECTORS, check_numbers, search, select
 
 
 @METHODS.register(
@@ -43,7 +42,6 @@ def extremal_perturbation(
     jitter: bool = True,
     selector: str = "logit",
     precision: str = "auto",
-    chunk: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Find the smooth mask of a given area that keeps the class when all else is blurred.
@@ -76,7 +74,6 @@ def extremal_perturbation(
             `"probability"` or `"log-probability"`.
         precision: Of the network's passes: `"auto"` (bfloat16 where the processor has it), else
             `"float32"` or `"bfloat16"`. Masks and blurred images are float32 always.
-        chunk: How many masks are computed at a time. Default: `classifier.images_at_once()`.
         callback: Called after each iteration with Φ, the mean over the areas; an exception that it
             raises ends the run.
 
@@ -87,58 +84,55 @@ def extremal_perturbation(
         ValueError: If an option is not one of the values above.
     """
     areas = _areas(areas)
-    positive = {"learning_rate": learning_rate, "sigma": sigma, "blur": blur, "growth": growth}
     iterations = whole_number("iterations", iterations, 0)
     step, levels = whole_number("step", step, 1), whole_number("levels", levels, 2)
-    _check(momentum, weight, selector, positive)
+    positive = {"learning_rate": learning_rate, "sigma": sigma, "blur": blur, "growth": growth}
+    check_numbers("a positive number", lambda v: 0 < v < math.inf, **positive)
+    check_numbers("a number from 0 to below 1", lambda v: 0 <= v < 1, momentum=momentum)
+    check_numbers("a number ≥ 0", lambda v: 0 <= v < math.inf, weight=weight)
+    if selector not in SELECTORS:
+        raise ValueError(unknown_name("selector", selector, SELECTORS))
     n, size = len(images), images.shape[2:]
-    chunk = classifier.images_at_once(size) if chunk is None else chunk
-    chunk = whole_number("chunk", chunk, 1)
-    quick = classifier.at_precision(precision)
-    y = pyramid(images, levels, blur)  # (N, L, 3, H, W)
     generator = MaskGenerator(size, step, sigma, images.device)
-    # Row i of m̄ and its velocity v is the mask of image i // A and area i % A.
-    rows = torch.arange(n * len(areas), device=images.device)
-    image, a = rows // len(areas), areas * n
-    m_bar = images.new_ones(len(rows), 1, *generator.cells)
-    m, v, phi = images.new_ones(len(rows), 1, *size), m_bar * 0, images.new_zeros(len(rows))
-    parts = [slice(i, i + chunk) for i in range(0, len(rows), chunk)]
-    # Of iteration t: λ, and how much of the velocity is kept. At first there is none.
-    schedule = images.new_tensor(
-        [(weight * growth**t, momentum * (t > 0)) for t in range(iterations)]
-    )
-    t = torch.zeros_like(rows[:1])
+    # Row i of m̄ is the mask of image i // A and area i % A.
+    image = torch.arange(n, device=images.device).repeat_interleave(len(areas))
+    m_bar = images.new_ones(len(image), 1, *generator.cells)
 
-    def iterate(part: slice, mirror: bool) -> None:
-        strength, kept = schedule.index_select(0, t).unbind(1)
-        with torch.enable_grad():
-            leaf = m_bar[part].detach().requires_grad_()
-            m_part = generator(leaf)
-            z = perturb(y, image[part], m_part)
-            z = z.flip(3) if mirror else z
-            phi_part = select(quick.logits(z), targets[image[part]], selector)
-            energy = phi_part - strength * area_loss(m_part, a[part])
-            (g,) = torch.autograd.grad(energy.sum(), leaf)
-        m[part], phi[part] = m_part.detach(), phi_part.detach()
-        v[part] = kept * v[part] + (1 - kept) * g
-        m_bar[part] = (m_bar[part] + learning_rate * v[part]).clamp(0, 1)
+    def of_images(rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (n, -1)).mean(1)
 
-    # Every other iteration is mirrored.
-    steps = [
-        [Repeated(partial(iterate, part, mirror), images.device) for part in parts]
-        for mirror in ((True, False) if jitter else (False,))
-    ]
-    for index in range(iterations):
-        for step_of_part in steps[index % len(steps)]:
-            step_of_part()
-        t.add_(1)
-        if callback is not None:
-            of_image = phi.view(n, -1).mean(1), m.view(n, -1, *size).mean(1, keepdim=True)
-            callback(Step(index + 1, iterations, *of_image, normalize))
     if iterations:
-        for part in parts:
-            m[part] = generator(m_bar[part])
-    return normalize(m.view(n, -1, *size).mean(1, keepdim=True))
+        quick = classifier.quick(precision)
+        y = pyramid(images, levels, blur)  # (N, L, 3, H, W)
+        strength = images.new_tensor(weight)  # λ
+        mirrored = torch.tensor(jitter, device=images.device)  # every other iteration
+
+        def evaluate(m_bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            m = generator(m_bar)
+            z = perturb(y, image, m)
+            z = torch.where(mirrored, z.flip(3), z)
+            phi = select(quick.logits(z), targets[image], selector)
+            return m, phi, phi - strength * area_loss(m, areas * n)
+
+        sgd = torch.optim.SGD([m_bar], learning_rate, momentum, momentum, maximize=True)
+
+        def update(g: Tensor) -> None:
+            m_bar.grad = g
+            sgd.step()
+            m_bar.clamp_(0, 1)
+            strength.mul_(growth)
+            mirrored.logical_xor_(torch.tensor(jitter, device=images.device))
+
+        def tell(told: Step) -> None:
+            phi, m = told.objective, told.saliency
+            if callback is not None and phi is not None and m is not None:
+                callback(replace(told, objective=of_images(phi), saliency=of_images(m)))
+
+        search(
+            m_bar, evaluate, update,
+            start=generator(m_bar), steps=iterations, to_masks=normalize, callback=tell,
+        )  # fmt: skip
+    return normalize(of_images(generator(m_bar)))
 
 
 def pyramid(images: Tensor, levels: int, blur: float) -> Tensor:
@@ -272,15 +266,3 @@ def _areas(areas: float | Sequence[float]) -> list[float]:
     if not areas or not all(0 < area < 1 for area in areas):
         raise ValueError(f"areas is {areas}; one or more numbers between 0 and 1 are needed")
     return areas
-
-
-def _check(momentum: float, weight: float, selector: str, positive: dict[str, float]) -> None:
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; a positive number is needed")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum is {momentum}; a number from 0 to below 1 is needed")
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"weight is {weight}; a number ≥ 0 is needed")
-    if selector not in SELECTORS:
-        raise ValueError(unknown_name("selector", selector, SELECTORS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..classifier import Classifier
+from ..network import Classifier
 from .registry import METHODS
 
 

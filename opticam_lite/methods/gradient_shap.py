@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..classifier import Classifier
 from ..masking import to_masks
+from ..network import Classifier
 from ..registry import whole_number
 from .registry import METHODS, Callback, Step
 
@@ -35,9 +35,9 @@ def gradient_shap(
         φ = E[(x̃ − b) ⊙ ∂y_c/∂x (α x̃ + (1 − α) b)],   map = Σ over channels of |φ|
 
     Through captum, which draws ε, b and α; the gradients are computed here, a chunk at a time, by
-    the rearranged network in float32 (`Classifier.at_precision`). Every image draws the same random
-    numbers, so its mask does not depend on others. A GPU draws another ε than a CPU, which is next
-    to nothing, and the same b and α.
+    the network's quick copy in float32 (`Classifier.quick`). Every image draws the same random
+    numbers, so its mask does not depend on others. A GPU draws another ε than a CPU, whose
+    effect is negligible, and the same b and α.
 
     Args:
         classifier: Any; its layer plays no part.
@@ -65,7 +65,7 @@ def gradient_shap(
     if not 0 <= stdev < np.inf:
         raise ValueError(f"stdev is {stdev}; a number ≥ 0 is needed")
     seed = whole_number("seed", seed, 0, 2**32 - 1)
-    quick = classifier.at_precision("float32")
+    quick = classifier.quick("float32")
     total = len(images) * -(-samples // chunk)
     done = 0
 
@@ -87,7 +87,7 @@ def gradient_shap(
     shap = GradientShap(quick.logits)
     shap.gradient_func = gradients
     maps = []
-    # Of other devices' generators nobody knows how to put them back.
+    # The state of other devices' generators can't be restored: there captum draws on the CPU.
     here = images if images.is_cuda else images.cpu()
     for x, c in zip(here.split(1), targets.tolist(), strict=True):
         with _global_seed(seed, x.device):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..classifier import Classifier
 from ..masking import to_masks
+from ..network import Classifier
 from .grad_cam import features_and_gradients, unread
 from .registry import METHODS
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..classifier import Classifier
 from ..masking import normalize
-from ..parallel import in_parallel, threads_for
+from ..network import Classifier, Quick
 from ..registry import whole_number
-from .chunks import images_at_once
 from .registry import METHODS, Callback, Step
 
 
@@ -36,8 +34,8 @@ def lime(
         map = relu(w_s) in superpixel s,   d = 1 − cos(z, 1),   κ = 0.25
 
     Superpixels, random z and regression are those of the authors' package, `lime`, with its
-    defaults; the probabilities are those of the rearranged network in float32
-    (`Classifier.at_precision`). Every image draws the same random numbers, so its mask does not
+    defaults; the probabilities are those of the network's quick copy in float32
+    (`Classifier.quick`). Every image draws the same random numbers, so its mask does not
     depend on others.
 
     Args:
@@ -46,8 +44,8 @@ def lime(
         targets: `(N,)` class indices.
         samples: How many z, the first of them all ones (the package: 1000).
         seed: Of z and of the ties of quickshift.
-        chunk: How many images x_z pass through the network at a time. Default: what keeps the
-            memory small (`chunks.py`).
+        chunk: How many images x_z pass through the network at a time. Default:
+            `classifier.images_at_once()`.
         callback: Called after each chunk.
 
     Returns:
@@ -58,12 +56,10 @@ def lime(
         ValueError: If samples or chunk is not positive, or the seed is not one of NumPy's.
     """
     samples = whole_number("samples", samples, 1)
-    chunk = images_at_once(classifier, images, classifier.layers) if chunk is None else chunk
+    chunk = classifier.images_at_once(images.shape[2:]) if chunk is None else chunk
     chunk = whole_number("chunk", chunk, 1)
     seed = whole_number("seed", seed, 0, 2**32 - 1)
-    quick = classifier.at_precision("float32")
-    threads = threads_for(quick, chunk)
-    chunk //= threads
+    quick = classifier.quick("float32")
     passes = -(-samples // chunk)
     maps = []
     for n, (x, c) in enumerate(zip(images, targets.tolist(), strict=True)):
@@ -72,7 +68,7 @@ def lime(
             if callback is not None:
                 callback(Step(done + index, len(images) * passes))
 
-        explainer = _explainer(quick, seed, chunk, threads, tell)
+        explainer = _explainer(quick, images.device, seed, chunk, tell)
         explanation = explainer.explain_instance(
             x.permute(1, 2, 0).double().cpu().numpy(),
             classifier_fn=None,
@@ -95,7 +91,9 @@ def _quickshift(seed: int) -> partial[Any]:
     return partial(quickshift, kernel_size=4, max_dist=200, ratio=0.2, rng=seed)
 
 
-def _explainer(classifier: Classifier, seed: int, chunk: int, threads: int, tell: Any) -> Any:
+def _explainer(
+    quick: Quick, device: torch.device, seed: int, chunk: int, tell: Callable[[int], None]
+) -> Any:
     """Return the package's explainer, but for how it masks: here on the network's device."""
     from lime.lime_image import LimeImageExplainer  # slow to import, and seldom needed
 
@@ -113,19 +111,13 @@ def _explainer(classifier: Classifier, seed: int, chunk: int, threads: int, tell
             z = self.random_state.randint(0, 2, (num_samples, segments.max() + 1))
             z[0] = 1
             pixels = torch.tensor(np.stack([image, fudged_image]), dtype=torch.float32)
-            x, mean = pixels.to(classifier.device).permute(0, 3, 1, 2)
-            s = torch.from_numpy(segments).to(classifier.device)  # (H, W)
-
-            def probabilities(z_b: Tensor) -> Tensor:
+            x, mean = pixels.to(device).permute(0, 3, 1, 2)
+            s = torch.from_numpy(segments).to(device)  # (H, W)
+            p: list[Tensor] = []
+            for z_b in torch.from_numpy(z).bool().to(device).split(chunk):
                 shown = z_b[:, s][:, None]  # (chunk, 1, H, W)
-                return classifier.probabilities(torch.where(shown, x, mean), chunk)
-
-            p = []
-            batches = torch.from_numpy(z).bool().to(classifier.device).split(chunk)
-            with closing(in_parallel(probabilities, batches, threads)) as results:
-                for index, p_b in enumerate(results, start=1):
-                    p.append(p_b)
-                    tell(index)
+                p.append(quick.logits(torch.where(shown, x, mean)).softmax(1))
+                tell(len(p))
             return z, torch.cat(p).cpu().double().numpy()
 
     return Explainer(kernel_width=0.25, feature_selection="none", random_state=seed)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..classifier import Classifier
 from ..masking import to_masks
+from ..network import Classifier
 from ..registry import whole_number
-from .registry import METHODS, Callback, Step
-from .repeated import Found, Repeated
+from .registry import METHODS, Callback
+from .search import search
 
 
 @METHODS.register("opti-cam-fast", title="Fast Opti-CAM", source="opticam_lite")
@@ -29,16 +30,17 @@ def opti_cam_fast(
     As in Opti-CAM, a mask is a combination of feature maps that is optimised through the network.
     Four things are different:
 
-    1. *What is sought.* Not the logit but the log-odds of the class, log p/(1 − p): what AD and AG
-       measure, and unlike log p it does not fall asleep as p nears 1.
-    2. *Any weights.* They may be negative, as in CAM: a channel that speaks against the class can
-       be taken out of the mask. No softmax stands between them and the gradient, so that a channel
-       once small is not held there. (n undoes scale and shift of S; their sum is free.)
-    3. *Equal footing.* Each feature map is divided by its standard deviation, so that a step counts
-       the same for a loud channel and for a quiet one.
-    4. *Length.* Log-odds know no scale, so only the direction of the gradient is used: its largest
-       component becomes 1, and the square root of the others lies between the gradient, where few
-       channels move, and its sign, where all do (Adam's first step). Steps fall linearly to 0.
+    1. *Objective.* Not the logit but the log-odds of the class, log p/(1 − p): AD and AG are
+       measured on p, and the gradient of log p would vanish as p nears 1.
+    2. *Weights.* They may be negative, as in CAM, so that a channel that lowers the class can be
+       subtracted. There is no softmax, whose gradient vanishes for a channel of small weight. (The
+       normalisation n removes scale and shift of S, so the sum of the weights is free.)
+    3. *Scale of the channels.* Each feature map is divided by its standard deviation, so that a
+       step has the same effect whatever the channel's scale.
+    4. *Step length.* Log-odds have no fixed scale, so only the direction of the gradient is used:
+       its largest component becomes 1, and the square root of the others lies between the gradient,
+       by which few channels move, and its sign, by which all do (Adam's first step). The length
+       falls linearly to 0.
 
         S(w) = Σ_k w_k A_k/σ_k,      w = 1 at first
         F(w) = log p/(1 − p) of f(x ⊙ n(up(S(w))))
@@ -62,45 +64,35 @@ def opti_cam_fast(
         ValueError: If passes is not a whole number ≥ 2, or the precision is unknown.
     """
     passes = whole_number("passes", passes, 2)
-    size = images.shape[2:]
+    n = partial(to_masks, size=images.shape[2:])
     A = classifier.features(images).detach()  # (N, K, h, w)
-    quick = classifier.at_precision(precision)
+    quick = classifier.quick(precision)
+    start = A.mean(1, keepdim=True)
     A = A / _deviation(A)
     w, m = A.new_ones(A.shape[:2]), A.new_zeros(A.shape[:2])
     c = targets[:, None]
     T = passes - 1
-    lengths = 2 * (1 - torch.arange(T, device=A.device) / T)
-    t = torch.zeros(1, dtype=torch.int64, device=A.device)
-    found = Found.at(A.mean(1, keepdim=True))
+    length = A.new_tensor(2.0)  # 2 (1 − t/T)
 
-    def evaluate(w: Tensor) -> tuple[Tensor, Tensor]:
-        """S `(N, 1, h, w)` and F `(N,)` of weights w."""
+    def evaluate(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         S = torch.einsum("nk,nkhw->nhw", w, A)[:, None]
-        y = quick.logits(images, to_masks(S, size))
+        y = quick.logits(images * n(S))
         # log p/(1 − p) = y_c − log Σ_j≠c exp y_j
-        return S, y.gather(1, c)[:, 0] - y.scatter(1, c, -math.inf).logsumexp(1)
+        F = y.gather(1, c)[:, 0] - y.scatter(1, c, -math.inf).logsumexp(1)
+        return S, F, F
 
-    def step() -> None:
-        with torch.enable_grad():
-            leaf = w.detach().requires_grad_()
-            S, F = evaluate(leaf)
-            (g,) = torch.autograd.grad(F.sum(), leaf)
-        found.keep(S.detach(), F.detach())
+    def update(g: Tensor) -> None:
         d = g.sign() * (g.abs() / g.abs().amax(1, keepdim=True).clamp(min=1e-30)).sqrt()
         m.mul_(0.5).add_(d)
-        w.add_(lengths.index_select(0, t) * m)
-        t.add_(1)
+        w.add_(length * m)
+        length.sub_(2 / T)
 
-    again = Repeated(step, A.device)
-    for index in range(1, T + 1):
-        if index < T:
-            again()
-        else:
-            found.keep(*evaluate(w))  # the last pass needs no way back
-        if callback is not None:
-            S, F = found.S.clone(), found.F.clone()
-            callback(Step(index, T, F, S, lambda S: to_masks(S, size)))
-    return to_masks(found.S_best, size)
+    # The last pass only judges.
+    S = search(
+        w, evaluate, update,
+        start=start, steps=T - 1, to_masks=n, tell_last=True, callback=callback,
+    )  # fmt: skip
+    return n(S)
 
 
 def _deviation(A: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..classifier import Classifier
 from ..masking import to_masks
+from ..network import Classifier
 from .attention import attentions_of, need_transformer, to_map, unfit
 from .registry import METHODS
 
@@ -36,6 +36,6 @@ def raw_attention(classifier: Classifier, images: Tensor, targets: Tensor) -> Te
         ValueError: If the network is no vision transformer with a class token.
     """
     parts = need_transformer("raw-attention", classifier)
-    (P,) = attentions_of(parts, classifier, images, last_only=True)  # (N, T, T)
+    (P,) = attentions_of(parts, classifier.normalised(images), last_only=True)  # (N, T, T)
     S = to_map(P[:, 0], parts.prefix, images.shape[2:])
     return to_masks(S, images.shape[2:])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..classifier import Classifier
+from ..network import Classifier
 from ..registry import Entry, Registry
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..classifier import Classifier
 from ..masking import to_masks
+from ..network import Classifier
 from .attention import attentions_of, need_transformer, roll_out, to_map, unfit
 from .registry import METHODS
 
@@ -36,7 +36,7 @@ def rollout(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
     """
     parts = need_transformer("rollout", classifier)
     A = []
-    for P in attentions_of(parts, classifier, images):  # (N, T, T)
+    for P in attentions_of(parts, classifier.normalised(images)):  # (N, T, T)
         A_b = P + torch.eye(P.shape[-1], device=P.device)
         A.append(A_b / A_b.sum(-1, keepdim=True))
     S = to_map(roll_out(A), parts.prefix, images.shape[2:])

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import closing
-
 import torch
 from torch import Tensor
 
-from ..classifier import Classifier
-from ..masking import normalize_cells, to_masks, under_many
-from ..parallel import in_parallel, threads_for
+from ..masking import to_masks
+from ..network import Classifier
 from ..registry import whole_number
-from .chunks import images_at_once
 from .registry import METHODS, Callback, Step
-
-EXACT = 0.9  # share of the weights that is computed in float32, too,
-FEW = 1 / 8  # if no larger share of the channels has it
 
 
 @METHODS.register("score-cam", title="Score-CAM", source="Wang et al. 2020")
@@ -25,7 +17,7 @@ def score_cam(
     images: Tensor,
     targets: Tensor,
     *,
-    precision: str = "auto",
+    precision: str = "float32",
     chunk: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -39,13 +31,11 @@ def score_cam(
         classifier: Any, cut at any layer.
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)` class indices.
-        precision: Of the masked images' passes: `"auto"` (bfloat16 where the processor has it),
-            else `"float32"` or `"bfloat16"`. The softmax over raw logits magnifies the error of
-            bfloat16. So where few channels have nearly all of the weight, as in networks for
-            ImageNet, these are computed in float32, too: masks to 0.005 (8 photographs,
-            SqueezeNet). Where many share it single maps may differ visibly, AD and AG hardly.
-        chunk: How many masked images pass through the network at a time; bounds the memory. On a
-            CPU its threads share them. Default: chosen by the size of the network's feature maps.
+        precision: Of the masked images' passes: `"float32"`, or `"bfloat16"` or `"auto"` to be
+            quicker on some processors. The softmax over raw logits magnifies the error of
+            bfloat16: single maps may differ visibly, AD and AG hardly.
+        chunk: How many masked images pass through the network at a time; bounds the memory.
+            Default: `classifier.images_at_once()`.
         callback: Called after each chunk of an image's channels.
 
     Returns:
@@ -54,41 +44,20 @@ def score_cam(
     Raises:
         ValueError: If chunk is not positive, or for an unknown precision.
     """
-    quick = classifier.at_precision(precision)
-    if chunk is None:
-        dtype = quick.precision or torch.float32
-        chunk = images_at_once(classifier, images, classifier.layers, dtype)
+    quick = classifier.quick(precision)
+    size = images.shape[2:]
+    chunk = classifier.images_at_once(size) if chunk is None else chunk
     chunk = whole_number("chunk", chunk, 1)
-    A = torch.cat([classifier.features(x) for x in images.split(chunk)])  # (N, K, h, w)
-    K = A.shape[1]
-    threads = threads_for(quick, chunk)
-    chunk //= threads
-    chunk = math.ceil(K / math.ceil(K / chunk))  # of equal size: a small rest takes long an image
-    f_0 = classifier.logits(torch.zeros_like(images[:1]))[0, targets]  # (N,)
-
-    def increase(view: Classifier, i: int, k: Tensor) -> Tensor:
-        masked = under_many(images[i, None] * scale, cells[i, k, None], shift)
-        return view._run(masked)[:, targets[i]] - f_0[i]
-
-    cells = normalize_cells(A, images.shape[2:])
-    scale, shift = classifier._affine()
+    A = classifier.features(images)  # (N, K, h, w)
+    f_0 = quick.logits(torch.zeros_like(images[:1]))[0, targets]  # (N,)
     u = A.new_zeros(A.shape[:2])
     varied = A.amax(dim=(2, 3)) > A.amin(dim=(2, 3))
     parts = [(i, k) for i in range(len(A)) for k in varied[i].nonzero()[:, 0].split(chunk)]
-    with closing(in_parallel(lambda part: increase(quick, *part), parts, threads)) as increases:
-        for index, ((i, k), u_k) in enumerate(zip(parts, increases, strict=True), start=1):
-            u[i, k] = u_k
-            if callback is not None:
-                callback(Step(index, len(parts)))
-    if quick.precision == torch.bfloat16:
-        for i, w_i in enumerate(u.softmax(dim=1)):
-            w_k, k = w_i.sort(descending=True)
-            k = k[: 1 + int((w_k.cumsum(0) < EXACT).sum())]
-            k = k[varied[i, k]]
-            if 0 < len(k) <= K * FEW:
-                exact = torch.cat([increase(classifier, i, some) for some in k.split(chunk)])
-                u[i] += (exact - u[i, k]).mean()  # so far the others are off, too
-                u[i, k] = exact
+    for index, (i, k) in enumerate(parts, start=1):
+        masks = to_masks(A[i, k, None], size)
+        u[i, k] = quick.logits(images[i] * masks)[:, targets[i]] - f_0[i]
+        if callback is not None:
+            callback(Step(index, len(parts)))
     w = u.softmax(dim=1)
     S = torch.einsum("nk,nkhw->nhw", w, A)[:, None].relu()
-    return to_masks(S, images.shape[2:])
+    return to_masks(S, size)

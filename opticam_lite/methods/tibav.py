@@ -7,6 +7,7 @@ pass hands out relevance instead of gradients*, and autograd does the walking.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,18 +15,15 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from ..classifier import Classifier
 from ..masking import to_masks
-from . import attention
-from .attention import Operations, Transformer, need_transformer, roll_out, to_map, transformer_of
+from ..network import Classifier, Operations, Transformer
+from .attention import need_transformer, roll_out, to_map
 from .registry import METHODS
-
-CHUNK = 8  # images at a time: a ViT-B/16 keeps about 0.2 GB of activations for each
 
 
 def unfit(classifier: Classifier) -> str | None:
     """Say why TIBAV can't explain a classifier, or None if it can."""
-    parts = transformer_of(classifier)
+    parts = classifier.transformer
     return parts if isinstance(parts, str) else _without_rule(parts)
 
 
@@ -66,19 +64,16 @@ def tibav(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
     reason = _without_rule(parts)
     if reason is not None:
         raise ValueError(f"tibav can't explain {classifier.name}: {reason}; rollout can")
-    rows = []
-    for x, c in zip(images.split(CHUNK), targets.split(CHUNK), strict=True):
-        x = classifier._input(x)
-        one_hot = F.one_hot(c, classifier.classes).to(x)  # ∂y_c/∂y, and the relevance of y
-        with torch.enable_grad():
-            y, P = parts(x)
-            gradients = torch.autograd.grad(y, P, one_hot)
-            y, P = parts(x, Relevance())
-            relevances = torch.autograd.grad(y, P, one_hot)
-        identity = torch.eye(P[0].shape[-1], device=x.device)
-        C = [(g * R).relu().mean(1) for g, R in zip(gradients, relevances, strict=True)]
-        rows.append(roll_out([C_b + identity for C_b in C]))
-    S = to_map(torch.cat(rows), parts.prefix, images.shape[2:])
+    x = classifier.normalised(images)
+    one_hot = F.one_hot(targets, classifier.classes).to(x)  # ∂y_c/∂y, and the relevance of y
+    with torch.enable_grad():
+        y, P = parts(x)
+        gradients = torch.autograd.grad(y, P, one_hot)
+        y, P = parts(x, Relevance())
+        relevances = torch.autograd.grad(y, P, one_hot)
+    identity = torch.eye(P[0].shape[-1], device=x.device)
+    C = [(g * R).relu().mean(1) + identity for g, R in zip(gradients, relevances, strict=True)]
+    S = to_map(roll_out(C), parts.prefix, images.shape[2:])
     return to_masks(S, images.shape[2:])
 
 
@@ -101,7 +96,7 @@ class Relevance(Operations):
         """See `_Fork`."""
         return _Fork.apply(x)
 
-    def apply(self, f: attention.Function, x: Tensor) -> Tensor:
+    def apply(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Norms, activations, the softmax and scales pass relevance on as it is."""
         return _Same.apply(x, f)
 
@@ -193,7 +188,7 @@ class _Fork(Function):
 
 class _Same(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, f: attention.Function) -> Tensor:
+    def forward(ctx: Any, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         return f(x).view_as(x)
 
     @staticmethod

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import plots
-from ..classifier import Classifier
+from ..network import Classifier
 from .registry import Step
 
 MAPS = 100

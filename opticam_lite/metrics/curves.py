@@ -14,13 +14,7 @@ equal saliency (a CAM's black regions, all but one of Fake-CAM's) take turns in 
 the seed, the same for every image. By position they would go row by row from the top, which favours
 what is there and makes a compact region of what has no order.
 
-Insertion and deletion run the network 450 times an image, so most of it is done in bfloat16 where
-that is quicker (`precision="auto"`, see `Classifier.at_precision`). Alone that would change an area
-by up to 0.02. So every eighth step is observed in float32, too, and what its log-odds differ by is
-added in between, linearly: bfloat16 shifts logits, and by nearly as much at the next step.
-Areas are then those of float32 to less than 0.002; an image for which that is not sure is observed
-in float32 throughout. This, too, is the rearranged network, which is the same but for rounding;
-`precision="float32"` is the untouched one.
+Insertion and deletion run the network's quick copy in float32 (`Classifier.quick`).
 
 The curves of one image are drawn by `ol.plots.curves`:
 
@@ -33,23 +27,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
-from ..classifier import Classifier
-from ..parallel import in_parallel, threads_for
+from ..network import Classifier
 from ..registry import whole_number
 from .registry import METRICS, Case, check_masks
 
 Targets = Tensor | Sequence[int] | int
-STEPS_APART = 8  # of what is observed in float32 beside bfloat16
-TOLERANCE = 0.002  # of an area
 
 
 class Curves(NamedTuple):
@@ -83,7 +72,6 @@ def insertion(
     targets: Targets | None = None,
     *,
     seed: int = 0,
-    precision: str = "auto",
     batch_size: int | None = None,
 ) -> Curves:
     """Return the area under the probability while the blurred image's pixels become the image's.
@@ -97,10 +85,8 @@ def insertion(
         masks: Saliency `(N, 1, H, W)`, of any range. A step is W pixels: 224 for 224×224.
         targets: `(N,)` classes, or one for all. Default: the predicted ones (section 5.3.2).
         seed: Of the order among pixels of equal saliency.
-        precision: `"float32"` for the untouched network, or `"auto"` or `"bfloat16"`: the same to
-            0.002, but quicker.
-        batch_size: Steps of an image at a time; bounds the memory. Default: on a CPU
-            `classifier.images_at_once()`, so that feature maps stay near its caches, else 256.
+        batch_size: Steps of an image at a time; bounds the memory. Default:
+            `classifier.images_at_once()`.
 
     Returns:
         Areas `(N,)` in [0, 1] by the trapezoid rule, and values `(N, H + 1)`.
@@ -118,7 +104,6 @@ def insertion(
         masks,
         targets,
         seed=seed,
-        precision=precision,
         batch_size=batch_size,
     )
 
@@ -142,7 +127,6 @@ def deletion(
     targets: Targets | None = None,
     *,
     seed: int = 0,
-    precision: str = "auto",
     batch_size: int | None = None,
 ) -> Curves:
     """Return the area under the probability while the image's pixels become black.
@@ -159,7 +143,6 @@ def deletion(
         masks,
         targets,
         seed=seed,
-        precision=precision,
         batch_size=batch_size,
     )
 
@@ -172,7 +155,6 @@ def replacement(
     targets: Targets,
     *,
     seed: int = 0,
-    precision: str = "auto",
     batch_size: int | None = None,
 ) -> Curves:
     """Return the area under the probability while pixels of `start` become those of `end`.
@@ -185,7 +167,7 @@ def replacement(
         start, end: Images `(N, 3, H, W)` in [0, 1].
         masks: Saliency `(N, 1, H, W)`: pixels change in its decreasing order, W at a step.
         targets: `(N,)` classes, or one for all.
-        seed, precision, batch_size: As in `insertion`.
+        seed, batch_size: As in `insertion`.
 
     Returns:
         Areas `(N,)` in [0, 1] by the trapezoid rule, and values `(N, H + 1)`.
@@ -199,23 +181,7 @@ def replacement(
     H, W = masks.shape[2:]
     steps = _ranks(masks.flatten(1), seed).view_as(masks) // W + 1
     targets = classifier.check_targets(targets, len(start))
-    every = torch.arange(H + 1)
-    some = torch.cat([every[:-1:STEPS_APART], every[-1:]])
-    quick = classifier.at_precision(precision)
-    exact = classifier if precision == "float32" else classifier.at_precision("float32")
-    values = torch.zeros(len(start), H + 1, dtype=torch.float64, device=start.device)
-    for i in range(len(start)):
-        image = start[i], end[i], steps[i], targets[i]
-        if quick.precision == torch.bfloat16:
-            rough = _log_odds(quick, *image, every, batch_size)
-            errors = _log_odds(exact, *image, some, batch_size) - rough[some]
-            corrected = (rough + _between(some, errors, every)).sigmoid()
-            # With half as many it would be this far off, and with all of them less.
-            doubt = (rough + _between(some[::2], errors[::2], every)).sigmoid() - corrected
-            if doubt.mean().abs() < TOLERANCE:
-                values[i] = corrected
-                continue
-        values[i] = _log_odds(exact, *image, every, batch_size).sigmoid()
+    values = _probabilities(classifier, start, end, steps, targets, H, batch_size)
     return Curves(torch.trapezoid(values, dx=1 / H), values)
 
 
@@ -275,11 +241,7 @@ def aopc(
     black = torch.zeros_like(images)
     targets = classifier.predict(images) if targets is None else targets
     targets = classifier.check_targets(targets, len(images))
-    at = torch.arange(regions + 1)
-    values = images.new_zeros(len(images), len(at), dtype=torch.float64)
-    for i in range(len(images)):
-        image = images[i], black[i], steps[i], targets[i]
-        values[i] = _log_odds(classifier, *image, at, batch_size).sigmoid()
+    values = _probabilities(classifier, images, black, steps, targets, regions, batch_size)
     return Curves((values[:, :1] - values[:, 1:]).mean(1), values)
 
 
@@ -292,45 +254,28 @@ def _ranks(saliency: Tensor, seed: int) -> Tensor:
     return order.argsort(1)
 
 
-def _between(some: Tensor, values: Tensor, every: Tensor) -> Tensor:
-    """Return values that are known at some steps for every step, by linear interpolation."""
-    return torch.from_numpy(np.interp(every, some, values.cpu())).to(values.device)
-
-
 @torch.no_grad()
-def _log_odds(
+def _probabilities(
     classifier: Classifier,
     start: Tensor,
     end: Tensor,
     steps: Tensor,
-    target: Tensor,
-    at: Tensor,
+    targets: Tensor,
+    last: int,
     batch_size: int | None,
 ) -> Tensor:
-    """Return the target's log-odds for one image after the steps `at` `(K,)`, float64 `(K,)`.
-
-    log p/(1 − p) by the logits, y_c − log Σ exp(y of the others): its sigmoid is the softmax, and
-    it tells small differences also where p rounds to 1.
+    """Return the target's probability after the steps 0 to `last`, float64 `(N, 1 + last)`.
 
     Args:
-        steps: `(1, H, W)`, from 1: the step at which a pixel of `start` becomes that of `end`.
+        steps: `(N, 1, H, W)`, from 1: the step at which a pixel of `start` becomes that of `end`.
     """
     if batch_size is None:
-        on_cpu = classifier.device.type == "cpu"
-        batch_size = classifier.images_at_once(start.shape[1:]) if on_cpu else 256
+        batch_size = classifier.images_at_once(start.shape[2:])
     batch_size = whole_number("batch_size", batch_size, 1)
-    # What is mixed is ready for the network and of one form: mixing then costs next to nothing.
-    start, end = classifier._prepare(start[None]), classifier._prepare(end[None])
-    steps = torch.empty_like(start, dtype=torch.int32).copy_(steps)
-
-    def log_odds(k: Tensor) -> Tensor:
-        mixed = torch.where(steps <= k.view(-1, 1, 1, 1), end, start)  # (K, 3, H, W)
-        y = classifier._run(mixed).double()
-        others = y.index_fill(1, target, -torch.inf)
-        return y[:, target] - others.logsumexp(1)
-
-    threads = threads_for(classifier, batch_size)
-    with closing(
-        in_parallel(log_odds, at.to(steps).split(batch_size // threads), threads)
-    ) as parts:
-        return torch.cat(list(parts))
+    quick = classifier.quick("float32")
+    values = torch.zeros(len(start), last + 1, dtype=torch.float64, device=start.device)
+    for i, c in enumerate(targets.tolist()):
+        for k in torch.arange(last + 1, device=start.device).split(batch_size):
+            mixed = torch.where(steps[i] <= k.view(-1, 1, 1, 1), end[i], start[i])  # (K, 3, H, W)
+            values[i, k] = quick.logits(mixed).double().softmax(1)[:, c]
+    return values

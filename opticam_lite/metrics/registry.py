@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..classifier import Classifier
 from ..masking import check_tensor
+from ..network import Classifier
 from ..registry import Entry, Registry
 
 

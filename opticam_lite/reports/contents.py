@@ -17,9 +17,9 @@ import torch
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from ..classifier import Classifier
 from ..methods import METHODS
 from ..metrics import METRICS
+from ..network import Classifier
 from ..paths import data_dir
 from ..plots import COLORS, Picture
 from .subject import Subject

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classifier import Classifier
 from ..datasets import Dataset, ImageError, Unlabelled, knows_classes, load_dataset
 from ..evaluation import choose
 from ..evaluation.run import lacks
 from ..methods import METHODS, applicable
 from ..metrics import METRICS
 from ..models import load_model
+from ..network import Classifier
 from ..registry import Registry, names_in
 
 

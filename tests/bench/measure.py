@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import opticam_lite as ol
-from opticam_lite.precision import lay_out, lay_out_weights
+from opticam_lite.network.quick_copy import lay_out, lay_out_weights
 
 from .peers import CURVES, PEERS, Explain, Plain
 
@@ -257,11 +257,11 @@ def overhead(load: Load, precision: str, repeats: int) -> dict[str, list[float]]
         and the memory format that suits it, and of the `quick` one that the iterations use.
     """
     case = load()
-    quick = case.classifier.at_precision(precision)
+    quick = case.classifier.quick(precision)
     dtype = getattr(torch, precision)
     network = copy.deepcopy(case.classifier.network).to(dtype)
     lay_out_weights(network)
-    x = lay_out(case.classifier._input(case.images).to(dtype))
+    x = lay_out(case.classifier.normalised(case.images).to(dtype))
     c = case.targets[:, None]
 
     def untouched() -> None:
@@ -269,7 +269,7 @@ def overhead(load: Load, precision: str, repeats: int) -> dict[str, list[float]]
         with torch.enable_grad():
             torch.autograd.grad(network(inputs).gather(1, c).sum(), inputs)
 
-    def rearranged() -> None:
+    def quick_copy() -> None:
         inputs = case.images.detach().requires_grad_()
         with torch.enable_grad():
             torch.autograd.grad(quick.logits(inputs).gather(1, c).sum(), inputs)
@@ -280,7 +280,7 @@ def overhead(load: Load, precision: str, repeats: int) -> dict[str, list[float]]
     def between(step: object) -> None:
         nonlocal last
         seconds["iteration"].append(_now(case) - last)
-        for name, bare in (("untouched", untouched), ("quick", rearranged)):
+        for name, bare in (("untouched", untouched), ("quick", quick_copy)):
             started = _now(case)
             bare()
             seconds[name].append(_now(case) - started)

@@ -40,11 +40,11 @@ class Plain:
         network = copy.deepcopy(classifier.network).requires_grad_(True)
         self.network = network.to(memory_format=torch.contiguous_format)
         self.layer = network.get_submodule(classifier.layer)
-        self.layout = classifier._cut.layout
+        self.layout = classifier.feature_layout
         self.classifier = classifier
 
     def normalised(self, images: Tensor) -> Tensor:
-        return self.classifier._input(images).contiguous()
+        return self.classifier.normalised(images).contiguous()
 
     def maps(self, output: Tensor) -> Tensor:
         """The layer's output as maps `(N, K, h, w)`."""

@@ -22,7 +22,7 @@ import torch
 
 from opticam_lite import reports
 from opticam_lite.methods import METHODS
-from opticam_lite.precision import dtype_of
+from opticam_lite.network import dtype_of
 from opticam_lite.registry import unknown_name
 
 from . import measure
@@ -362,8 +362,8 @@ def _overhead(overhead: dict[str, Any]) -> str:
     return (
         f"Forward and gradient of the input, a batch of {BATCH}; medians of {repeats}, in turn. "
         "The untouched network is converted to the number format and laid out in memory as is "
-        "quickest (`opticam_lite.precision.memory_format`); the quick one is also rearranged "
-        "(`opticam_lite.rearrange`), and is what the iterations use.\n\n" + _table(header, rows)
+        "quickest (`network.quick_copy.lay_out`); the quick copy (`Classifier.quick`) is what the "
+        "iterations use.\n\n" + _table(header, rows)
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +14,9 @@ from conftest import NETWORKS, make_classifier, make_images
 from torch import Tensor, nn
 
 import opticam_lite as ol
-from opticam_lite import precision
-from opticam_lite.precision import Accelerated, dtype_of, exact
+from opticam_lite.network import classifier as room
+from opticam_lite.network import dtype_of, exact, quick_copy
+from opticam_lite.network.quick_copy import QuickCopy
 
 CPU = torch.device("cpu")
 
@@ -53,16 +53,15 @@ def with_norms() -> nn.Module:
     return network.eval()
 
 
-def check_same(classifier: ol.Classifier, images: Tensor) -> Accelerated:
+def check_same(classifier: ol.Classifier, images: Tensor) -> nn.Module:
     before = copy.deepcopy(classifier.network.state_dict())
-    quick = classifier.at_precision("float32")
+    quick = classifier.quick("float32")
     expected = classifier.logits(images)
     torch.testing.assert_close(quick.logits(images), expected, rtol=1e-4, atol=1e-5)
     for name, value in classifier.network.state_dict().items():
         assert torch.equal(value, before[name])
-    copied = quick._accelerated[torch.float32]
-    assert copied is not None
-    return copied
+    assert isinstance(quick._network, QuickCopy)
+    return quick._network.network
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -70,7 +69,7 @@ def test_logits_and_gradients_are_those_of_the_network(kind: str, images: Tensor
     classifier = make_classifier(kind)
     check_same(classifier, images)
     gradients = []
-    for view in (classifier, classifier.at_precision("float32")):
+    for view in (classifier, classifier.quick("float32")):
         x = images.clone().requires_grad_()
         (g,) = torch.autograd.grad(view.logits(x)[:, 1].sum(), x)
         gradients.append(g)
@@ -79,12 +78,12 @@ def test_logits_and_gradients_are_those_of_the_network(kind: str, images: Tensor
 
 def test_only_batch_norms_that_belong_to_one_convolution_are_folded(images: Tensor) -> None:
     quick = check_same(ol.Classifier(with_norms(), "relu", size=32), images)
-    left = {n for n, m in quick.module.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    left = {n for n, m in quick.named_modules() if isinstance(m, nn.BatchNorm2d)}
     assert left == {"bn2", "bn3", "bn4"}
     # The pooling comes before the relu in both places.
-    assert isinstance(quick.module.relu, nn.MaxPool2d)
-    assert isinstance(quick.module.pool, nn.ReLU)
-    assert isinstance(quick.module.act, nn.MaxPool2d)
+    assert isinstance(quick.relu, nn.MaxPool2d)
+    assert isinstance(quick.pool, nn.ReLU)
+    assert isinstance(quick.act, nn.MaxPool2d)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "efficientnet_b0", "densenet121"])
@@ -96,14 +95,14 @@ def test_real_architectures(name: str) -> None:
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 2)
     quick = check_same(ol.Classifier(network, size=64), make_images(2, 64, 64))
-    norms = sum(isinstance(m, nn.BatchNorm2d) for m in quick.module.modules())
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in quick.modules())
     assert norms < sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_bfloat16_is_rough_and_its_logits_still_change_finely(kind: str, images: Tensor) -> None:
     classifier = make_classifier(kind)
-    rough = classifier.at_precision("bfloat16")
+    rough = classifier.quick("bfloat16")
     y = classifier.logits(images)
     difference = (rough.logits(images) - y).abs().max()
     assert 0 < difference < 0.05 * y.abs().max()
@@ -111,38 +110,6 @@ def test_bfloat16_is_rough_and_its_logits_still_change_finely(kind: str, images:
     # Eight binary digits would leave at most 2 * 256 values between −2 and 2, mostly equal ones.
     logits = rough.logits(make_images(200))[:, 0]
     assert len(logits.unique()) > 150
-
-
-def test_a_quick_view_makes_the_others_as_the_network_does() -> None:
-    classifier = make_classifier("cnn")
-    rough = classifier.at_precision("bfloat16")
-    assert rough.at_precision("float32").precision == torch.float32
-    assert classifier.at_precision("float32").precision == torch.float32
-
-
-def test_only_exact_passes_on_a_gpu_want_the_channels_first() -> None:
-    gpu = torch.device("cuda")
-    assert precision.memory_format(CPU, torch.float32) == torch.channels_last
-    assert precision.memory_format(CPU, torch.bfloat16) == torch.channels_last
-    assert precision.memory_format(gpu, torch.bfloat16) == torch.channels_last
-    assert precision.memory_format(gpu, torch.float32) == torch.contiguous_format
-
-
-def test_masked_logits_and_their_gradients(images: Tensor) -> None:
-    classifier = make_classifier("cnn")
-    s = torch.rand(3, 1, 32, 32)
-    for normalize in (True, False):
-        view = ol.Classifier(
-            classifier.network, "4", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1), size=32,
-            device="cpu", normalize=normalize,
-        )  # fmt: skip
-        results = []
-        for masked in (True, False):
-            x, m = images.clone().requires_grad_(), s.clone().requires_grad_()
-            y = view.logits(x, m) if masked else view.logits(x * m)
-            results.append((y, *torch.autograd.grad(y[:, 2].sum(), (x, m))))
-        for ours, plain in zip(*results, strict=True):
-            torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_auto_asks_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,18 +130,18 @@ def test_auto_asks_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def switches() -> list[Any]:
-    return [getattr(where, name) for where, name in precision._SWITCHES]
+    return [getattr(where, name) for where, name in quick_copy._SWITCHES]
 
 
 def test_float32_is_exact_on_a_gpu_and_the_switches_are_put_back() -> None:
     before, gpu = switches(), torch.device("cuda", 0)
-    assert before != precision._EXACT
+    assert before != quick_copy._EXACT
     with exact(CPU):
         assert switches() == before
     with exact(gpu):
         with exact(gpu):
-            assert switches() == precision._EXACT
-        assert switches() == precision._EXACT
+            assert switches() == quick_copy._EXACT
+        assert switches() == quick_copy._EXACT
     assert switches() == before
     with pytest.raises(ValueError, match="within"), exact(gpu):
         raise ValueError("within")
@@ -187,7 +154,7 @@ def test_the_last_thread_to_leave_puts_the_switches_back() -> None:
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert switches() == precision._EXACT
+    assert switches() == quick_copy._EXACT
     second.__exit__(None, None, None)
     assert switches() == before
 
@@ -206,7 +173,7 @@ def test_all_that_the_kit_computes_is_exact(
         yield
         within.pop()
 
-    for module in (ol.classifier, ol.methods):
+    for module in (room, ol.methods):
         monkeypatch.setattr(module, "exact", noted)
     classifier = make_classifier("cnn")
     maps, rest = classifier.split(images)
@@ -223,24 +190,6 @@ def test_all_that_the_kit_computes_is_exact(
     assert not within
 
 
-@pytest.mark.parametrize("needed", [False, True])
-def test_autocast_only_where_it_is_needed(
-    needed: bool, images: Tensor, capfd: pytest.CaptureFixture[str]
-) -> None:
-    class Through(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.float() if needed else x
-
-    layers = list(make_classifier("cnn").network)
-    network = nn.Sequential(*layers[:2], Through(), *layers[2:])
-    classifier = ol.Classifier(network, "3", size=32, device="cpu")
-    rough = classifier.at_precision("bfloat16")
-    y = rough.logits(images)
-    assert rough._accelerated[torch.bfloat16]._autocast is needed
-    torch.testing.assert_close(y, classifier.logits(images), rtol=0, atol=0.05)
-    assert capfd.readouterr() == ("", "")  # of the trial nobody hears
-
-
 class Float32Only(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float32:
@@ -252,56 +201,49 @@ def test_a_network_that_fails_in_bfloat16(images: Tensor, monkeypatch: pytest.Mo
     layers = list(copy.deepcopy(make_classifier("cnn").network))
     network = nn.Sequential(*layers[:4], Float32Only(), *layers[4:])
     classifier = ol.Classifier(network, "3", size=32, device="cpu")
-    monkeypatch.setattr(precision, "_multiplies_bfloat16", lambda device: True)
-    auto = classifier.at_precision("auto")
-    assert auto.precision == torch.float32
+    monkeypatch.setattr(quick_copy, "_multiplies_bfloat16", lambda device: True)
+    auto = classifier.quick("auto")
+    assert auto.dtype == torch.float32
     torch.testing.assert_close(auto.logits(images), classifier.logits(images))
     with pytest.raises(ValueError, match=r"fails in bfloat16.*use precision='auto' or 'float32'"):
-        classifier.at_precision("bfloat16")
+        classifier.quick("bfloat16")
 
 
 def test_a_network_without_parameters(images: Tensor) -> None:
     network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     classifier = ol.Classifier(network, layer="0", size=32, device="cpu")
-    rough = classifier.at_precision("bfloat16")
+    rough = classifier.quick("bfloat16")
     torch.testing.assert_close(rough.logits(images), classifier.logits(images), atol=0.02, rtol=0)
 
 
 def test_the_copy_is_made_once_and_shared_by_all_cuts() -> None:
     classifier = make_classifier("cnn")
-    one = classifier.at_precision("float32")
-    two = classifier.at("1").at_precision("float32")
-    assert one._accelerated[torch.float32] is two._accelerated[torch.float32]
-    assert classifier.precision is None
-    assert one.at("1").precision == torch.float32
+    one = classifier.quick("float32")
+    two = classifier.at("1").quick("float32")
+    assert one._network is two._network
 
 
-def test_images_at_once_follow_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_at_once_follow_layers_and_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = make_classifier("cnn")
+    traced = classifier._traced
 
     def free(number: float) -> None:
         memory = type("Memory", (), {"available": number})
         monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
 
     free(2**34)
-    assert classifier.images_at_once() == 32
-    assert classifier._traced.largest == 3 * 32 * 32  # the image; 8 maps of 16×16 are fewer
-    for more, number in {2**20: 8, 2**18: 16, 2**17: 32}.items():
-        monkeypatch.setattr(classifier._traced, "largest", more)
+    assert traced.largest() == 3 * 32 * 32  # the image; 8 maps of 16×16 are fewer
+    assert traced.largest("1") == 12 * 8 * 8
+    assert classifier.images_at_once() == 64
+    for largest, number in {2**20: 8, 2**18: 16, 2**17: 32, 2**10: 64}.items():
+        monkeypatch.setattr(traced, "largest", lambda layer, largest=largest: largest)
         assert classifier.images_at_once() == number
-    monkeypatch.setattr(classifier._traced, "largest", 2**18)
+    monkeypatch.setattr(traced, "largest", lambda layer: 2**18 if layer is None else 2**17)
     assert classifier.images_at_once((64, 32)) == 8
+    assert classifier.images_at_once(layer="4") == 32
     free(0)
     assert classifier.images_at_once() == 1
-    each = 8 * classifier._traced.values
+    each = 8 * traced.values
     free(4 * each * 3.5)
     assert classifier.images_at_once() == 3
     assert classifier.images_at_once((64, 32)) == 1
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_pickled_classifier_keeps_its_precision(precision: str, images: Tensor) -> None:
-    quick = make_classifier("cnn").at_precision(precision)
-    other = pickle.loads(pickle.dumps(quick))
-    assert other.precision == quick.precision == getattr(torch, precision)
-    assert torch.equal(other.logits(images), quick.logits(images))

@@ -23,7 +23,7 @@ class CutError(ValueError):
 
 
 @dataclass(frozen=True)
-class Layout:
+class FeatureLayout:
     """How a layer's output holds its K maps of h×w cells, and how to reach `(N, K, h, w)`.
 
     `kind` is `"NCHW"` (convolutional), `"NHWC"` (Swin and its like) or `"tokens"` (`(N, L, K)`,
@@ -101,7 +101,7 @@ class Finder:
         self.shuffled = self._find_shuffled(graph, names)
         self.padded = self._find_padded(graph)
 
-    def of(self, node: fx.Node) -> Layout | None:
+    def of(self, node: fx.Node) -> FeatureLayout | None:
         """Tell how a value holds maps; None if it holds none, or if that can't be told."""
         shape = self.shapes.get(node, torch.Size())
         if shape[:1] != (2,) or node in self.shuffled:
@@ -114,7 +114,7 @@ class Finder:
         maps, _ = layout.to_maps(torch.empty(shape, device="meta"), self.size)
         return None if (node, maps[0, 0].numel()) in self.padded else layout
 
-    def _of_maps(self, node: fx.Node, shape: torch.Size) -> Layout | None:
+    def _of_maps(self, node: fx.Node, shape: torch.Size) -> FeatureLayout | None:
         if self._is_in_attention(node, shape):
             return None
         _, a, b, c = shape
@@ -127,16 +127,16 @@ class Finder:
             first, last = told is False, told is True
         if b in self.lengths:  # perhaps heads × tokens × channels
             first, last = first and told is not True, last and told is not False
-        return Layout("NCHW") if first else Layout("NHWC") if last else None
+        return FeatureLayout("NCHW") if first else FeatureLayout("NHWC") if last else None
 
-    def _of_tokens(self, shape: torch.Size) -> Layout | None:
+    def _of_tokens(self, shape: torch.Size) -> FeatureLayout | None:
         length = shape[1]
         for p in range(17) if self.prefix is None else (self.prefix, 0):
             grid = token_grid(length - p, self.size) if length > p else None
             if grid is not None and min(grid) > 1:
                 # channels × tokens, as where a mixer mixes tokens
                 mixed = length in self.widths and length - p not in self.grids
-                return None if mixed else Layout("tokens", p)
+                return None if mixed else FeatureLayout("tokens", p)
         return None
 
     def _channels_last(self, node: fx.Node) -> bool | None:

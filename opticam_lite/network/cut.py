@@ -8,8 +8,8 @@ class token), and the head continues from there. No hooks, and gradients stop at
 
 from __future__ import annotations
 
-import copy
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,9 +19,9 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
-from .layout import CutError, Finder, Layout
-from .rearrange import OfFew, behind_attention, does_nothing, read_tokens_only
-from .registry import unknown_name
+from ..registry import unknown_name
+from .feature_maps import CutError, FeatureLayout, Finder
+from .transformer import Transformer, describe
 
 
 class _Tracer(NodePathTracer):
@@ -69,30 +69,19 @@ def _trace(network: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
             leaves.add(tracer.failed)
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a graph and keeps the shape of every value."""
+class _Recorder(fx.Interpreter):
+    """Runs a graph, keeps the shape of every value and, of those that are wanted, the values."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[fx.Node, torch.Size] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.shapes[n] = n.meta["shape"] = value.shape
-        return value
-
-
-class _Keeps(fx.Interpreter):
-    """Runs a graph and keeps some of its values as they were made."""
-
-    def __init__(self, module: fx.GraphModule, wanted: set[fx.Node]) -> None:
+    def __init__(self, module: fx.GraphModule, wanted: Collection[fx.Node] = ()) -> None:
         super().__init__(module)
         self.wanted = wanted
+        self.shapes: dict[fx.Node, torch.Size] = {}
         self.values: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = value.shape
         if n in self.wanted:
             self.values[n] = value
             return value.clone()  # the next operation may work in place
@@ -117,7 +106,7 @@ class Traced:
         self.module = fx.GraphModule(network, self.graph)
         # Two images, so that what is not batched (windows, constants) is recognised by its shape.
         probe = self._probe(2)
-        interpreter = _Shapes(self.module)
+        recorder = _Recorder(self.module)
         with torch.no_grad():
             try:
                 expected = network(probe)
@@ -144,7 +133,7 @@ class Traced:
                     "softmax would be taken again; leave out its last softmax, or wrap it in a "
                     "module that returns output.clamp(min=1e-30).log()"
                 )
-            actual = interpreter.run(probe)
+            actual = recorder.run(probe)
         if not torch.allclose(actual, expected, rtol=1e-4, atol=1e-5):
             raise CutError(
                 f"the trace of {type(network).__name__} gives other logits than the network "
@@ -152,12 +141,11 @@ class Traced:
                 "torch.nn.Sequential(trunk, head) and cut it at layer='0'"
             )
         self.classes = expected.shape[1]
-        self._shapes = interpreter.shapes
+        self._shapes = recorder.shapes
         self._per_image = self._find_values_per_image()
         self.layers = self._find_layers()
-        # How many numbers one image leaves between the layers, in all and at most at one place.
-        sizes = [s.numel() // 2 for s in self._shapes.values()]
-        self.values, self.largest = sum(sizes), max(sizes)
+        # How many numbers one image leaves between the layers.
+        self.values = sum(shape.numel() // 2 for shape in self._shapes.values())
 
     def _probe(self, images: int) -> Tensor:
         weight = next(iter(self.network.parameters()), torch.zeros(1))
@@ -173,7 +161,7 @@ class Traced:
                 varies.add(node)
         return {node for node in varies if self._shapes.get(node, ())[:1] == (2,)}
 
-    def _find_layers(self) -> dict[str, tuple[fx.Node, Layout]]:
+    def _find_layers(self) -> dict[str, tuple[fx.Node, FeatureLayout]]:
         """Layers whose output is a set of maps on which the logits depend, in forward order.
 
         Of tokens the logits may depend by those that are set aside alone: see `reads`.
@@ -228,7 +216,7 @@ class Traced:
             if node.op == "call_module" and type(modules[str(node.target)]) is nn.Linear:
                 read = node.all_input_nodes[0]
                 features = read if len(self._shapes[read]) == 2 else features
-        run = _Keeps(self.module, {features, *asides})
+        run = _Recorder(self.module, {features, *asides})
         try:
             run.run(self._probe(1).requires_grad_())
             y = run.values.pop(features)
@@ -243,6 +231,16 @@ class Traced:
             and value[:, : asides[node]].any()
             and not value[:, asides[node] :].any()
         }
+
+    @cached_property
+    def transformer(self) -> Transformer | str:
+        """The parts of the network if it is a transformer that can be described, else why not."""
+        return describe(self.network, self.size)
+
+    def largest(self, layer: str | None = None) -> int:
+        """Return the most numbers that one image leaves at one place, from a layer on."""
+        nodes = list(self.graph.nodes) if layer is None else self._halves(self.layers[layer][0])[1]
+        return max(self._shapes[node].numel() // 2 for node in nodes if node in self._shapes)
 
     def shape(self, layer: str) -> tuple[int, int, int]:
         """Return (K, h, w) of a layer's maps for an image of `size`."""
@@ -324,18 +322,16 @@ class Traced:
             given = head.placeholder("maps" if i == 0 else f"rest_{i}")
             # Because the next operation of the network may work in place.
             copies[n] = head.call_method("clone", (given,))
-            given.meta, copies[n].meta = dict(n.meta), dict(n.meta)
         for n in before:
             if n in again:
                 copies[n] = head.node_copy(n, copies.__getitem__)
         for n in after:
             copies[n] = head.node_copy(n, copies.__getitem__)
         return Cut(
-            layer,
             layout,
             fx.GraphModule(self.network, trunk),
             fx.GraphModule(self.network, head),
-            self._only_reader(node),
+            self._pointwise_reader(node),
         )
 
     def _halves(self, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
@@ -365,23 +361,38 @@ class Traced:
                 need(earlier)
         return needed, again
 
-    def _only_reader(self, node: fx.Node) -> str | None:
-        """Return the layer that reads a value, if it is the only thing that does.
+    def _pointwise_reader(self, node: fx.Node) -> str | None:
+        """Return the name of the 1×1 convolution that alone reads a value, if there is one.
 
-        What runs between the two, a parallel branch, would be missing in what the first cut hands
-        over: then there is no such layer.
+        A parallel branch that begins between the two would be missing in what the cut at the value
+        hands over: then there is none.
         """
         handed_over = self._crossing(node)[0]
         modules = dict(self.network.named_modules())
         while len(node.users) == 1:
             (node,) = node.users
-            if node.op != "call_module":
-                return None
-            name = str(node.target)
-            if not does_nothing(modules[name]):
-                same = self._crossing(node)[0] == handed_over
-                return name if same and self.layers.get(name, (None,))[0] is node else None
+            name = str(node.target) if node.op == "call_module" else ""
+            if does_nothing(modules[name]):
+                continue
+            same = self._crossing(node)[0] == handed_over
+            alone = same and self.layers.get(name, (None,))[0] is node
+            return name if alone and _is_pointwise(modules[name]) else None
         return None
+
+
+def does_nothing(module: nn.Module) -> bool:
+    """Whether a module returns its input as it is in evaluation mode."""
+    names = ("Identity", "Dropout", "Dropout2d", "DropPath", "StochasticDepth", "PatchDropout")
+    return type(module).__name__ in names
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == module.stride == (1, 1)
+        and module.padding in ((0, 0), "valid", "same")
+        and module.groups == 1
+    )
 
 
 @dataclass(frozen=True)
@@ -404,78 +415,32 @@ class Rest:
         return Rest(aside, tuple(taken(value) for value in self.values))
 
 
+@dataclass(frozen=True)
 class Cut:
     """A network cut at a layer.
 
     `maps, rest = cut.split(x)` and `logits = cut.head(maps, rest)`, so that
-    `cut.head(*cut.split(x))` equals `network(x)`. `reader` names the layer with which the head
-    begins, where the maps go into one layer and nowhere else.
+    `cut.head(*cut.split(x))` equals `network(x)`.
+
+    Attributes:
+        layout: How the layer's output holds the maps.
+        trunk: Normalised images → the layer's output and every value of `Rest.values`.
+        tail: These → logits.
+        pointwise_reader: Name of the 1×1 convolution with which the head begins, if it is one.
     """
 
-    def __init__(
-        self, layer: str, layout: Layout, trunk: nn.Module, head: fx.GraphModule, reader: str | None
-    ) -> None:
-        self.layer, self.layout, self.reader = layer, layout, reader
-        self._trunk, self._head = trunk, head
+    layout: FeatureLayout
+    trunk: nn.Module
+    tail: nn.Module
+    pointwise_reader: str | None
 
     def split(self, x: Tensor) -> tuple[Tensor, Rest]:
         """Run the first half: normalised images `(N, 3, H, W)` → maps `(N, K, h, w)`, rest."""
-        output, *values = self._trunk(x)
+        output, *values = self.trunk(x)
         maps, aside = self.layout.to_maps(output, (x.shape[2], x.shape[3]))
         return maps, Rest(aside, tuple(values))
 
-    def head(self, maps: Tensor, rest: Rest, *, lean: bool = False) -> Tensor:
-        """Run the second half: maps `(N, K, h, w)` and the rest → logits `(N, C)`.
-
-        A lean head leaves out tokens that nobody reads, so it is equal but for rounding.
-        """
-        run = self._lean if lean else self._head
-        logits: Tensor = run(self.layout.from_maps(maps, rest.aside), *rest.values)
+    def head(self, maps: Tensor, rest: Rest) -> Tensor:
+        """Run the second half: maps `(N, K, h, w)` and the rest → logits `(N, C)`."""
+        logits: Tensor = self.tail(self.layout.from_maps(maps, rest.aside), *rest.values)
         return logits
-
-    @property
-    def attention(self) -> OfFew | None:
-        """The attention with which the head begins, where only tokens that are set aside ask."""
-        return None if self._attention is None else self._attention[0]
-
-    def head_without(self, k: Tensor, maps: Tensor, rest: Rest) -> Tensor:
-        """Run the second half, which must begin so, once for every channel that the maps lack.
-
-        Args:
-            k: `(n,)` channels; each in turn is 0 in the maps.
-            maps, rest: Of one image, `(1, K, h, w)`.
-
-        Returns:
-            Logits `(n, C)`, equal to those of n copies of the maps but for rounding.
-        """
-        assert self._attention is not None
-        attention, after = self._attention
-        x = self.layout.from_maps(maps, rest.aside)
-        answers = attention.without(k, x, self.layout.prefix)
-        logits: Tensor = after(answers, *rest.repeat(0, len(k)).values)
-        return logits
-
-    @cached_property
-    def _lean(self) -> fx.GraphModule:
-        lean = fx.GraphModule(self._head, copy.deepcopy(self._head.graph))
-        read_tokens_only(lean)
-        return lean
-
-    @cached_property
-    def _attention(self) -> tuple[OfFew, fx.GraphModule] | None:
-        return behind_attention(self._lean, self.layout.prefix)
-
-
-def cut(network: nn.Module, layer: str, size: int | tuple[int, int] = 224) -> Cut:
-    """Cut a network at a layer.
-
-    Args:
-        network: Any traceable network, in evaluation mode; images → logits `(N, C)`.
-        layer: Qualified name of a module, such as `"layer4.2"` or `"blocks.11.norm1"`; its last
-            output is the cut.
-        size: Side, or (height, width), of the images that it is made for.
-
-    Raises:
-        CutError: If the network can't be traced or has no such layer of maps.
-    """
-    return Traced(network, (size, size) if isinstance(size, int) else size).cut(layer)

@@ -13,9 +13,12 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from ..registry import whole_number
+from .ablation import Ablate, ablation
 from .cut import Cut, Rest, Traced
-from .precision import Accelerated, dtype_of, exact, lay_out, lay_out_weights
-from .registry import whole_number
+from .feature_maps import FeatureLayout
+from .quick_copy import QuickCopy, dtype_of, exact, lay_out, lay_out_weights
+from .transformer import Transformer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -103,19 +106,20 @@ class Classifier:
             self.size, round(min(self.size) / 0.875)
         )
         self.normalize = normalize
-        mean, std = _channels("mean", mean, 0.0), _channels("std", std, 1.0)
-        if min(std) <= 0:
-            raise ValueError(f"std must be positive, not {std}")
-        self._scale = torch.tensor([1 / s for s in std], device=self.device).view(1, 3, 1, 1)
-        self._shift = torch.tensor(
-            [-m / s for m, s in zip(mean, std, strict=True)], device=self.device
-        ).view(1, 3, 1, 1)
+        self.mean, self.std = _channels("mean", mean, 0.0), _channels("std", std, 1.0)
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, not {self.std}")
+        # (x − mean) / std as x · scale + shift, in one pass over the pixels
+        shift = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
+        self._scale, self._shift = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1)
+            for values in ([1 / s for s in self.std], shift)
+        )
         self.network = _copied(network).eval().requires_grad_(False)
         self.network.to(self.device, torch.float32)
         lay_out_weights(self.network)
         self._traced = Traced(self.network, self.size)
-        self._accelerated: dict[torch.dtype, Accelerated | None] = {}  # shared by all cuts
-        self.precision: torch.dtype | None = None  # None: the untouched network
+        self._copies: dict[torch.dtype, QuickCopy | None] = {}  # shared by all cuts
         self.classes: int = self._traced.classes
         if self.classes == 1:
             raise ValueError(
@@ -149,6 +153,29 @@ class Classifier:
         self.layer = layer
 
     @property
+    def transformer(self) -> Transformer | str:
+        """The parts of the network if it is a vision transformer with a class token, else why not.
+
+        See `network.transformer`; the parts' logits were compared with the network's own.
+        """
+        return self._traced.transformer
+
+    @property
+    def feature_layout(self) -> FeatureLayout:
+        """How the layer's output holds its feature maps."""
+        return self._cut.layout
+
+    @property
+    def pointwise_reader(self) -> str | None:
+        """Name of the 1×1 convolution with which the head begins, or None."""
+        return self._cut.pointwise_reader
+
+    @property
+    def graph_text(self) -> str:
+        """The traced network as text: which operation follows which."""
+        return str(self._traced.graph)
+
+    @property
     def layers(self) -> list[str]:
         """The layers that can be explained, in forward order."""
         return list(self._traced.layers)
@@ -170,16 +197,15 @@ class Classifier:
         other._cut_at(layer)
         return other
 
-    def at_precision(self, precision: str = "auto") -> Classifier:
-        """Return the same classifier with quick `logits`, for searches that need hundreds of them.
+    def quick(self, precision: str = "auto") -> Quick:
+        """Return a copy of the network that computes the same logits with less work.
 
-        Its network is a rearranged copy (`opticam_lite.precision`), made on first use. Logits still
-        come as float32. `split`, `head` and `features` are those of the untouched network.
+        It is made on first use and kept. For methods that run the network hundreds of times.
 
         Args:
             precision: `"float32"` (equal but for rounding), `"bfloat16"` (logits to about 1 %), or
-                `"auto"`: bfloat16 where the processor has it, the network stands it, and it is
-                large enough for its passes to become quicker.
+                `"auto"`: bfloat16 where the processor has it, the network works in it, and it is
+                large enough to become quicker.
 
         Raises:
             ValueError: If the precision is not one of these, or the network fails in it.
@@ -187,59 +213,50 @@ class Classifier:
         # In a very small network the conversions cost what the multiplications save.
         small = self._traced.values < 1_000_000
         dtype = dtype_of("float32" if precision == "auto" and small else precision, self.device)
-        if dtype not in self._accelerated:
-            self._accelerated[dtype] = self._accelerate(dtype)
-        if self._accelerated[dtype] is None:
+        if dtype not in self._copies:
+            self._copies[dtype] = self._quick_copy(dtype)
+        network = self._copies[dtype]
+        if network is None and dtype == torch.bfloat16:
             if precision == "bfloat16":
                 raise ValueError(
                     f"{self.name} fails in bfloat16, or its logits are not the same; use "
                     "precision='auto' or 'float32'"
                 )
-            if dtype != torch.float32:
-                return self.at_precision("float32")
-        other = copy.copy(self)
-        other.precision = None if self._accelerated[dtype] is None else dtype
-        return other
+            return self.quick("float32")
+        return Quick(self, network)
 
-    @torch.inference_mode(False)  # what it makes is kept, and searches need its gradients
-    def _accelerate(self, dtype: torch.dtype) -> Accelerated | None:
-        """Return the quick copy of the network, or None if it does not do the same."""
+    @torch.inference_mode(False)  # the copy is kept, and searches need its gradients
+    def _quick_copy(self, dtype: torch.dtype) -> QuickCopy | None:
+        """Return a quick copy of the network, or None if it does not do the same."""
         generator = torch.Generator().manual_seed(0)
-        x = self._input(torch.rand(2, 3, *self.size, generator=generator))
-        untouched = copy.copy(self)
-        untouched.precision = None
+        x = self.normalised(torch.rand(2, 3, *self.size, generator=generator))
+        described = isinstance(self.transformer, Transformer)
         try:
-            quick = Accelerated(self._traced.module, dtype)
+            copied = QuickCopy(self.network, self._traced.graph, dtype, transformer=described)
             with torch.no_grad():
-                expected, logits = untouched._run(x), quick(x)
+                expected, logits = self._run(x), copied(x)
         except (RuntimeError, TypeError, ValueError):  # an operation lacks that number format
             return None
         tolerance = (0.1 if dtype == torch.bfloat16 else 1e-3) * expected.abs().amax()
-        return quick if (logits - expected).abs().amax() <= tolerance else None
+        return copied if (logits - expected).abs().amax() <= tolerance else None
 
     def __copy__(self) -> Classifier:
         other = object.__new__(type(self))  # not by `__reduce__`, which would trace again
         other.__dict__.update(self.__dict__)
         return other
 
-    def _arguments(self) -> dict[str, Any]:
-        """Return what the constructor makes an equal classifier of."""
-        std = [1 / s for s in self._scale.flatten().tolist()]
-        mean = [-m * s for m, s in zip(self._shift.flatten().tolist(), std, strict=True)]
+    def rebuild_arguments(self) -> dict[str, Any]:
+        """Return the arguments with which the constructor makes an equal classifier."""
         return {
             "network": copy.deepcopy(self.network).cpu(),
-            **{"layer": self.layer, "mean": mean, "std": std, "labels": self.labels},
+            **{"layer": self.layer, "mean": self.mean, "std": self.std, "labels": self.labels},
             **{"size": self.size, "preprocessing": self.preprocessing, "name": self.name},
             **{"normalize": self.normalize, "device": self.device.type},
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Graphs can't be pickled: the network is traced again where it arrives.
-        if self.precision is not None:
-            untouched = copy.copy(self)
-            untouched.precision = None
-            return type(self).at_precision, (untouched, str(self.precision).removeprefix("torch."))
-        arguments = self._arguments()
+        arguments = self.rebuild_arguments()
         if arguments["device"] != "cpu":
             arguments["device"] = "auto"
         return partial(type(self), **arguments), ()
@@ -266,38 +283,43 @@ class Classifier:
             self._memory.recalls += 1
             return self._memory.maps.detach(), self._memory.rest
         with exact(self.device):
-            return self._cut.split(lay_out(self._input(images)))
+            return self._cut.split(lay_out(self.normalised(images)))
 
-    def head(self, maps: Tensor, rest: Rest, *, lean: bool = False) -> Tensor:
+    def head(self, maps: Tensor, rest: Rest) -> Tensor:
         """Continue from feature maps `(N, K, h, w)` to logits `(N, classes)`.
 
         Args:
             maps, rest: What `split` returned, or other maps of that shape.
-            lean: Leave out what is never read: in a transformer's last block most of the work.
-                The logits are then equal but for rounding.
         """
         with exact(self.device):
-            return self._cut.head(maps, rest, lean=lean)
+            return self._cut.head(maps, rest)
+
+    def ablation(self, maps: Tensor, rest: Rest) -> Ablate:
+        """Return the head of one image without each of the channels k: `(n,)` → logits `(n, C)`.
+
+        Args:
+            maps, rest: Of one image, `(1, K, h, w)`, as `split` returns them.
+        """
+        return ablation(self, maps, rest)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the layer's feature maps `(N, K, h, w)` of images `(N, 3, H, W)` in [0, 1]."""
         return self.split(images)[0].to(images.device)
 
-    def logits(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Return the logits `(N, classes)` of images `(N, 3, H, W)` in [0, 1]; differentiable.
-
-        Args:
-            images: RGB in [0, 1].
-            masks: `(N, 1, H, W)`; the logits are then those of `images * masks`. One image
-                `(1, 3, H, W)` may have many masks.
-        """
-        return self._run(self._input(images, masks)).to(images.device)
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits `(N, classes)` of images `(N, 3, H, W)` in [0, 1]; differentiable."""
+        return self._run(self.normalised(images)).to(images.device)
 
     @torch.no_grad()
-    def probabilities(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Return the softmax `(N, classes)` in float32, computed in batches without gradients."""
-        batches = [self.logits(batch).float().softmax(1) for batch in images.split(batch_size)]
-        return torch.cat(batches)
+    def probabilities(self, images: Tensor, batch_size: int | None = None) -> Tensor:
+        """Return the softmax `(N, classes)` in float32, computed in batches without gradients.
+
+        Args:
+            images: `(N, 3, H, W)`, RGB in [0, 1].
+            batch_size: Images at a time. Default: `images_at_once()`.
+        """
+        size = batch_size or self.images_at_once(images.shape[2:])
+        return torch.cat([self.logits(batch).float().softmax(1) for batch in images.split(size)])
 
     def predict(self, images: Tensor) -> Tensor:
         """Return the most probable classes `(N,)`, int64, of images `(N, 3, H, W)` in [0, 1].
@@ -307,24 +329,25 @@ class Classifier:
         """
         return self.probabilities(self.check_images(images)).argmax(1)
 
-    def images_at_once(self, size: Sequence[int] | None = None) -> int:
-        """Return how many images to compute at a time: what fits into a quarter of the free memory.
+    def images_at_once(self, size: Sequence[int] | None = None, *, layer: str | None = None) -> int:
+        """Return how many images, masked images or feature maps to compute at a time.
 
-        At least 1; at most 64 on a GPU, and on a CPU 8, or up to 32 of a network whose layers are
-        small.
+        On a CPU a layer's values should stay near the caches (4 million of the largest layer), a
+        GPU wants more to do at a time (eight times as many): at least 8 and at most 64, and what
+        fits into a quarter of the free memory, with gradients; at least 1.
 
         Args:
             size: Height and width of the images. Default: what the network is made for.
+            layer: Where the computation begins. Default: at the image.
         """
         area = math.prod(size or self.size) / math.prod(self.size)
+        if self.device.type == "cuda":
+            free, budget = torch.cuda.mem_get_info(self.device)[0], 2**25
+        else:
+            free, budget = psutil.virtual_memory().available, 2**22
+        most = min(64, max(8, int(budget / (self._traced.largest(layer) * area))))
         # A gradient needs every value again on the way back, and the gradient of each.
         bytes_each = 2 * 4 * self._traced.values * area
-        if self.device.type == "cuda":
-            free, most = torch.cuda.mem_get_info(self.device)[0], 64
-        else:
-            free = psutil.virtual_memory().available
-            # Up to a layer of 16 MB more are quicker (1.2 times, a small transformer), then slower.
-            most = max(8, min(32, int(2**24 / (4 * self._traced.largest * area))))
         return max(1, min(most, int(free / 4 / bytes_each)))
 
     def check_images(self, images: Tensor) -> Tensor:
@@ -394,32 +417,16 @@ class Classifier:
                 f"images have shape {tuple(images.shape)}; (N, 3, H, W) is needed{way}"
             )
 
-    def _input(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return images `(N, 3, H, W)` in [0, 1] as the network reads them, on its device."""
         self._check_shape(images)
         x = images.to(self.device, torch.float32)
-        if masks is None:
-            # (x − mean) / std in one pass
-            return torch.addcmul(self._shift, x, self._scale) if self.normalize else x
-        if not self.normalize:
-            return x * masks.to(self.device)
-        return _Masked.apply(x * self._scale, masks.to(self.device), self._shift)
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        """Return images as the network reads them: normalised, in its number format and order.
-
-        Who puts many images together of a few prepares these, and runs what he made of them.
-        """
-        return lay_out(self._input(images).to(self.precision or torch.float32))
-
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        """Return s and t, both `(1, 3, 1, 1)`: the network reads x ⊙ s + t."""
-        same = (torch.ones_like(self._scale), torch.zeros_like(self._shift))
-        return (self._scale, self._shift) if self.normalize else same
+        return torch.addcmul(self._shift, x, self._scale) if self.normalize else x
 
     def _run(self, x: Tensor) -> Tensor:
-        quick = None if self.precision is None else self._accelerated[self.precision]
         with exact(self.device):
-            return self.network(lay_out(x)) if quick is None else quick(x)
+            y: Tensor = self.network(lay_out(x))
+            return y
 
     def __repr__(self) -> str:
         k, h, w = self.layer_shape()
@@ -429,26 +436,23 @@ class Classifier:
         )
 
 
-class _Masked(torch.autograd.Function):
-    """x ⊙ s + shift, with a gradient that adds up the channels of x as it goes.
+class Quick:
+    """A network's quick copy behind its classifier's door: logits of images, and nothing else.
 
-    What autograd makes of this formula goes thrice through (N, 3, H, W) for a result of
-    (N, 1, H, W), and that is most of what an iteration of Opti-CAM costs besides the network.
+    Attributes:
+        dtype: The number format it computes in.
     """
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, s: Tensor, shift: Tensor) -> Tensor:
-        ctx.save_for_backward(x, s)
-        return torch.addcmul(shift, x, s)
+    def __init__(self, classifier: Classifier, network: QuickCopy | None) -> None:
+        self._classifier = classifier
+        self._network = network or classifier._run  # a network whose copy fails is run itself
+        self.dtype = torch.float32 if network is None else network.dtype
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        x, s = ctx.saved_tensors
-        g = gradients[0].contiguous()
-        g_s = g[:, :1] * x[:, :1]
-        for channel in range(1, x.shape[1]):
-            g_s.addcmul_(g[:, channel, None], x[:, channel, None])
-        return g * s if ctx.needs_input_grad[0] else None, g_s, None
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits `(N, classes)` of images `(N, 3, H, W)` in [0, 1]; differentiable."""
+        x = self._classifier.normalised(images)
+        with exact(x.device):
+            return self._network(x).to(images.device)
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

@@ -1,0 +1,113 @@
+"""The engine of every method that searches for a mask by gradient steps.
+
+A method states three things: its map (parameters → saliency), its objective and its update. The
+engine repeats them, keeps the best maps that it has seen, stops each image when it has converged,
+tells a callback, and on a GPU records the step once (`RecordedStep`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..network import RecordedStep
+from ..registry import unknown_name
+from .registry import Callback, Step
+
+SELECTORS = ("logit", "probability", "log-probability", "margin")
+
+
+def search(
+    parameters: Tensor,
+    evaluate: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    update: Callable[[Tensor], object],
+    *,
+    start: Tensor,
+    steps: int,
+    to_masks: Callable[[Tensor], Tensor],
+    tolerance: float = 0.0,
+    tell_last: bool = False,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Maximise an objective for each image by itself; return the best maps seen.
+
+    Args:
+        parameters: `(N, …)`, changed in place.
+        evaluate: Parameters → saliency maps S `(N, 1, h, w)`, their objectives F `(N,)`, and what
+            is ascended `(N,)`: F, or F less a penalty.
+        update: Takes the gradient `(N, …)` and changes the parameters in place. Neither `update`
+            nor `evaluate` may ask for a value (see `RecordedStep`).
+        start: Maps of the parameters as they are given; returned if no objective is a number.
+        steps: At most so many. The parameters that the last one leaves are judged, too.
+        to_masks: S → masks, for the callback.
+        tolerance: An image stops, whatever its batch-mates do, once its objective changes by less
+            than this from one step to the next.
+        tell_last: Whether that last judgement is told as one more step.
+        callback: Called after each step; an exception that it raises ends the search.
+
+    Returns:
+        S of the largest F, `(N, 1, h, w)`.
+    """
+    S, F = start.clone(), start.new_full((len(start),), -math.inf)
+    S_best, F_best = S.clone(), F.clone()
+    running = torch.ones_like(F, dtype=torch.bool)
+    of_images = (-1,) + (1,) * (parameters.ndim - 1)
+
+    def keep(S_new: Tensor, F_new: Tensor) -> None:
+        better = F_best < F_new
+        S_best.copy_(S_new.where(better[:, None, None, None], S_best))
+        F_best.copy_(F_new.where(better, F_best))
+        S.copy_(S_new)
+        F.copy_(F_new)
+
+    def step() -> None:
+        with torch.enable_grad():
+            leaf = parameters.detach().clone().requires_grad_()
+            S_new, F_new, ascended = evaluate(leaf)
+            (g,) = torch.autograd.grad(ascended.sum(), leaf)
+        running.logical_and_((F_new.detach() - F).abs() >= tolerance)
+        keep(S_new.detach(), F_new.detach())
+        update(g)
+        parameters.copy_(parameters.where(running.view(of_images), leaf.detach()))
+
+    def tell(index: int) -> None:
+        if callback is not None:
+            callback(Step(index, steps + tell_last, F.clone(), S.clone(), to_masks))
+
+    recorded = RecordedStep(step, parameters.device)
+    # To ask a GPU which images have converged makes it wait; a CPU loses nothing.
+    ask_every = 1 if parameters.device.type == "cpu" else 10
+    for index in range(1, steps + 1):
+        recorded()
+        tell(index)
+        if index % ask_every == 0 and not running.any():
+            break
+    keep(*evaluate(parameters)[:2])
+    if tell_last:
+        tell(steps + 1)
+    return S_best
+
+
+def select(logits: Tensor, targets: Tensor, selector: str) -> Tensor:
+    """Apply the selector function g_c to logits `(N, C)`: one number an image, `(N,)`."""
+    c = targets[:, None]
+    if selector == "logit":
+        return logits.gather(1, c)[:, 0]
+    if selector == "probability":
+        return logits.softmax(1).gather(1, c)[:, 0]
+    if selector == "log-probability":
+        return logits.log_softmax(1).gather(1, c)[:, 0]
+    if selector == "margin":
+        others = logits.scatter(1, c, -math.inf).amax(1)
+        return logits.gather(1, c)[:, 0] - others
+    raise ValueError(unknown_name("selector", selector, SELECTORS))
+
+
+def check_numbers(condition: str, holds: Callable[[float], bool], **values: float) -> None:
+    """Raise ValueError for the first value that does not hold a condition, named in words."""
+    for name, value in values.items():
+        if not holds(value):
+            raise ValueError(f"{name} is {value}; {condition} is needed")

@@ -1,0 +1,82 @@
+"""The head of a network on maps that lack one channel, for every channel in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .cut import Rest
+from .transformer import Transformer
+
+if TYPE_CHECKING:
+    from .classifier import Classifier
+
+Ablate = Callable[[Tensor], Tensor]
+
+
+def ablation(classifier: Classifier, maps: Tensor, rest: Rest) -> Ablate:
+    """Return the head of one image without each of the channels k: `(n,)` → logits `(n, C)`.
+
+    Where the head begins with a sum over the channels, to subtract one channel's share of the sum
+    is less work than the whole sum without it: the sum of a 1×1 convolution, Z_o = Σ_k W_ok A_k +
+    b_o, and those of a transformer's last attention (`AttentionAblation`).
+
+    Args:
+        classifier: Cut at the layer of the maps.
+        maps, rest: Of one image, `(1, K, h, w)`, from `classifier.split`.
+    """
+    parts, network = classifier.transformer, classifier.network
+    if isinstance(parts, Transformer) and len(rest.values) == 1:
+        last = parts.blocks[-1]
+        plain = isinstance(last.q_norm, nn.Identity) and isinstance(last.k_norm, nn.Identity)
+        if plain and network.get_submodule(classifier.layer) is last.norm1:
+            tokens = classifier.feature_layout.from_maps(maps, rest.aside)
+            return AttentionAblation(parts, tokens, rest.values[0])
+    if (name := classifier.pointwise_reader) is not None:
+        convolution, head = network.get_submodule(name), classifier.at(name).head
+        W, Z = convolution.get_parameter("weight").flatten(1), convolution(maps)
+
+        def from_sum(k: Tensor) -> Tensor:
+            lost = W.T[k, :, None, None] * maps[0, k, None]  # (n, O, h, w)
+            return head(Z - lost, rest.repeat(0, len(k)))
+
+        return from_sum
+    kept = 1 - torch.eye(maps.shape[1], dtype=maps.dtype, device=maps.device)[..., None, None]
+    return lambda k: classifier.head(maps * kept[k], rest.repeat(0, len(k)))
+
+
+class AttentionAblation:
+    """Logits of one image whose last attention reads tokens that lack a channel.
+
+    Without channel k a token x_j is x_j − x_jk e_k. So a query's scores r·x_j, r = q W_k/√d, lose
+    r_k x_jk, a matrix of rank one, and its answer Σ_j a_j x_j W_v loses (Σ_j a_j x_jk) e_k W_v: no
+    token has to be projected again. Only queries that keep their channels may be asked for.
+
+    Args:
+        parts: The transformer; queries and keys must have no norm of their own.
+        x: `(1, T, D)`, what the last attention reads.
+        skip: `(1, T, D)`, the tokens before the norm, which the skip connection adds.
+    """
+
+    def __init__(self, parts: Transformer, x: Tensor, skip: Tensor) -> None:
+        self.parts, self.x = parts, x[0]
+        self.block, asking = parts.blocks[-1], len(parts.heads)
+        self.skip = skip[:, :asking]
+        q, k, self.v = (values[0] for values in self.block.q_k_v(x))  # (heads, T, d)
+        self.q = q[:, :asking] / q.shape[-1] ** 0.5
+        self.scores = self.q @ k.mT  # (heads, asking, T)
+
+    def __call__(self, k: Tensor) -> Tensor:
+        """Return the logits `(n, C)` without each of the channels k `(n,)`, one at a time."""
+        weight, _ = self.block.qkv
+        _, W_k, W_v = weight[:, k].unflatten(0, (3, self.block.heads, -1))  # (heads, d, n)
+        x_k = self.x[:, k].T.clone()  # (n, T)
+        x_k[:, : self.parts.prefix] = 0  # tokens set aside keep the channel
+        r_k = torch.einsum("htd,hdn->nht", self.q, W_k)
+        a = (self.scores - r_k[..., None] * x_k[:, None, None]).softmax(-1)  # (n, heads, asking, T)
+        lost = torch.einsum("nhtj,nj,hdn->nhtd", a, x_k, W_v)
+        skip = self.skip.expand(len(k), -1, -1)
+        return self.parts.classify(self.block.after(skip, a @ self.v - lost))
