@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ..classifier import Classifier
-from ..embedded import EMBEDDED
+from ..scene_networks import NETWORKS
 from ..models import load_model
 from .controller import Controller
 from .events import Result, Settings
@@ -69,7 +69,7 @@ def _networks(
 ) -> dict[str, Classifier | str]:
     if isinstance(given, (Classifier, str)):
         name = given if isinstance(given, str) else given.name
-        siblings = [other for other in EMBEDDED if other != name] if name in EMBEDDED else []
+        siblings = [other for other in NETWORKS if other != name] if name in NETWORKS else []
         return {name: given, **{other: other for other in siblings}}
     if not isinstance(given, Mapping):
         names = [c if isinstance(c, str) else getattr(c, "name", "") for c in given]
