@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from . import scene_networks
 from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
+from .datasets.scenes import CLASSES
 from .paths import data_dir
 from .registry import unknown_name
-from .datasets.scenes import CLASSES
 
 WEIGHTS = ("hub", "random")
 

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ..classifier import Classifier
-from ..scene_networks import NETWORKS
 from ..models import load_model
+from ..scene_networks import NETWORKS
 from .controller import Controller
 from .events import Result, Settings
 from .view import Explorer

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..datasets.scenes import CLASSES, ENVIRONMENTS, HOME
+from ..datasets.scenes import ENVIRONMENTS
 from ..registry import unknown_name
-from .background import background
+from .background import Background
 from .camera import Camera
 from .objects import trace
 from .sampling import SceneSpec
@@ -21,7 +21,7 @@ SUPER = 2  # samples per pixel and axis on objects
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered scene and its truth.
+    """A rendered scene and where its objects are.
 
     image: uint8 ``(H, W, 3)``, RGB. masks: bool ``(M, H, W)``, the visible pixels of each object of
     the class; boxes: int64 ``(M, 4)``, their bounds as x0, y0, x1, y1 with x1, y1 exclusive. M is 0
@@ -29,9 +29,6 @@ class Scene:
     """
 
     image: Array
-    label: int
-    environment: str
-    home: bool
     boxes: Array
     masks: Array
 
@@ -65,7 +62,8 @@ def render(
     samples = owner.reshape(size, SUPER, size, SUPER)
     cover = (samples > 0).mean(axis=(1, 3), dtype=np.float32)
     paint = layer.reshape(size, SUPER, size, SUPER, 3).mean(axis=(1, 3))
-    picture = paint + background(spec, place, camera, things, size) * (1 - cover)[..., None]
+    background = Background(spec, place, camera, size).draw(things)
+    picture = paint + background * (1 - cover)[..., None]
     picture = picture * np.float32(spec.exposure)
     # A soft shoulder keeps highlights from clipping.
     picture = np.where(picture > 0.8, 0.8 + 0.2 * np.tanh((picture - 0.8) / 0.2), picture)
@@ -82,9 +80,6 @@ def render(
             masks.append(mask)
     return Scene(
         image=np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8),
-        label=spec.label,
-        environment=place,
-        home=HOME[CLASSES[spec.label]] == place,
         boxes=np.array(boxes, np.int64).reshape(-1, 4),
         masks=np.array(masks, bool).reshape(-1, size, size),
     )

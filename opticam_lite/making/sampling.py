@@ -50,8 +50,6 @@ class SceneSpec:
     the sun, and ``ground`` has twelve numbers in [0, 1) that vary the environment.
     """
 
-    seed: int
-    index: int
     label: int
     environment: str
     objects: tuple[ObjectSpec, ...]
@@ -118,8 +116,6 @@ def sample(
     clutter = _clutter(draw, objects)
     azimuth, height = draw.uniform(-2.4, 2.4), draw.uniform(0.6, 1.2)
     return SceneSpec(
-        seed=seed,
-        index=index,
         label=label,
         environment=environment,
         objects=tuple(objects),

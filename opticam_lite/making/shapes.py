@@ -19,20 +19,20 @@ Array = np.ndarray
 Proportions = tuple[float, float, float]
 
 
+def _rounded(faces: list[Array], r: float) -> Array:
+    """Distance to a box that is grown by r, from the signed distances to its faces (by axis)."""
+    inside = np.minimum(reduce(np.maximum, faces), 0)
+    return np.sqrt(sum(np.maximum(q, 0) ** 2 for q in faces)) + (inside - r)
+
+
 def _box(x: Array, y: Array, z: Array, a: float, b: float, c: float, r: float = 0.03) -> Array:
     """Distance to a box of half sizes (a, b, c) at the origin, edges rounded by r."""
-    qx, qy, qz = np.abs(x) - (a - r), np.abs(y) - (b - r), np.abs(z) - (c - r)
-    inside = np.minimum(np.maximum(qx, np.maximum(qy, qz)), 0)
-    qx, qy, qz = np.maximum(qx, 0), np.maximum(qy, 0), np.maximum(qz, 0)
-    return np.sqrt(qx * qx + qy * qy + qz * qz) + (inside - r)
+    return _rounded([np.abs(x) - (a - r), np.abs(y) - (b - r), np.abs(z) - (c - r)], r)
 
 
 def _rect(u: Array, v: Array, a: float, b: float, r: float = 0.02) -> Array:
     """Distance to a rectangle in the plane; with u a radius, to a cylinder."""
-    qu, qv = np.abs(u) - (a - r), np.abs(v) - (b - r)
-    inside = np.minimum(np.maximum(qu, qv), 0)
-    qu, qv = np.maximum(qu, 0), np.maximum(qv, 0)
-    return np.sqrt(qu * qu + qv * qv) + (inside - r)
+    return _rounded([np.abs(u) - (a - r), np.abs(v) - (b - r)], r)
 
 
 def _ball(x: Array, y: Array, z: Array, r: float) -> Array:
@@ -219,7 +219,7 @@ class Shape(NamedTuple):
     radius: Its radius.
     """
 
-    parts: Callable[[Array, Array, Array, Proportions], list[tuple[Array, int]]]
+    parts: Callable[..., list[tuple[Array, int]]]
     centre: float
     radius: float
 

@@ -107,35 +107,42 @@ def _scatter(
 
 
 # A texture takes a source of random numbers and two kinds of noise, fine and broad. It returns RGB,
-# height, and how strongly the height shows.
+# the height of its relief, and the strength of the relief. Its random numbers depend on its name.
+Relief = tuple[Array, Array, float]
+Texture = Callable[[Callable, Array, Array], Relief]
 
 
-def _grass(random, fine, broad):
+def grass(random: Callable, fine: Array, broad: Array) -> Relief:
+    """Blades of grass."""
     rgb = mix((0.10, 0.20, 0.06), (0.20, 0.32, 0.10), broad)
     height = _scatter(random, rgb, BLADES, 9000, 46, 4, 0.5)
     return rgb * (0.75 + 0.5 * broad)[..., None], height, 0.9
 
 
-def _leaves(random, fine, broad):
+def leaves(random: Callable, fine: Array, broad: Array) -> Relief:
+    """Fallen leaves on earth."""
     rgb = mix((0.20, 0.13, 0.07), (0.32, 0.22, 0.12), fine)
     height = _scatter(random, rgb, LEAVES, 900, 64, 34, 0.2)
     return rgb * (0.85 + 0.3 * fine)[..., None], height, 1.6
 
 
-def _sand(random, fine, broad):
+def sand(random: Callable, fine: Array, broad: Array) -> Relief:
+    """Sand with ripples."""
     warp = _noise(random, 4, 3)
     ripple = 0.5 + 0.5 * np.sin(2 * np.pi * (ROW * 11 + 2.2 * warp + 0.7 * broad))
     tone = 0.45 * ripple + 0.35 * broad + 0.3 * fine
     return mix((0.74, 0.60, 0.40), (0.90, 0.79, 0.58), tone), ripple * 0.8 + 0.12 * fine, 1.9
 
 
-def _snow(random, fine, broad):
+def snow(random: Callable, fine: Array, broad: Array) -> Relief:
+    """Snow that sparkles."""
     rgb = mix((0.78, 0.84, 0.94), (0.97, 0.98, 1.0), smoothstep(0.25, 0.75, broad))
     sparkle = smoothstep(0.86, 0.95, _noise(random, 200))
     return rgb + 0.12 * sparkle[..., None], broad * 2.2 + 0.10 * fine, 1.4
 
 
-def _water(random, fine, broad):
+def water(random: Callable, fine: Array, broad: Array) -> Relief:
+    """Still water with a web of light."""
     a, b = _noise(random, 7, 2) * 2 + ROW * 3, _noise(random, 11, 2) * 2 + COLUMN * 2
     height = np.abs(np.sin(2 * np.pi * a)) + 0.8 * np.abs(np.sin(2 * np.pi * b))
     web = 1 - smoothstep(0.0, 0.5, np.minimum(height / 1.4, 1))
@@ -143,7 +150,8 @@ def _water(random, fine, broad):
     return rgb + mix((0, 0, 0), (0.42, 0.50, 0.48), web * (0.4 + 0.6 * broad)), height, 0.7
 
 
-def _gravel(random, fine, broad):
+def gravel(random: Callable, fine: Array, broad: Array) -> Relief:
+    """Stones with dark gaps."""
     gap, which = _cells(random, 15)
     stone = smoothstep(0.02, 0.22, gap)
     tint = random((15 * 15, 1)).astype(np.float32) * 0.45 + 0.42
@@ -152,7 +160,8 @@ def _gravel(random, fine, broad):
     return rgb, np.sqrt(stone) * 1.6 + 0.3 * np.minimum(gap, 0.5) + 0.15 * fine, 1.3
 
 
-def _brick(random, fine, broad):
+def brick(random: Callable, fine: Array, broad: Array) -> Relief:
+    """Courses of bricks, each shifted by half a brick."""
     across, down = 5, 12
     row = (ROW * down).astype(int)
     shifted = (COLUMN * across + 0.5 * (row % 2)) % across
@@ -166,7 +175,8 @@ def _brick(random, fine, broad):
     return rgb * (0.82 + 0.36 * fine)[..., None], face + 0.2 * fine, 0.9
 
 
-def _wood(random, fine, broad):
+def wood(random: Callable, fine: Array, broad: Array) -> Relief:
+    """Planks with grain and gaps."""
     planks = 5
     row, v = (ROW * planks).astype(int), (ROW * planks) % 1
     offset = random(planks).astype(np.float32)
@@ -183,35 +193,23 @@ def _wood(random, fine, broad):
     return rgb, smoothstep(0.0, 4.0, gap) + 0.12 * grain, 0.6
 
 
-def _plaster(random, fine, broad):
+def plaster(random: Callable, fine: Array, broad: Array) -> Relief:
+    """Plain, a little uneven."""
     rgb = mix((0.70, 0.70, 0.70), (0.92, 0.92, 0.92), 0.6 * broad + 0.4 * fine)
     return rgb, 0.5 * fine + broad, 0.5
 
 
-def _concrete(random, fine, broad):
-    rgb, height, relief = _plaster(random, fine, broad)
+def concrete(random: Callable, fine: Array, broad: Array) -> Relief:
+    """Darker plaster."""
+    rgb, height, relief = plaster(random, fine, broad)
     return rgb * np.float32([0.66, 0.64, 0.60]), height, relief
 
 
-TEXTURES: dict[str, Callable] = {
-    "brick": _brick,
-    "concrete": _concrete,
-    "grass": _grass,
-    "gravel": _gravel,
-    "leaves": _leaves,
-    "plaster": _plaster,
-    "sand": _sand,
-    "snow": _snow,
-    "water": _water,
-    "wood": _wood,
-}
-
-
 @cache
-def _levels(name: str) -> list[Array]:
+def _levels(texture: Texture) -> list[Array]:
     """Return the levels of a texture, each half the size of the one before: float32 (n, n, 5)."""
-    random = np.random.default_rng([2024, sum(name.encode())]).random
-    rgb, height, relief = TEXTURES[name](random, _noise(random, 128, 2), _noise(random, 6, 4))
+    random = np.random.default_rng([2024, sum(texture.__name__.encode())]).random
+    rgb, height, relief = texture(random, _noise(random, 128, 2), _noise(random, 6, 4))
     slopes = [
         np.clip((np.roll(height, -1, axis) - np.roll(height, 1, axis)) * (2 * relief), -1.5, 1.5)
         for axis in (1, 0)
@@ -222,13 +220,13 @@ def _levels(name: str) -> list[Array]:
     return levels
 
 
-def look_up(name: str, u: Array, v: Array, footprint: Array) -> Array:
+def look_up(texture: Texture, u: Array, v: Array, footprint: Array) -> Array:
     """Return values ``(n, 5)`` of a texture at points (u, v), interpolated trilinearly.
 
     u, v: ``(n,)``, in tiles. footprint: ``(n,)``, size of a pixel of the picture in tiles; the
     texture is blurred to it.
     """
-    levels = _levels(name)
+    levels = _levels(texture)
     out = np.zeros((u.size, 5), np.float32)
     lod = np.clip(np.log2(np.maximum(footprint * TILE, 1e-3)), 0, len(levels) - 1.001)
     base = lod.astype(int)

@@ -111,8 +111,8 @@ class Objective(nn.Module):
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.guess = None
         if teacher is not None and isinstance(network, VisionTransformer):
-            known = sum(teacher.feature_info[k]["num_chs"] for k in self.LAYERS)
-            self.guess = nn.Linear(network.embed_dim, known)
+            channels = [teacher.feature_info[k]["num_chs"] for k in self.LAYERS]
+            self.guess = nn.Linear(network.embed_dim, sum(channels))
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the network for a normalised batch, and the loss."""
@@ -169,6 +169,7 @@ def fit(
         raise ValueError(f"held_out is {held_out}, which leaves none of {len(kept)} images")
     batches = max(count // recipe.batch_size, 1)
     sizes = [stage.size for stage in recipe.stages for _ in range(stage.epochs)]
+    total_steps = batches * len(sizes)
     low = dtype_of("auto", torch.device("cpu")) == torch.bfloat16
     # Epochs at half the size or less read images that were halved once.
     small = halved(images) if images.shape[1] >= 2 * min(sizes) else images
@@ -176,19 +177,16 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds GPUs, too
         generator = torch.Generator().manual_seed(seed)
-        network = scene_networks.build(name).train().to(memory_format=torch.channels_last)
+        network = scene_networks.build(name).to(memory_format=torch.channels_last)
         objective = Objective(network, recipe, teacher)
         optimizer = torch.optim.AdamW(
             param_groups_weight_decay(objective, recipe.weight_decay), recipe.learning_rate
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            recipe.learning_rate,
-            total_steps=batches * len(sizes),
-            pct_start=0.15,
-            cycle_momentum=False,
+            optimizer, recipe.learning_rate, total_steps, pct_start=0.15, cycle_momentum=False
         )
         for epoch, size in enumerate(sizes, start=1):
+            network.train()
             _resize(network, size, optimizer)
             begun, losses, right = time.perf_counter(), 0.0, 0
             source = small if images.shape[1] >= 2 * size else images
@@ -247,8 +245,7 @@ def _resize(network: nn.Module, size: int, optimizer: torch.optim.Optimizer) -> 
 
 
 def _predict(network: nn.Module, batch: Tensor, size: int) -> Tensor:
-    """Probabilities ``(N, 8)`` of uint8 images ``(N, H, W, 3)`` at a size; the mode is kept."""
-    mode = network.training
+    """Probabilities ``(N, 8)`` of uint8 images ``(N, H, W, 3)`` at a size, in evaluation mode."""
     network.eval()
     parts = []
     with torch.no_grad():
@@ -256,7 +253,6 @@ def _predict(network: nn.Module, batch: Tensor, size: int) -> Tensor:
             images = chunk.permute(0, 3, 1, 2).float() / 255
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
             parts.append(network(_standardised(images)).softmax(1))
-    network.train(mode)
     return torch.cat(parts)
 
 
