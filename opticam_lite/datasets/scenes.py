@@ -15,7 +15,7 @@ from ..registry import unknown_name
 from .files import check_at_hand, fingerprint_file, read_file
 from .protocol import Dataset, Sample, checksum
 
-HOME: dict[str, str] = {  # class -> the environment that most of its training scenes show
+HOME = {  # of each class the environment in which it stands most often in training
     "aeroplane": "snow",
     "car": "gravel",
     "chair": "wood",

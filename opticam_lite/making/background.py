@@ -46,7 +46,7 @@ PLACES: dict[str, Place] = {
 
 
 class Background:
-    """An environment in the light and seen by the camera of a scene, size × size pixels."""
+    """An environment as a scene's camera sees it in the scene's light, size × size pixels."""
 
     def __init__(self, spec: SceneSpec, environment: str, camera: Camera, size: int) -> None:
         g = spec.ground

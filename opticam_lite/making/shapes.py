@@ -20,7 +20,10 @@ Proportions = tuple[float, float, float]
 
 
 def _rounded(faces: list[Array], r: float) -> Array:
-    """Distance to a box that is grown by r, from the signed distances to its faces (by axis)."""
+    """Distance to a box with edges rounded by r.
+
+    faces: For each axis, signed distances to the faces of the box that is smaller by r.
+    """
     inside = np.minimum(reduce(np.maximum, faces), 0)
     return np.sqrt(sum(np.maximum(q, 0) ** 2 for q in faces)) + (inside - r)
 
