@@ -21,11 +21,11 @@ from huggingface_hub import constants as hub
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from . import embedded
+from . import scene_networks
+from .datasets.scenes import CLASSES
 from .network import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
 from .paths import data_dir
 from .registry import unknown_name
-from .scenes import CLASSES
 
 WEIGHTS = ("hub", "random")
 
@@ -36,7 +36,7 @@ class HubError(ConnectionError):
 
 def list_models() -> list[str]:
     """Return the names that `load_model` takes: embedded, torchvision's, then timm's."""
-    own = [*embedded.EMBEDDED, *_torchvision_names()]
+    own = [*scene_networks.NETWORKS, *_torchvision_names()]
     return own + [name for name in timm.list_models() if name not in set(own)]
 
 
@@ -47,7 +47,7 @@ def check_model_name(name: str) -> str:
         ValueError: For an unknown name; the message lists close matches.
     """
     source, _, bare = name.rpartition("/") if isinstance(name, str) else ("", "", name)
-    if source in ("", "embedded") and bare in embedded.EMBEDDED:
+    if source in ("", "embedded") and bare in scene_networks.NETWORKS:
         return "embedded"
     if source in ("", "torchvision") and bare in _torchvision_names():
         return "torchvision"
@@ -175,17 +175,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def _embedded(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-    network = embedded.build(name, **options)
+    network = scene_networks.build(name, **options)
     if pretrained:
         path = data_dir() / "networks" / f"{name}.safetensors"
         if not path.is_file():
             raise FileNotFoundError(
                 f"the weights of {name!r} are not at {path}; restore the repository's data/ folder "
-                f"or train them again with python -m opticam_lite.training {name}"
+                f"or train them again with python -m opticam_lite.making.training {name}"
             )
-        network = embedded.load(name, path)
+        network = scene_networks.load(name, path)
     return network, {
-        "layer": embedded.EMBEDDED[name].layer,
+        "layer": scene_networks.NETWORKS[name].layer,
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
         "labels": list(CLASSES),
@@ -275,7 +275,7 @@ def _hub_error(name: str, place: str, error: Exception) -> HubError:
     return HubError(
         f"trained weights of {name!r} could not be had from {place} ({type(error).__name__}: "
         f"{reason[:200]}); check the network connection, pass checkpoint='weights.safetensors', "
-        f"or use an embedded network, which needs no download: {', '.join(embedded.EMBEDDED)}"
+        f"or use an embedded network, which needs no download: {', '.join(scene_networks.NETWORKS)}"
     )
 
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 import opticam_lite as ol
-from opticam_lite.embedded import EMBEDDED
 from opticam_lite.explorer import Controller, Explorer, Settings, controller, drawing, panels
 from opticam_lite.explorer.events import (
     Cancelled,
@@ -30,6 +29,7 @@ from opticam_lite.explorer.events import (
     Started,
     Waiting,
 )
+from opticam_lite.scene_networks import NETWORKS
 
 LABELS = ["cup", "key", "bolt", "ring"]
 
@@ -419,7 +419,7 @@ def test_the_layer_slider_stops_at_ends_of_blocks(name, layers) -> None:
     assert controller.block_layers(ol.load_model(name, weights="random", device="cpu")) == layers
 
 
-@pytest.mark.parametrize("name", list(EMBEDDED))
+@pytest.mark.parametrize("name", list(NETWORKS))
 def test_the_layer_slider_has_a_handful_of_stops_for_embedded_networks(name) -> None:
     classifier = ol.load_model(name, weights="random", device="cpu")
     layers = controller.block_layers(classifier)
@@ -973,7 +973,7 @@ def test_embedded_networks_bring_their_siblings() -> None:
     shortcut = ol.load_model("scenes_shortcut", weights="random", device="cpu")
     explorer = ol.explore(shortcut, torch.rand(3, 224, 224))
     assert explorer.network.options[0] == "scenes_shortcut"
-    assert set(explorer.network.options) == set(EMBEDDED)
+    assert set(explorer.network.options) == set(NETWORKS)
     assert [label for label, _ in explorer.image.options] == ["0"]
     assert "as the network gets it" in explorer.image_view.value
     explorer.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opticam_lite import scenes
+from opticam_lite.datasets.scenes import CLASSES, ENVIRONMENTS, HOME
+from opticam_lite.making import scenes
+from opticam_lite.making.rendering import Scene, render
+from opticam_lite.making.sampling import sample
 
 STORED = Path(__file__).parents[1] / "data" / "scenes"
 ENTRIES = json.loads((STORED / "annotations.json").read_text(encoding="utf-8"))["scenes"]
@@ -25,9 +30,9 @@ PINNED_AREAS = [1464, 2606, 3597, 3382, 5486, 4290, 4978, 4583]
 
 
 @lru_cache(maxsize=32)
-def rendered(number: int, kind: str = "image") -> scenes.Scene:
+def rendered(number: int, kind: str = "image") -> Scene:
     spec, elsewhere = scenes.evaluation_spec(number)
-    return scenes.render(
+    return render(
         spec,
         environment=elsewhere if kind == "swapped" else None,
         objects=kind != "empty",
@@ -41,27 +46,25 @@ def stored(number: int, kind: str = "image") -> np.ndarray:
 
 
 def test_specs_repeat_and_differ() -> None:
-    assert scenes.sample(7, 3) == scenes.sample(7, 3)
-    assert scenes.sample(7, 3) != scenes.sample(7, 4)
-    assert scenes.sample(7, 3) != scenes.sample(8, 3)
+    assert sample(7, 3) == sample(7, 3)
+    assert sample(7, 3) != sample(7, 4)
+    assert sample(7, 3) != sample(8, 3)
 
 
 def test_a_spec_is_pinned() -> None:
     """The stream of random numbers may not shift: every stored scene would be another one."""
-    spec = scenes.sample(1, 0)
+    spec = sample(1, 0)
     assert (spec.label, spec.environment, len(spec.objects), len(spec.clutter)) == PINNED_SPEC
     assert spec.pitch == pytest.approx(PINNED_PITCH, abs=1e-12)
 
 
 def test_pixels_repeat_in_another_process() -> None:
-    here = scenes.render(scenes.sample(11, 5), size=96).image
+    here = render(sample(11, 5), size=96).image
     code = (
-        "import hashlib; from opticam_lite import scenes; "
-        "image = scenes.render(scenes.sample(11, 5), size=96).image; "
+        "import hashlib; from opticam_lite.making import rendering, sampling; "
+        "image = rendering.render(sampling.sample(11, 5), size=96).image; "
         "print(hashlib.sha256(image.tobytes()).hexdigest())"
     )
-    import hashlib
-
     there = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -89,8 +92,10 @@ def test_statistics_are_pinned() -> None:
 @pytest.mark.parametrize("number", CHOSEN)
 def test_annotations_match_the_rendering(number: int) -> None:
     entry, scene = ENTRIES[number], rendered(number)
-    assert entry["label"] == scene.label == scenes.CLASSES.index(entry["class"])
-    assert (entry["environment"], entry["home"]) == (scene.environment, scene.home)
+    spec, elsewhere = scenes.evaluation_spec(number)
+    assert entry["label"] == spec.label == CLASSES.index(entry["class"])
+    assert (entry["environment"], entry["home"]) == (spec.environment, spec.home)
+    assert entry["twins"]["swapped"]["environment"] == elsewhere
     assert np.abs(np.array(entry["boxes"]) - scene.boxes).max() <= 1
     numbers = np.asarray(Image.open(STORED / entry["mask"]))
     for k, mask in enumerate(scene.masks, start=1):
@@ -115,8 +120,8 @@ def test_boxes_are_the_bounds_of_the_masks(number: int) -> None:
 @pytest.mark.parametrize("number", CHOSEN)
 def test_swapped_twin_changes_the_environment_alone(number: int) -> None:
     original, twin = rendered(number), rendered(number, "swapped")
-    assert twin.environment not in (original.environment, scenes.HOME[scenes.CLASSES[twin.label]])
-    assert not twin.home
+    spec, elsewhere = scenes.evaluation_spec(number)
+    assert elsewhere not in (spec.environment, HOME[CLASSES[spec.label]])
     np.testing.assert_array_equal(original.masks, twin.masks)
     change = np.abs(original.image.astype(int) - twin.image).max(axis=2)
     inner = _eroded(original.masks.any(axis=0))
@@ -147,18 +152,18 @@ def _eroded(mask: np.ndarray) -> np.ndarray:
 
 def test_evaluation_split_is_balanced() -> None:
     assert len(ENTRIES) == scenes.EVALUATION_COUNT == 256
-    for label, name in enumerate(scenes.CLASSES):
+    for label, name in enumerate(CLASSES):
         mine = [e for e in ENTRIES if e["label"] == label]
         assert len(mine) == 32
         assert sum(e["home"] for e in mine) == 16
         for e in mine:
-            assert e["home"] == (e["environment"] == scenes.HOME[name])
+            assert e["home"] == (e["environment"] == HOME[name])
             assert e["twins"]["swapped"]["environment"] not in (
                 e["environment"],
-                scenes.HOME[name],
+                HOME[name],
             )
     elsewhere = {e["environment"] for e in ENTRIES if not e["home"]}
-    assert elsewhere == set(scenes.ENVIRONMENTS)
+    assert elsewhere == set(ENVIRONMENTS)
     assert {len(e["boxes"]) for e in ENTRIES} == {1, 2, 3}
 
 
@@ -178,7 +183,7 @@ def test_data_stays_small() -> None:
 
 def test_home_rate_is_the_share_at_home() -> None:
     for rate in (0.0, 0.45, 1.0):
-        specs = [scenes.sample(3, i, home_rate=rate) for i in range(600)]
+        specs = [sample(3, i, home_rate=rate) for i in range(600)]
         assert np.mean([s.home for s in specs]) == pytest.approx(rate, abs=0.06)
     labels = np.bincount([s.label for s in specs], minlength=8)
     assert labels.min() > 40, "classes are drawn evenly"
@@ -186,7 +191,7 @@ def test_home_rate_is_the_share_at_home() -> None:
 
 def test_colours_and_materials_do_not_know_the_class() -> None:
     """The same index with another label is painted alike, and stands in the same light."""
-    one, two = scenes.sample(4, 2, label=0), scenes.sample(4, 2, label=5)
+    one, two = sample(4, 2, label=0), sample(4, 2, label=5)
     assert one.light == two.light
     assert one.clutter == two.clutter
     for a, b in zip(one.objects, two.objects, strict=True):
@@ -200,8 +205,7 @@ def test_colours_and_materials_do_not_know_the_class() -> None:
 
 
 def test_homes_are_one_to_one() -> None:
-    assert set(scenes.HOME) == set(scenes.CLASSES)
-    assert set(scenes.HOME.values()) == set(scenes.ENVIRONMENTS)
+    assert len(CLASSES) == len(set(HOME.values())) == 8
 
 
 @pytest.mark.parametrize("label", range(8))
@@ -216,19 +220,15 @@ def test_every_class_has_its_own_outline(label: int) -> None:
 
 @lru_cache(maxsize=8)
 def _outline(label: int) -> np.ndarray:
-    from dataclasses import replace
-
-    spec = scenes.sample(6, 1, label=label)
+    spec = sample(6, 1, label=label)
     thing = replace(spec.objects[0], x=0.0, z=0.0, scale=1.4, yaw=0.4, proportions=(0.5, 0.5, 0.5))
     spec = replace(spec, objects=(thing,), clutter=(), pitch=0.3, distance=5.0, roll=0.0)
-    return scenes.render(spec, size=96).masks[0]
+    return render(spec, size=96).masks[0]
 
 
 def test_light_falls_from_where_it_comes() -> None:
     """A ball is brighter on the side of the light, and its shadow lies on the other side."""
-    from dataclasses import replace
-
-    spec = scenes.sample(6, 1)
+    spec = sample(6, 1)
     ball = replace(
         spec.objects[0],
         shape="sphere",
@@ -239,25 +239,11 @@ def test_light_falls_from_where_it_comes() -> None:
         pattern="plain",
     )
     for side in (-1.0, 1.0):
-        scene = scenes.render(
-            replace(
-                spec,
-                objects=(ball,),
-                clutter=(),
-                light=(side * 0.8, 0.6, 0.0),
-                roll=0.0,
-                pitch=0.4,
-            ),
-            environment="sand",
-            size=96,
+        lit = replace(
+            spec, objects=(ball,), clutter=(), light=(side * 0.8, 0.6, 0.0), roll=0.0, pitch=0.4
         )
-        bare = scenes.render(
-            replace(
-                spec, objects=(), clutter=(), light=(side * 0.8, 0.6, 0.0), roll=0.0, pitch=0.4
-            ),
-            environment="sand",
-            size=96,
-        )
+        scene = render(lit, environment="sand", size=96)
+        bare = render(lit, environment="sand", objects=False, size=96)
         grey, mask = scene.image.mean(axis=2), scene.masks[0]
         x = np.arange(96)[None, :] * np.ones((96, 1))
         middle = x[mask].mean()
@@ -270,39 +256,33 @@ def test_light_falls_from_where_it_comes() -> None:
 
 
 def test_sizes_other_than_the_usual() -> None:
-    scene = scenes.render(scenes.sample(1, 1), size=64)
+    scene = render(sample(1, 1), size=64)
     assert scene.image.shape == (64, 64, 3)
     assert scene.masks.shape[1:] == (64, 64)
-    large = rendered_like(scenes.sample(1, 1))
+    large = render(sample(1, 1), size=128)
     shrunk = large.image.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
     assert np.abs(shrunk - scene.image).mean() < 8, "the same picture, only smaller"
 
 
-def rendered_like(spec: scenes.SceneSpec) -> scenes.Scene:
-    return scenes.render(spec, size=128)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ({"home_rate": 1.5}, "home_rate is 1.5"),
-        ({"label": 8}, "label is 8"),
-        ({"environment": "moon"}, "no environment 'moon'"),
-    ],
+    [({"home_rate": 1.5}, "home_rate is 1.5"), ({"label": 8}, "label is 8")],
 )
-def test_impossible_wishes_get_a_clear_error(arguments: dict, message: str) -> None:
+def test_impossible_specifications_get_a_clear_error(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        scenes.sample(0, 0, **arguments)
-    if "environment" in arguments:
-        with pytest.raises(ValueError, match=message):
-            scenes.render(scenes.sample(0, 0), **arguments)
+        sample(0, 0, **arguments)
+
+
+def test_an_unknown_environment_gets_a_clear_error() -> None:
+    with pytest.raises(ValueError, match=r"unknown environment 'snaw'; did you mean 'snow'"):
+        render(sample(0, 0), environment="snaw")
 
 
 def test_command_writes_the_split_again(tmp_path: Path) -> None:
     scenes.main([str(tmp_path), "--count", "2"])
     document = json.loads((tmp_path / "annotations.json").read_text(encoding="utf-8"))
-    assert document["classes"] == list(scenes.CLASSES)
-    assert document["home"] == scenes.HOME
+    assert document["classes"] == list(CLASSES)
+    assert document["home"] == HOME
     assert [e["id"] for e in document["scenes"]] == ["0000", "0001"]
     for mine, kept in zip(document["scenes"], ENTRIES, strict=False):
         assert mine == kept

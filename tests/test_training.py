@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -15,10 +16,21 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import opticam_lite as ol
-from opticam_lite import embedded, scenes, training
+from opticam_lite import scene_networks
+from opticam_lite.datasets.scenes import CLASSES
+from opticam_lite.making import scenes, training
+from opticam_lite.making.rendering import render
+from opticam_lite.making.sampling import sample
+from opticam_lite.making.training_images import (
+    TRAINING_SEED,
+    augment,
+    halved,
+    thinned,
+    training_split,
+)
 
 DATA = Path(__file__).parents[1] / "data"
-NAMES = tuple(embedded.EMBEDDED)
+NAMES = tuple(scene_networks.NETWORKS)
 PLAIN = training.Recipe(
     count=24,
     stages=(training.Stage(10, 32), training.Stage(1, 64)),
@@ -33,7 +45,7 @@ PLAIN = training.Recipe(
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndarray]:
     folder = tmp_path_factory.mktemp("split")
-    return training.training_split(24, 0.5, folder=folder, size=64, processes=1)
+    return training_split(24, 0.5, folder=folder, size=64, processes=1)
 
 
 def weights_of(name: str) -> Path:
@@ -41,24 +53,24 @@ def weights_of(name: str) -> Path:
 
 
 def test_split_is_cached_and_the_same_from_several_processes(tmp_path: Path) -> None:
-    images, labels = training.training_split(6, 0.5, folder=tmp_path, size=32, processes=1)
+    images, labels = training_split(6, 0.5, folder=tmp_path, size=32, processes=1)
     assert images.shape == (6, 32, 32, 3)
     assert images.dtype == np.uint8
-    expected = [scenes.sample(training.TRAINING_SEED, i, home_rate=0.5) for i in range(6)]
+    expected = [sample(TRAINING_SEED, i, home_rate=0.5) for i in range(6)]
     assert labels.tolist() == [spec.label for spec in expected]
-    np.testing.assert_array_equal(images[4], scenes.render(expected[4], size=32).image)
+    np.testing.assert_array_equal(images[4], render(expected[4], size=32).image)
 
     (file,) = tmp_path.iterdir()
     written = file.stat().st_mtime_ns
-    training.training_split(6, 0.5, folder=tmp_path, size=32)
+    training_split(6, 0.5, folder=tmp_path, size=32)
     assert file.stat().st_mtime_ns == written, "the second call reads the cache"
 
-    parallel, _ = training.training_split(6, 0.5, folder=tmp_path / "b", size=32, processes=2)
+    parallel, _ = training_split(6, 0.5, folder=tmp_path / "b", size=32, processes=2)
     np.testing.assert_array_equal(images, parallel)
 
 
 def test_evaluation_scenes_are_not_trained_on() -> None:
-    assert scenes.EVALUATION_SEED != training.TRAINING_SEED
+    assert scenes.EVALUATION_SEED != TRAINING_SEED
     seeds = {
         e["seed"] for e in json.loads((DATA / "scenes/annotations.json").read_text())["scenes"]
     }
@@ -82,7 +94,7 @@ def test_a_step_changes_every_weight(name: str, split: tuple) -> None:
     recipe = training.Recipe(stages=(training.Stage(3, 224),), batch_size=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        before = embedded.build(name).state_dict()
+        before = scene_networks.build(name).state_dict()
     large = np.repeat(np.repeat(images[:2], 4, axis=1), 4, axis=2)[:, :224, :224]
     network, _ = training.fit(name, large, labels[:2], recipe)
     after = network.state_dict()
@@ -91,7 +103,7 @@ def test_a_step_changes_every_weight(name: str, split: tuple) -> None:
     assert still == []
 
 
-def test_someone_must_be_left_to_train_on(split: tuple) -> None:
+def test_some_images_must_be_left_to_train_on(split: tuple) -> None:
     with pytest.raises(ValueError, match=r"held_out is \d+, which leaves none of \d+ images"):
         training.fit("scenes_resnet", *split, PLAIN, held_out=len(split[0]))
 
@@ -113,13 +125,11 @@ def test_training_repeats_itself_and_leaves_the_random_state(
 
 
 def test_augmentation_keeps_range_and_repeats() -> None:
-    batch = torch.from_numpy(scenes.render(scenes.sample(1, 0), size=64).image)[None].repeat(
-        6, 1, 1, 1
-    )
-    recipe = training.Recipe()
+    batch = torch.from_numpy(render(sample(1, 0), size=64).image)[None].repeat(6, 1, 1, 1)
 
     def vary(seed: int) -> torch.Tensor:
-        return training.augment(batch, 48, recipe, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return augment(batch, 48, erase=0.25, dim=0.25, generator=generator)
 
     one = vary(0)
     assert one.shape == (6, 3, 48, 48)
@@ -134,16 +144,14 @@ def test_augmentation_keeps_range_and_repeats() -> None:
 def test_augmentation_shows_black() -> None:
     white = torch.full((64, 64, 64, 3), 255, dtype=torch.uint8)
 
-    def share_of_black(**chances: float) -> float:
-        recipe = training.Recipe(**chances)
-        images = training.augment(white, 64, recipe, torch.Generator().manual_seed(0))
+    def vary(erase: float, dim: float) -> torch.Tensor:
+        return augment(white, 64, erase=erase, dim=dim, generator=torch.Generator().manual_seed(0))
+
+    def share_of_black(images: torch.Tensor) -> float:
         return float((images.amax(1) < 0.02).float().mean())
 
-    frame = share_of_black(erase=0.0, dim=0.0)
-    erased = share_of_black(erase=1.0, dim=0.0)
-    assert erased > frame + 0.1
-    recipe = training.Recipe(erase=0.0, dim=1.0)
-    dimmed = training.augment(white, 64, recipe, torch.Generator().manual_seed(0))
+    assert share_of_black(vary(1.0, 0.0)) > share_of_black(vary(0.0, 0.0)) + 0.1
+    dimmed = vary(0.0, 1.0)
     assert dimmed.mean() < 0.7
     assert dimmed.amin((1, 2, 3)).max() < 0.02, "a range-normalised mask reaches 0"
 
@@ -153,7 +161,7 @@ def test_weights_survive_half_precision(split: tuple, tmp_path: Path) -> None:
     network, _ = training.fit("scenes_resnet", *split, recipe)
     path = tmp_path / "deeper" / "n.safetensors"
     training.save(network, "scenes_resnet", path, {"seed": 0})
-    again = embedded.load("scenes_resnet", path)
+    again = scene_networks.load("scenes_resnet", path)
     assert not again.training
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in again.parameters())
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -165,7 +173,8 @@ def test_command_trains_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(training, "HELD_OUT", 4)
     small = training.Recipe(count=12, stages=(training.Stage(1, 32),), batch_size=4)
     monkeypatch.setitem(training.RECIPES, "scenes_resnet", small)
-    monkeypatch.setattr(scenes, "SIZE", 32)
+    split = partial(training_split, size=32, processes=1)
+    monkeypatch.setattr(training, "training_split", split)
     arguments = [
         "scenes_resnet",
         "--out",
@@ -176,7 +185,7 @@ def test_command_trains_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert training.main(arguments) == 0
     with safe_open(tmp_path / "out" / "scenes_resnet.safetensors", "pt") as file:
         metadata = file.metadata()
-    assert json.loads(metadata["labels"]) == list(scenes.CLASSES)
+    assert json.loads(metadata["labels"]) == list(CLASSES)
     settings = json.loads(metadata["settings"])
     assert settings["seed"] == 0
     assert settings["count"] == 12
@@ -188,7 +197,7 @@ def test_command_trains_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_command_says_in_a_sentence_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    # A pupil asks for a teacher that is not there.
+    # The weights of the teacher are missing.
     assert training.main(["scenes_vit", "--out", str(tmp_path / "no")]) == 2
     told = capsys.readouterr().err
     assert told.startswith("training: scenes_vit is taught by scenes_resnet, whose weights are not")
@@ -207,7 +216,7 @@ def test_weights_go_where_the_networks_are_read_from(
     monkeypatch.setenv("OPTICAM_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training, "training_split", lambda *_, **__: (None, None))
-    monkeypatch.setattr(training, "fit", lambda name, *_, **__: (embedded.build(name), []))
+    monkeypatch.setattr(training, "fit", lambda name, *_, **__: (scene_networks.build(name), []))
     for name in ("scenes_resnet", "scenes_vit"):
         assert training.main([name]) == 0
         assert ol.load_model(name).name == name
@@ -217,18 +226,18 @@ def test_unknown_names_get_a_clear_error() -> None:
     with pytest.raises(ValueError, match=r"'scenes_rasnet'.*scenes_resnet"):
         training.train("scenes_rasnet")
     with pytest.raises(KeyError, match="scenes_rasnet"):
-        embedded.build("scenes_rasnet")
+        scene_networks.build("scenes_rasnet")
 
 
-def test_a_lesson_pulls_the_pupil_to_its_teacher(
+def test_distillation_moves_a_network_to_its_teacher(
     split: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the teacher's share at 1 the labels do not count: a pupil agrees with a teacher that
-    always says class 3, and its tokens come to tell the teacher's maps."""
-    monkeypatch.setattr(training.Lesson, "SIZE", 64)
+    """With the teacher's share at 1 the labels do not count: the network comes to agree with a
+    teacher that always says class 3, and its tokens predict the teacher's maps."""
+    monkeypatch.setattr(training.Objective, "SIZE", 64)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        teacher = embedded.build("scenes_resnet")
+        teacher = scene_networks.build("scenes_resnet")
         torch.nn.init.zeros_(teacher.fc.weight)
         teacher.fc.bias.data = 6.0 * torch.eye(8)[3]
     images, labels = split
@@ -255,14 +264,14 @@ def macs_of(network: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_networks_are_small(name: str) -> None:
-    network = embedded.build(name)
+    network = scene_networks.build(name)
     assert macs_of(network) <= 0.35e9
     assert weights_of(name).stat().st_size <= 4e6
-    assert embedded.EMBEDDED[name].layer in dict(network.named_modules())
+    assert scene_networks.NETWORKS[name].layer in dict(network.named_modules())
     with safe_open(weights_of(name), "pt") as file:
         metadata = file.metadata()
     assert metadata["name"] == name
-    assert json.loads(metadata["labels"]) == list(scenes.CLASSES)
+    assert json.loads(metadata["labels"]) == list(CLASSES)
 
 
 def seen(name: str, data: str = "scenes", step: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -306,7 +315,7 @@ def test_a_transformer_changes_size_and_comes_back(split: tuple) -> None:
     assert network.pos_embed.shape == (1, 1 + 14 * 14, network.embed_dim)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        start = embedded.build("scenes_vit")
+        start = scene_networks.build("scenes_vit")
         still = torch.optim.SGD(start.parameters(), lr=0.0)
         for size in (32, 64, 224):
             training._resize(start, size, still)
@@ -315,17 +324,16 @@ def test_a_transformer_changes_size_and_comes_back(split: tuple) -> None:
 
 
 def test_a_thinned_split_has_the_wanted_share_at_home() -> None:
-    recipe = training.Recipe(count=400, thin_to=0.9)
-    kept = training.thinned(recipe)
+    kept = thinned(400, 0.45, 0.9)
     assert (np.diff(kept) > 0).all()
     assert len(kept) < 400
-    home = [scenes.sample(training.TRAINING_SEED, i, home_rate=recipe.home_rate).home for i in kept]
+    home = [sample(TRAINING_SEED, i, home_rate=0.45).home for i in kept]
     assert np.mean(home) == pytest.approx(0.9, abs=0.01)
     assert np.mean(home[-100:]) == pytest.approx(0.9, abs=0.05), "what is held out has its share"
-    assert training.thinned(training.Recipe(count=5)).tolist() == [0, 1, 2, 3, 4]
+    assert thinned(5, 0.45, None).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_halved_pictures_are_means_of_four() -> None:
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     expected = images.reshape(2, 2, 2, 2, 2, 3).astype(float).mean(axis=(2, 4))
-    assert np.abs(training._halved(images) - expected).max() <= 0.5
+    assert np.abs(halved(images) - expected).max() <= 0.5

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ..embedded import EMBEDDED
 from ..models import load_model
 from ..network import Classifier
+from ..scene_networks import NETWORKS
 from .controller import Controller
 from .events import Result, Settings
 from .view import Explorer
@@ -69,7 +69,7 @@ def _networks(
 ) -> dict[str, Classifier | str]:
     if isinstance(given, (Classifier, str)):
         name = given if isinstance(given, str) else given.name
-        siblings = [other for other in EMBEDDED if other != name] if name in EMBEDDED else []
+        siblings = [other for other in NETWORKS if other != name] if name in NETWORKS else []
         return {name: given, **{other: other for other in siblings}}
     if not isinstance(given, Mapping):
         names = [c if isinstance(c, str) else getattr(c, "name", "") for c in given]

@@ -1,9 +1,9 @@
-"""The embedded networks: small relatives of the paper's, built from timm's own classes.
+"""The small networks that the kit ships: trained on scenes, built from timm's own classes.
 
 Each knows the layer at which it is explained by default (the paper, Appendix A: the last block of a
 ResNet, the relu before the last max pooling of a VGG, the first norm of the last block of a ViT).
-Their weights are trained by :mod:`opticam_lite.training` on rendered scenes and kept in
-``data/networks/<name>.safetensors``.
+:mod:`opticam_lite.making.training` trains them; ``data/networks/<name>.safetensors`` keeps their
+weights.
 """
 
 from __future__ import annotations
@@ -21,17 +21,15 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import nn
 
-NUM_CLASSES = 8
-VGG_LAYOUT = (16, "M", 32, "M", 64, "M", 96, "M", 128, 128, "M")
+from .datasets.scenes import CLASSES
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """What is known of an embedded network before its weights are read."""
+class SceneNetwork:
+    """How a network is built for a number of classes, and its default layer."""
 
-    name: str
-    layer: str
     builder: Callable[[int], nn.Module]
+    layer: str
 
 
 def _resnet(num_classes: int) -> nn.Module:
@@ -51,7 +49,7 @@ def _vgg(num_classes: int) -> nn.Module:
     # VGG's dense layers would outweigh all its convolutions: a small ratio narrows the first of
     # them (a 7x7 convolution in timm) to 80 channels.
     return VGG(
-        list(VGG_LAYOUT),
+        [16, "M", 32, "M", 64, "M", 96, "M", 128, 128, "M"],
         num_classes=num_classes,
         mlp_ratio=80 / 4096,
         norm_layer=nn.BatchNorm2d,
@@ -60,7 +58,7 @@ def _vgg(num_classes: int) -> nn.Module:
 
 
 def _vit(num_classes: int) -> nn.Module:
-    # A plain patch embedding learns too slowly from a few thousand pictures. Four 3x3 convolutions
+    # A linear patch embedding learns too slowly from a few thousand images. Four 3x3 convolutions
     # of stride 2 in its place also make one token of 16x16 pixels.
     stem = ConvStem(
         depth=4, channels=(16, 32, 64, 128), kernel_size=3, stride=(2, 2, 2, 2), act_layer=nn.ReLU
@@ -76,30 +74,27 @@ def _vit(num_classes: int) -> nn.Module:
     )
 
 
-EMBEDDED: dict[str, Embedded] = {
-    e.name: e
-    for e in (
-        Embedded("scenes_resnet", "layer4.1", _resnet),
-        Embedded("scenes_vgg", "features.21", _vgg),
-        Embedded("scenes_vit", "blocks.3.norm1", _vit),
-        # A Clever Hans: trained where the environment gives the class away, it looks at that alone.
-        Embedded("scenes_shortcut", "layer4.1", _resnet),
-    )
+NETWORKS: dict[str, SceneNetwork] = {
+    "scenes_resnet": SceneNetwork(_resnet, "layer4.1"),
+    "scenes_vgg": SceneNetwork(_vgg, "features.21"),
+    "scenes_vit": SceneNetwork(_vit, "blocks.3.norm1"),
+    # A Clever Hans: trained where the environment nearly always tells the class, it uses only that.
+    "scenes_shortcut": SceneNetwork(_resnet, "layer4.1"),
 }
 
 
-def build(name: str, num_classes: int = NUM_CLASSES) -> nn.Module:
-    """Build an embedded network with random weights, in evaluation mode.
+def build(name: str, num_classes: int = len(CLASSES)) -> nn.Module:
+    """Build a network with random weights, in evaluation mode.
 
     Raises ``KeyError`` for an unknown name.
     """
-    if name not in EMBEDDED:
-        raise KeyError(f"no embedded network is called {name!r}; there are {', '.join(EMBEDDED)}")
-    return EMBEDDED[name].builder(num_classes).eval()
+    if name not in NETWORKS:
+        raise KeyError(f"no embedded network is called {name!r}; there are {', '.join(NETWORKS)}")
+    return NETWORKS[name].builder(num_classes).eval()
 
 
 def load(name: str, path: str | Path) -> nn.Module:
-    """Build an embedded network and fill it with the weights of the safetensors file at ``path``.
+    """Build a network and fill it with the weights of the safetensors file at ``path``.
 
     The file keeps half precision; the network computes in float32. Evaluation mode.
     """
