@@ -21,7 +21,7 @@ from ..classifier import Classifier
 from ..embedded import EMBEDDED
 from ..models import load_model
 from .controller import Controller
-from .events import Result, Settings
+from .state import Result, Settings
 from .view import Explorer
 
 __all__ = ["Controller", "Explorer", "Result", "Settings", "explore"]
@@ -58,7 +58,7 @@ def explore(
         raise ValueError("images is an empty batch; the explorer needs at least one image")
     if targets is not None:
         targets = first.check_targets(targets, len(images)).cpu()
-    explorer = Explorer(networks, images, targets)
+    explorer = Explorer(Controller(networks, images, targets))
     if run:
         explorer.start()
     return explorer

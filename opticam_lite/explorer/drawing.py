@@ -1,4 +1,4 @@
-"""Draws what the explorer shows, without pyplot: PNG bytes and words for who can't see them."""
+"""Draws what the explorer shows, without pyplot: PNG bytes with alternative texts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from ..methods import METHODS
 from ..plots import Picture, overlay, to_array
 from ..plots import drawing_lock as drawing  # one lock for all that draws
-from .events import Drawn, Result, Settings
+from .state import Drawn, Result, Settings, Shown
 
 TILE = 260
 """Side of a picture on the screen, in CSS pixels: three of them fit beside each other in the 848
 that JupyterLab with its file browser leaves of a window of 1280."""
 BEFORE, AFTER = "#6b7280", "#21918c"
-"""Colours of what is measured on the image and on the masked image; told apart in grey, too."""
+"""Colours of what is measured on the image and on the masked image; distinct in grey, too."""
 
 
 def draw_image(image: Tensor, alt: str) -> Drawn:
@@ -39,20 +39,33 @@ def draw_image(image: Tensor, alt: str) -> Drawn:
     return Drawn(buffer.getvalue(), pixels.shape[1], pixels.shape[0], alt)
 
 
-def draw_maps(image: Tensor, mask: Tensor, settings: Settings, label: str) -> tuple[Drawn, Drawn]:
-    """Draw the overlay and the masked image."""
-    place = where_in_words(mask)
-    return (
-        draw_image(
+def image_name(image: int, classes: Sequence[str]) -> str:
+    """Return the number of an image and its class, if that is known."""
+    return f"Image {image}" + (f": {classes[image]}" if classes[image] else "")
+
+
+def draw_shown(
+    asked: Settings,
+    image: Tensor,
+    mask: Tensor,
+    label: str,
+    objective: Sequence[float],
+    iterations: int,
+) -> Shown:
+    """Draw the overlay, the masked image and, if there is an objective, its curve."""
+    return Shown(
+        asked,
+        overlay=draw_image(
             torch.from_numpy(overlay(image, mask)).permute(2, 0, 1),
-            f"Saliency map of {settings.method} for the class {label} over image "
-            f"{settings.image} in grey: {place}.",
+            f"Saliency map of {asked.method} for the class {label} over image {asked.image} in "
+            f"grey: {where_in_words(mask)}.",
         ),
-        draw_image(
+        masked=draw_image(
             image * mask,
-            f"Image {settings.image} multiplied by the map of {settings.method}: what the map "
-            "calls unimportant is black.",
+            f"Image {asked.image} multiplied by the map of {asked.method}: what the map calls "
+            "unimportant is black.",
         ),
+        curve=draw_curve(objective, iterations) if objective else None,
     )
 
 
@@ -112,31 +125,29 @@ def _curve(axes: Any, objective: Sequence[float], iterations: int) -> None:
 def draw_snapshot(result: Result) -> Picture:
     """Draw a result as one figure, for readers without a kernel."""
     settings = result.settings
-    with drawing:
-        width = 11 if result.objective else 7.7
-        figure = Figure(figsize=(width, 3.1), dpi=110, layout="constrained")
-        FigureCanvasAgg(figure)
-        ratios = [1, 1, 1, 1.45] if result.objective else [1, 1, 1]
-        axes = figure.subplots(1, len(ratios), width_ratios=ratios)
-        pictures = (
-            to_array(result.image),
-            overlay(result.image, result.mask),
-            to_array(result.image * result.mask),
-        )
-        titles = (
-            f"image {settings.image}\np({result.target_label}) = {result.before:.3f}",
-            f"{settings.method}\n{subject(settings)}",
-            f"image × map\np({result.target_label}) = {result.after:.3f}",
-        )
-        for ax, picture, title in zip(axes, pictures, titles, strict=False):
-            ax.imshow(picture)
-            ax.set_title(title, fontsize=10)
-            ax.set_axis_off()
-        bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=axes[1], fraction=0.05, pad=0.02)
-        bar.set_ticks([0, 0.5, 1])
-        if result.objective:
-            _curve(axes[3], result.objective, result.steps)
-            axes[3].set_title("objective", fontsize=10)
+    width = 11 if result.objective else 7.7
+    figure = Figure(figsize=(width, 3.1), dpi=110, layout="constrained")
+    ratios = [1, 1, 1, 1.45] if result.objective else [1, 1, 1]
+    axes = figure.subplots(1, len(ratios), width_ratios=ratios)
+    pictures = (
+        to_array(result.image),
+        overlay(result.image, result.mask),
+        to_array(result.image * result.mask),
+    )
+    titles = (
+        f"image {settings.image}\np({result.target_label}) = {result.before:.3f}",
+        f"{settings.method}\n{subject(settings)}",
+        f"image × map\np({result.target_label}) = {result.after:.3f}",
+    )
+    for ax, picture, title in zip(axes, pictures, titles, strict=False):
+        ax.imshow(picture)
+        ax.set_title(title, fontsize=10)
+        ax.set_axis_off()
+    bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=axes[1], fraction=0.05, pad=0.02)
+    bar.set_ticks([0, 0.5, 1])
+    if result.objective:
+        _curve(axes[3], result.objective, result.steps)
+        axes[3].set_title("objective", fontsize=10)
     curve = f" The objective {_change(result.objective)}." if result.objective else ""
     return Picture(
         figure,
