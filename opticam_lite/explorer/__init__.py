@@ -1,12 +1,14 @@
 """The explorer: one image, one method, and sliders for what decides the map (`ol.explore`).
 
-Two halves. `Controller` knows neither widgets nor notebooks: it runs one worker thread at a time,
-draws with Agg, and posts events. `Explorer` is the view: it turns values of widgets into
-`Settings`, and events into values of widgets.
+`Controller` owns one immutable `State` (state.py) and runs one worker thread at a time; it imports
+no widgets. `Explorer` (view.py) is the widget: a changed control calls `Controller.choose`, and each
+new state is turned by `look` (look.py) into the values of all widgets. So a new feature is a field of
+the state, what changes it in the controller, and what it looks like. An option of methods becomes a
+slider by an entry in `choices.RANGES`.
 
 Why threads: a callback that computes would block the kernel, and with it the cancel button. Where
 callbacks run differs (the main thread with ipykernel 6, a subshell's thread with ipykernel 7 in
-JupyterLab), so nothing here relies on it: all that changes is guarded by the controller's lock,
+JupyterLab), so nothing here relies on it: the state changes only under the controller's lock,
 figures are drawn without pyplot under one lock, and no worker ever writes to an `Output` widget,
 which would capture the output of every thread.
 """

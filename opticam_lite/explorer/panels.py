@@ -10,7 +10,7 @@ from matplotlib import colormaps
 
 from ..methods import METHODS
 from ..plots import COLORMAP
-from .choices import RANGES, Choices
+from .choices import Choices, is_whole
 from .drawing import AFTER, BEFORE, TILE
 from .state import Drawn, Result, State
 
@@ -30,7 +30,7 @@ _COLOURS = ", ".join(
 
 HEADER = f"""<style>
 .olx {{ --olx-colours: {_COLOURS}; }}
-{Path(__file__).with_name("style.css").read_text()}</style>
+{Path(__file__).with_name("style.css").read_text("utf-8")}</style>
 <h3>What does the network look at?</h3>
 <p class="olx-soft">Choose an image, a class and a method and press <b>Run</b>. Then change one
 thing, guess what it does, and run again.</p>"""
@@ -176,11 +176,11 @@ def history(results: Sequence[Result]) -> str:
     """Return a table of the last runs, so that settings can be compared."""
     if not results:
         return ""
-    last = list(enumerate(results, start=1))[-LAST:]
-    options = [o for o in RANGES if any(o in result.settings.options for _, result in last)]
     rows = []
-    for number, result in last:
+    for number, result in list(enumerate(results, start=1))[-LAST:]:
         s = result.settings
+        whole = [str(value) for option, value in s.options.items() if is_whole(option)]
+        other = [f"{v:.2g}" for option, v in s.options.items() if not is_whole(option)]
         rows.append(
             {
                 "run": number,
@@ -189,7 +189,8 @@ def history(results: Sequence[Result]) -> str:
                 "method": s.method,
                 "network": s.network,
                 "layer": s.layer if METHODS[s.method].uses_layer else "–",
-                **{o.replace("_", " "): _option(s.options.get(o)) for o in options},
+                "rate": ", ".join(other) or "–",
+                "steps": ", ".join(whole) or "–",
                 "p before": probability(result.before),
                 "p after": probability(result.after),
                 "drop ↓": f"{result.drop:.1%}",
@@ -208,7 +209,3 @@ def _line(tag: str, cells: Mapping[str, object]) -> str:
     classes = ["" if column in names else " class=n" for column in cells]
     both = zip(classes, cells.values(), strict=True)
     return f"<tr>{''.join(f'<{tag}{c}>{escape(str(text))}</{tag}>' for c, text in both)}</tr>"
-
-
-def _option(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2g}" if isinstance(value, float) else str(value)

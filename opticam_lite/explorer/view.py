@@ -31,18 +31,20 @@ class Explorer(widgets.VBox):
         self.target = _control(widgets.Dropdown, "Class")
         self.network = _control(widgets.Dropdown, "Network", options=list(controller.sources))
         self.method = _control(widgets.Dropdown, "Method")
-        self.layer = _control(
-            widgets.SelectionSlider, "Layer", options=[""], continuous_update=False
-        )
-        self.layer_note = widgets.HTML()
+        self.layer = _slider(widgets.SelectionSlider, "Layer", options=[""])
+        self.layer_note, self.problem = widgets.HTML(), widgets.HTML()
         for option in RANGES:
-            setattr(self, option, _slider(option))
+            label = option.replace("_", " ").capitalize()
+            if is_whole(option):
+                slider = _slider(widgets.IntSlider, label)
+            else:
+                slider = _slider(widgets.FloatLogSlider, label, step=0.1, readout_format=".2g")
+            setattr(self, option, slider)
         narrow = {"width": "96px"}
         self.run_button = widgets.Button(icon="play", button_style="primary", layout=narrow)
         self.cancel_button = widgets.Button(description="Cancel", icon="stop", layout=narrow)
         self.progress = widgets.IntProgress(layout={"width": "200px"})
         self.status = widgets.HTML(layout={"flex": "1 1 320px"})
-        self.problem = widgets.HTML()
         self.image_view, self.overlay_view, self.masked_view = (widgets.HTML() for _ in range(3))
         self.curve_view, self.scores_view, self.history_view = (widgets.HTML() for _ in range(3))
         controller.listener = self._render
@@ -128,17 +130,15 @@ class Explorer(widgets.VBox):
         self.run_button.on_click(lambda button: self.start())
         self.cancel_button.on_click(lambda button: self.cancel())
         for name in ("image", "target", "network", "method", "layer", *RANGES):
-            getattr(self, name).observe(
-                lambda change, n=name: self._choose(n, change["new"]), "value"
-            )
+            control = getattr(self, name)
+            control.observe(lambda change, n=name: self._choose(n, change["new"]), "value")
 
     def _choose(self, name: str, value: Any) -> None:
         """Change a setting, unless the control was set by `_render`."""
         with self.controller.lock:
             if not self._rendering:
-                self.controller.choose(
-                    **({"options": {name: value}} if name in RANGES else {name: value})
-                )
+                change = {"options": {name: value}} if name in RANGES else {name: value}
+                self.controller.choose(**change)
 
     def _render(self, state: State) -> None:
         """Let the widgets show a state. Called under the lock, mostly from a worker.
@@ -178,13 +178,8 @@ def _control(kind: type, label: str, **traits: Any) -> Any:
     )
 
 
-def _slider(option: str) -> Any:
-    label = option.replace("_", " ").capitalize()
-    if is_whole(option):
-        return _control(widgets.IntSlider, label, continuous_update=False)
-    return _control(
-        widgets.FloatLogSlider, label, step=0.1, readout_format=".2g", continuous_update=False
-    )
+def _slider(kind: type, label: str, **traits: Any) -> Any:
+    return _control(kind, label, continuous_update=False, **traits)
 
 
 def _row(*children: widgets.Widget, **layout: str) -> widgets.HBox:
