@@ -1,10 +1,10 @@
 """The explorer: one image, one method, and sliders for what decides the map (`ol.explore`).
 
 `Controller` owns one immutable `State` (state.py) and runs one worker thread at a time; it imports
-no widgets. `Explorer` (view.py) is the widget: a changed control calls `Controller.choose`, and each
-new state is turned by `look` (look.py) into the values of all widgets. So a new feature is a field of
-the state, what changes it in the controller, and what it looks like. An option of methods becomes a
-slider by an entry in `choices.RANGES`.
+no widgets. `Explorer` (view.py) is the widget: a changed control calls `Controller.choose`, and
+`look` (look.py) turns each new state into the values of all widgets. So a new feature is a field of
+the state, what changes it in the controller, and what it looks like. An option of methods becomes
+a slider by an entry in `choices.RANGES`.
 
 Why threads: a callback that computes would block the kernel, and with it the cancel button. Where
 callbacks run differs (the main thread with ipykernel 6, a subshell's thread with ipykernel 7 in
