@@ -1,6 +1,7 @@
 """The explorer: its controller without widgets, its view without a browser."""
 
 import html
+import itertools
 import re
 import subprocess
 import sys
@@ -17,19 +18,16 @@ import torch
 from torch import Tensor, nn
 
 import opticam_lite as ol
-from opticam_lite.explorer import Controller, Explorer, Settings, controller, drawing, panels
-from opticam_lite.explorer.events import (
-    Cancelled,
-    Done,
-    Event,
-    Failed,
-    Prepared,
-    Preview,
-    Progress,
-    Started,
-    Waiting,
+from opticam_lite.explorer import (
+    Controller,
+    Explorer,
+    Settings,
+    choices,
+    controller,
+    drawing,
+    panels,
 )
-from opticam_lite.scene_networks import NETWORKS
+from opticam_lite.explorer.state import State
 
 LABELS = ["cup", "key", "bolt", "ring"]
 
@@ -60,30 +58,43 @@ def images() -> Tensor:
 
 
 class Listener:
-    """Keeps all events, and says when two came at once."""
+    """Keeps all states, and says when two came at once."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.threads: set[str] = set()
+        self.states: list[State] = []
         self.overlapped = False
         self._busy = threading.Lock()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, state: State) -> None:
         if not self._busy.acquire(blocking=False):
             self.overlapped = True
             return
-        self.events.append(event)
-        self.threads.add(threading.current_thread().name)
+        self.states.append(state)
         self._busy.release()
 
-    def of(self, kind: type[Event]) -> list:
-        return [event for event in self.events if isinstance(event, kind)]
+    @property
+    def phases(self) -> list[str]:
+        """The phases that runs went through."""
+        return [phase for phase, _ in itertools.groupby(s.run.phase for s in self.states)]
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """The steps that were told, each once."""
+        steps = [s.run.step for s in self.states if s.run.phase == "running"]
+        return [step for step, _ in itertools.groupby(steps) if step != (0, 0)]
 
 
 def make(classifier: ol.Classifier, images: Tensor, **options) -> tuple[Controller, Listener]:
     listener = Listener()
-    options = {"pace": 0, "preview": 0, **options}
-    return Controller({"tiny": classifier}, images, listener, **options), listener
+    options = {"pace": 0, "preview": 0, "listener": listener, **options}
+    return Controller({"tiny": classifier}, images, **options), listener
+
+
+def ask(control: Controller, **settings) -> int:
+    """Choose settings, wait until they are prepared, and start a run."""
+    control.choose(**settings)
+    assert control.join(30)
+    return control.start()
 
 
 class Gate:
@@ -105,20 +116,20 @@ class Gate:
 
 def test_a_run_tells_each_step_and_ends_with_what_explain_gives(classifier, images) -> None:
     control, listener = make(classifier, images)
-    run = control.start(Settings(1, "tiny", target=2, iterations=7, learning_rate=0.3))
+    options = {"iterations": 7, "learning_rate": 0.3}
+    run = ask(control, image=1, target=2, options=options)
     assert control.join(30)
-    kinds = [type(event) for event in listener.events]
-    assert kinds[:2] == [Started, Prepared]
-    assert kinds[-1] is Done
-    assert [(p.index, p.total) for p in listener.of(Progress)] == [(i, 7) for i in range(1, 8)]
-    assert listener.of(Preview)
-    assert {event.run for event in listener.events} == {run}
+    assert listener.phases[-3:] == ["working", "running", "done"]
+    assert listener.steps == [(i, 7) for i in range(1, 8)]
+    assert control.state is listener.states[-1]
+    assert control.state.run.number == run
+    previews = [s for s in listener.states if s.shown is not None and s.result is None]
+    assert {s.run.number for s in previews} == {run}
     assert not listener.overlapped
-    assert not control.running
+    assert not control.state.run.busy
 
-    (done,) = listener.of(Done)
-    result = done.result
-    expected = ol.explain("opti-cam", classifier, images[1:2], [2], iterations=7, learning_rate=0.3)
+    result = control.state.result
+    expected = ol.explain("opti-cam", classifier, images[1:2], [2], **options)
     torch.testing.assert_close(result.mask, expected[0])
     p, o = ol.masked_probabilities(classifier, images[1:2], expected, torch.tensor([2]))
     assert result.before == pytest.approx(float(p), abs=1e-6)
@@ -129,71 +140,80 @@ def test_a_run_tells_each_step_and_ends_with_what_explain_gives(classifier, imag
     assert result.settings.layer == "3"
     assert len(result.objective) == 7
     assert result.top_before[0][0] == LABELS[int(classifier.predict(images[1:2]))]
-    assert control.history == [result]
+    assert control.state.history == (result,)
 
 
 def test_without_a_target_the_predicted_class_is_explained(classifier, images) -> None:
-    control, listener = make(classifier, images)
-    control.start(Settings(0, "tiny", method="grad-cam"))
+    control, _ = make(classifier, images)
+    ask(control, method="grad-cam")
     control.join(30)
-    (done,) = listener.of(Done)
-    assert done.result.settings.target == int(classifier.predict(images[:1]))
-    assert done.curve is None
-    assert done.result.objective == ()
+    result = control.state.result
+    assert result.settings.target == int(classifier.predict(images[:1]))
+    assert control.state.settings.target is None
+    assert control.state.shown.curve is None
+    assert result.objective == ()
 
 
 def test_a_method_in_chunks_tells_its_progress(classifier, images, monkeypatch) -> None:
     real = controller.explain
     monkeypatch.setattr(controller, "explain", lambda *a, **k: real(*a, chunk=2, **k))
     control, listener = make(classifier, images)
-    control.start(Settings(0, "tiny", method="score-cam"))
+    ask(control, method="score-cam")
     control.join(30)
     A = classifier.features(images[:1])[0]
     total = -(-int((A.amax((1, 2)) > A.amin((1, 2))).sum()) // 2)  # flat channels are left out
     assert total > 1
-    assert [(p.index, p.total) for p in listener.of(Progress)] == [
-        (i, total) for i in range(1, total + 1)
-    ]
-    assert listener.of(Done)
+    assert listener.steps == [(i, total) for i in range(1, total + 1)]
+    assert control.state.result is not None
 
 
 def test_progress_and_previews_are_paced(classifier, images) -> None:
     control, listener = make(classifier, images, pace=3600, preview=3600)
-    control.start(Settings(0, "tiny", iterations=20))
+    ask(control, options={"iterations": 20})
     control.join(30)
-    assert [p.index for p in listener.of(Progress)] == [1, 20]  # the first and the last
-    assert not listener.of(Preview)
+    assert listener.steps == [(1, 20), (20, 20)]
+    assert all(s.shown is None for s in listener.states[:-1])
+
+
+def cancelling(classifier: ol.Classifier, images: Tensor, at: int) -> tuple[Controller, Listener]:
+    """A controller whose listener cancels a run in that step."""
+    listener = Listener()
+
+    def cancel(state: State) -> None:
+        listener(state)
+        if state.run.phase == "running" and state.run.step[0] == at:
+            control.cancel()
+
+    control = Controller({"tiny": classifier}, images, listener=cancel, pace=0, preview=3600)
+    return control, listener
+
+
+def assert_untouched(network: nn.Module) -> None:
+    assert not network.training
+    assert not any(m._forward_hooks or m._backward_hooks for m in network.modules())
+    assert all(p.grad is None and not p.requires_grad for p in network.parameters())
 
 
 def test_a_run_cancelled_midway_leaves_the_network_as_it_was(classifier, images) -> None:
     state = {k: v.clone() for k, v in classifier.network.state_dict().items()}
     before = ol.explain("opti-cam", classifier, images[:1], [0], iterations=5)
-    listener = Listener()
-
-    def cancel_at_three(event: Event) -> None:
-        listener(event)
-        if isinstance(event, Progress) and event.index == 3:
-            control.cancel()
-
-    control = Controller({"tiny": classifier}, images, cancel_at_three, pace=0, preview=3600)
-    control.start(Settings(0, "tiny", iterations=10**6))
+    control, listener = cancelling(classifier, images, at=3)
+    ask(control, options={"iterations": 10**6})
     assert control.join(30)
-    assert listener.of(Cancelled) == [listener.events[-1]]
-    assert (listener.events[-1].index, listener.events[-1].total) == (3, 10**6)
-    assert [p.index for p in listener.of(Progress)] == [1, 2, 3]
-    assert not control.running
-    assert control.history == []
+    assert control.state.run.phase == "cancelled"
+    assert control.state.run.step == (3, 10**6)
+    assert listener.steps == [(i, 10**6) for i in (1, 2, 3)]
+    assert control.state.history == ()
 
-    assert not classifier.network.training
-    assert all(p.grad is None and not p.requires_grad for p in classifier.network.parameters())
+    assert_untouched(classifier.network)
     for name, value in classifier.network.state_dict().items():
         assert torch.equal(value, state[name])
     torch.testing.assert_close(
         ol.explain("opti-cam", classifier, images[:1], [0], iterations=5), before
     )
-    control.start(Settings(0, "tiny", iterations=2))
+    ask(control, options={"iterations": 2})
     control.join(30)
-    assert listener.of(Done)
+    assert control.state.run.phase == "done"
 
 
 TELLING = [name for name in ol.list_methods() if "callback" in ol.methods.METHODS[name].options]
@@ -201,33 +221,24 @@ TELLING = [name for name in ol.list_methods() if "callback" in ol.methods.METHOD
 
 @pytest.mark.parametrize("method", TELLING)
 def test_every_method_that_tells_its_steps_can_be_cancelled(classifier, images, method) -> None:
-    listener = Listener()
-
-    def cancel(event: Event) -> None:
-        listener(event)
-        if isinstance(event, Progress):
-            control.cancel()
-
-    control = Controller({"tiny": classifier}, images, cancel, pace=0, preview=3600)
+    control, listener = cancelling(classifier, images, at=1)
     random = torch.get_rng_state()
-    control.start(Settings(0, "tiny", method=method))
+    ask(control, method=method)
     assert control.join(60)
-    assert [p.index for p in listener.of(Progress)] == [1]
-    assert listener.events[-1] == listener.of(Cancelled)[0]
-    assert control.error is None
-    assert not classifier.network.training
-    assert not any(m._forward_hooks or m._backward_hooks for m in classifier.network.modules())
-    assert all(p.grad is None and not p.requires_grad for p in classifier.network.parameters())
+    assert [index for index, _ in listener.steps] == [1]
+    assert control.state.run.phase == "cancelled"
+    assert control.state.run.message == ""
+    assert_untouched(classifier.network)
     assert torch.equal(torch.get_rng_state(), random)
-    control.start(Settings(0, "tiny", method="fake-cam"))
+    ask(control, method="fake-cam")
     assert control.join(30)
-    assert listener.of(Done)
+    assert control.state.run.phase == "done"
 
 
 def test_cancelling_nothing_says_so(classifier, images) -> None:
     control, listener = make(classifier, images)
     assert control.cancel() is False
-    assert listener.events == []
+    assert listener.states == []
 
 
 def test_a_new_run_cancels_the_former_whose_result_is_dropped(
@@ -235,61 +246,69 @@ def test_a_new_run_cancels_the_former_whose_result_is_dropped(
 ) -> None:
     control, listener = make(classifier, images)
     gate = Gate(monkeypatch)
-    former = control.start(Settings(0, "tiny", method="grad-cam"))
+    former = ask(control, method="grad-cam")
     assert gate.entered.wait(30)
-    new = control.start(Settings(1, "tiny", method="grad-cam"))
+    control.choose(target=1)
+    new = control.start()
     gate.open.set()  # only now does the former's method return, with a result
     assert control.join(30)
     assert new > former
-    assert [type(e) for e in listener.events if e.run == former] == [Started, Prepared, Cancelled]
-    (done,) = listener.of(Done)
-    assert (done.run, done.result.settings.image) == (new, 1)
-    assert len(control.history) == 1
+    phases = [s.run.phase for s in listener.states if s.run.number == former]
+    assert phases[-1] == "cancelled"
+    assert control.state.run.number == new
+    assert control.state.result.settings.target == 1
+    assert len(control.state.history) == 1
 
 
 def test_an_error_of_a_stale_run_is_not_shown(classifier, images, monkeypatch) -> None:
     control, listener = make(classifier, images)
     gate = Gate(monkeypatch)
-    control.start(Settings(0, "tiny", method="no-such-method"))
-    control.join(30)
-    control.start(Settings(0, "tiny", method="grad-cam", target=99))
-    control.join(30)
-    failures = len(listener.of(Failed))
     monkeypatch.setattr(gate, "real", lambda *a, **k: 1 / 0)
-    control.start(Settings(0, "tiny", method="grad-cam"))
+    ask(control, method="grad-cam")
     assert gate.entered.wait(30)
     control.cancel()
     gate.open.set()
     control.join(30)
-    assert failures == 2
-    assert len(listener.of(Failed)) == 2
+    assert "failed" not in listener.phases
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (Settings(0, "tiny", method="grad-kam"), "unknown method 'grad-kam'; did you mean"),
-        (Settings(0, "tiny", target=9), "arget 9 is no class of tiny"),
-        (Settings(0, "tiny", layer="7"), "ayer"),
-        (Settings(0, "other"), "no network 'other' here; choose one of tiny"),
-        (Settings(0, "tiny", learning_rate=-1), "earning_rate is -1"),
+        ({"target": 9}, "arget 9 is no class of tiny"),
+        ({"layer": "7"}, "ayer"),
+        ({"options": {"learning_rate": -1}}, "earning_rate is -1"),
+        ({"options": {"lerning_rate": 1}}, "no option 'lerning_rate'; did you mean"),
     ],
 )
-def test_errors_are_posted_in_plain_words(classifier, images, settings, words) -> None:
-    control, listener = make(classifier, images)
-    control.start(settings)
+def test_errors_are_told_in_plain_words(classifier, images, settings, words) -> None:
+    control, _ = make(classifier, images)
+    ask(control, **settings)
     assert control.join(30)
-    (failed,) = listener.of(Failed)
-    assert words.lower() in failed.message.lower()
-    assert "Traceback" not in failed.message
-    assert "\n" not in failed.message
-    assert "Traceback" in failed.details
-    assert control.error == failed.message
-    assert not control.running
-    control.start(Settings(0, "tiny", iterations=2))  # and life goes on
+    run = control.state.run
+    assert run.phase == "failed"
+    assert words in run.message
+    assert "Traceback" not in run.message
+    assert "\n" not in run.message
+    assert "Traceback" in run.details
+    ask(control, layer=None, method="grad-cam", target=0)
     control.join(30)
-    assert control.error is None
-    assert len(listener.of(Done)) == 1
+    assert control.state.run.phase == "done"
+    assert control.state.run.message == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": "grad-kam"}, "unknown method 'grad-kam'; did you mean"),
+        ({"network": "tinny"}, "unknown network 'tinny'; did you mean 'tiny'"),
+    ],
+)
+def test_what_there_is_not_cannot_be_chosen(classifier, images, settings, words) -> None:
+    control, listener = make(classifier, images)
+    with pytest.raises(ValueError, match=words):
+        control.choose(**settings)
+    assert listener.states == []
 
 
 def test_an_unforeseen_error_names_the_method_and_the_network() -> None:
@@ -303,46 +322,42 @@ def test_an_unforeseen_error_names_the_method_and_the_network() -> None:
 
 
 def test_an_error_of_the_listener_is_shown_too(classifier, images) -> None:
-    listener = Listener()
-
-    def clumsy(event: Event) -> None:
-        listener(event)
-        if isinstance(event, Progress):
+    def clumsy(state: State) -> None:
+        if state.run.step[0] and state.run.phase == "running":
             raise RuntimeError("the view stumbled")
 
-    control = Controller({"tiny": classifier}, images, clumsy, pace=0)
-    control.start(Settings(0, "tiny"))
+    control, _ = make(classifier, images, listener=clumsy)
+    control.start()
     assert control.join(30)
-    assert listener.of(Failed)[0].message == "opti-cam on tiny failed: the view stumbled"
+    assert control.state.run.message == "opti-cam on tiny failed: the view stumbled"
 
 
 def test_two_explorers_never_use_a_network_at_once(classifier, images, monkeypatch) -> None:
-    first, first_listener = make(classifier, images)
-    second, second_listener = make(classifier, images)
+    first, _ = make(classifier, images)
+    second, _ = make(classifier, images)
     gate = Gate(monkeypatch)
-    first.start(Settings(0, "tiny", method="grad-cam"))
+    ask(first, method="grad-cam")
     assert gate.entered.wait(30)
     gate.entered.clear()
-    second.start(Settings(0, "tiny", method="grad-cam"))
+    ask(second, method="grad-cam")
     assert second.join(0.3) is False
-    assert second_listener.of(Waiting)
+    assert second.state.run.phase == "waiting"
     assert not gate.entered.is_set()
     # The one that waits can be cancelled, and started again.
     second.cancel()
     assert second.join(30)
-    second.start(Settings(0, "tiny", method="grad-cam"))
+    second.start()
     gate.open.set()
     assert first.join(30)
     assert second.join(30)
-    assert first_listener.of(Done)
-    assert second_listener.of(Done)
+    assert first.state.run.phase == second.state.run.phase == "done"
 
 
 def test_join_gives_up_after_its_time(classifier, images, monkeypatch) -> None:
     control, _ = make(classifier, images)
     assert control.join(0)  # nothing to wait for
     gate = Gate(monkeypatch)
-    control.start(Settings(0, "tiny", method="grad-cam"))
+    ask(control, method="grad-cam")
     assert gate.entered.wait(30)
     began = time.monotonic()
     assert control.join(0.1) is False
@@ -351,12 +366,11 @@ def test_join_gives_up_after_its_time(classifier, images, monkeypatch) -> None:
     assert control.join()
 
 
-def test_shutting_stops_all_and_posts_nothing(classifier, images) -> None:
+def test_shutting_stops_all_and_tells_nothing(classifier, images) -> None:
     control, listener = make(classifier, images)
-    control.start(Settings(0, "tiny", iterations=10**6))
+    ask(control, options={"iterations": 10**6})
     assert control.shut(30)
-    assert not listener.of(Done)
-    assert not listener.of(Cancelled)
+    assert not {"done", "cancelled"} & set(listener.phases)
 
 
 def test_networks_are_loaded_when_needed_once_and_in_the_worker(images, monkeypatch) -> None:
@@ -368,37 +382,47 @@ def test_networks_are_loaded_when_needed_once_and_in_the_worker(images, monkeypa
 
     monkeypatch.setattr(controller, "load_model", load)
     listener = Listener()
-    control = Controller({"tiny": make_classifier(), "far": "far"}, images, listener)
+    control = Controller({"tiny": make_classifier(), "far": "far"}, images, listener=listener)
     assert calls == []
-    assert control.loaded("far") is None
+    control.choose(network="far")
+    assert control.join(30)
     for layer in (None, "1", None):
-        control.start(Settings(0, "far", layer=layer, iterations=1))
+        ask(control, layer=layer, options={"iterations": 1})
         assert control.join(30)
     assert calls == [("far", False)]
-    assert control.loaded("far").name == "far"
-    assert [p.layer for p in listener.of(Prepared)] == ["3", "1", "3"]
+    assert listener.phases[:4] == ["ready", "loading", "ready", "working"]
+    assert [r.settings.layer for r in control.state.history] == ["3", "1", "3"]
 
 
-def test_a_network_that_cannot_be_loaded_is_an_error_in_words(images) -> None:
-    control = Controller({"rasnet50": "rasnet50"}, images, listener := Listener())
-    control.prepare(Settings(0, "rasnet50"))
+def test_a_network_that_cannot_be_loaded_is_an_error_in_words(classifier, images) -> None:
+    control = Controller({"tiny": classifier, "rasnet50": "rasnet50"}, images)
+    control.choose(network="rasnet50")
     assert control.join(60)
-    assert "did you mean" in listener.of(Failed)[0].message
+    assert "did you mean" in control.state.run.message
 
 
 def test_preparing_tells_what_fits_and_why_the_rest_does_not(classifier, images) -> None:
     control, listener = make(classifier, images)
-    control.prepare(Settings(0, "tiny", layer="1"))
+    control.choose(layer="1")
     assert control.join(30)
-    assert [type(event) for event in listener.events] == [Started, Prepared]
-    prepared = listener.events[-1]
-    assert prepared.layer == "1"
-    assert prepared.shape == (6, 16, 16)
-    assert set(prepared.methods) | set(prepared.refused) == set(ol.list_methods())
-    assert "opti-cam" in prepared.methods
-    assert "cam" in prepared.refused
-    assert prepared.labels == tuple(LABELS)
-    assert not control.running
+    assert listener.phases == ["ready", "working", "ready"]
+    offered = control.state.choices
+    assert control.state.settings.layer == "1"
+    assert offered.shape == (6, 16, 16)
+    assert set(offered.methods) | set(offered.refused) == set(ol.list_methods())
+    assert "opti-cam" in offered.methods
+    assert "cam" in offered.refused
+    assert offered.labels == tuple(LABELS)
+
+
+def test_options_that_have_a_slider_come_from_the_method_with_their_defaults() -> None:
+    assert choices.tunable("opti-cam") == {"learning_rate": 0.1, "iterations": 100}
+    assert choices.tunable("opti-cam-fast") == {"passes": 20}
+    assert choices.tunable("lime") == {"samples": 1000}
+    assert choices.tunable("grad-cam") == {}
+    assert choices.slider_range("opti-cam", "iterations") == (1, 300)
+    assert choices.slider_range("extremal-perturbation", "iterations") == (1, 800)
+    assert choices.slider_range("opti-cam", "learning_rate") == pytest.approx((-2, 0))
 
 
 @pytest.mark.parametrize(
@@ -416,20 +440,20 @@ def test_preparing_tells_what_fits_and_why_the_rest_does_not(classifier, images)
     ],
 )
 def test_the_layer_slider_stops_at_ends_of_blocks(name, layers) -> None:
-    assert controller.block_layers(ol.load_model(name, weights="random", device="cpu")) == layers
+    assert choices.block_layers(ol.load_model(name, weights="random", device="cpu")) == layers
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_the_layer_slider_has_a_handful_of_stops_for_embedded_networks(name) -> None:
     classifier = ol.load_model(name, weights="random", device="cpu")
-    layers = controller.block_layers(classifier)
+    layers = choices.block_layers(classifier)
     assert classifier.layer in layers
     assert 5 <= len(layers) <= 10
 
 
 def test_the_layer_slider_of_a_plain_sequence_stops_at_activations() -> None:
     vgg = ol.load_model("scenes_vgg", weights="random", device="cpu")
-    layers = controller.block_layers(vgg)
+    layers = choices.block_layers(vgg)
     modules = dict(vgg.network.named_modules())
     assert vgg.layer in layers
     assert len(layers) >= 5
@@ -445,8 +469,8 @@ def test_the_layer_slider_has_no_more_stops_than_a_hand_can_set() -> None:
         nn.Linear(4, 4),
     )
     classifier = ol.Classifier(deep, layer="8.0", size=32, device="cpu")
-    layers = controller.block_layers(classifier)
-    assert 20 <= len(layers) <= controller.MAX_LAYERS + 1
+    layers = choices.block_layers(classifier)
+    assert 20 <= len(layers) <= choices.MAX_LAYERS + 1
     assert "8.0" in layers
     assert "40" in " ".join(layers)
     assert layers == [layer for layer in classifier.layers if layer in layers]  # forward order
@@ -496,7 +520,16 @@ def shown(explorer: Explorer) -> str:
     return html.unescape(re.sub(r"<[^>]+>", "", explorer.status.value))
 
 
-def finish(explorer: Explorer) -> None:
+def choose(explorer: Explorer, **values) -> None:
+    """Set controls as code does, and wait until the explorer is ready."""
+    for name, value in values.items():
+        getattr(explorer, name).value = value
+        assert explorer.join(60)
+
+
+def finish(explorer: Explorer, **values) -> None:
+    """Set controls, press Run and wait for the end of the run."""
+    choose(explorer, **values)
     explorer.run_button.click()
     assert explorer.join(30)
 
@@ -528,18 +561,15 @@ def test_it_opens_with_the_methods_that_fit_so_that_one_can_be_chosen_in_code(
         time.sleep(0.2)
         return {"opti-cam": None, "cam": "it has another head", "grad-cam": None}
 
-    monkeypatch.setattr(controller, "applicable", slowly)
-    with closing(Explorer({"tiny": classifier}, images)) as explorer:
+    monkeypatch.setattr(choices, "applicable", slowly)
+    with closing(ol.explore(classifier, images)) as explorer:
         assert explorer.method.options == ("opti-cam", "grad-cam")
-        explorer.method.value = "grad-cam"
-        assert explorer.join(30)
+        choose(explorer, method="grad-cam")
         assert explorer.method.value == "grad-cam"
 
 
 def test_the_run_button_returns_at_once_and_shows_a_result(explorer, classifier, images) -> None:
-    explorer.iterations.value = 12
-    explorer.learning_rate.value = 0.5
-    finish(explorer)
+    finish(explorer, iterations=12, learning_rate=0.5)
     expected = ol.explain("opti-cam", classifier, images[:1], [0], iterations=12, learning_rate=0.5)
     torch.testing.assert_close(explorer.result.mask, expected[0])
     assert shown(explorer).startswith("Done in")
@@ -558,7 +588,7 @@ def test_the_run_button_returns_at_once_and_shows_a_result(explorer, classifier,
 
 
 def test_the_bar_moves_and_cancel_ends_a_long_run(explorer) -> None:
-    explorer.controller._pace = 0
+    explorer.controller.pace = 0
     explorer.iterations.value = 300
     seen: list[int] = []
     reached = threading.Event()
@@ -581,13 +611,12 @@ def test_the_bar_moves_and_cancel_ends_a_long_run(explorer) -> None:
     assert explorer.progress.bar_style == "warning"
     assert explorer.cancel_button.disabled
     assert explorer.result is None
-    explorer.iterations.value = 3
-    finish(explorer)
+    finish(explorer, iterations=3)
     assert explorer.result is not None
 
 
 def test_cancelled_after_a_preview_keeps_the_map_but_no_score(explorer) -> None:
-    explorer.controller._preview = 0
+    explorer.controller.preview = 0
     explorer.iterations.value = 300
     arrived = threading.Event()
     explorer.overlay_view.observe(lambda change: "<img" in change["new"] and arrived.set(), "value")
@@ -601,8 +630,7 @@ def test_cancelled_after_a_preview_keeps_the_map_but_no_score(explorer) -> None:
 
 
 def test_what_was_found_fades_until_the_next_run_replaces_it(explorer, monkeypatch) -> None:
-    explorer.method.value = "grad-cam"
-    finish(explorer)
+    finish(explorer, method="grad-cam")
     picture = explorer.overlay_view.value
     gate = Gate(monkeypatch)
     explorer.run_button.click()
@@ -619,21 +647,18 @@ def test_sliders_are_shown_only_for_methods_that_take_them(explorer) -> None:
     takes = {}
     for method in explorer.method.options:
         explorer.method.value = method
-        sliders = (explorer.learning_rate, explorer.iterations, explorer.passes)
-        takes[method] = [slider.layout.display != "none" for slider in sliders]
+        names = ("learning_rate", "iterations", "passes", "samples")
+        takes[method] = [getattr(explorer, name).layout.display != "none" for name in names]
         options = ol.methods.METHODS[method].options
-        names = ("learning_rate", "iterations", "passes")
         assert takes[method] == [name in options for name in names]
         assert explorer.method.layout.display is None  # a layout is easily shared by accident
-    assert takes["opti-cam"] == [True, True, False]
-    assert takes["opti-cam-fast"] == [False, False, True]
-    assert takes["grad-cam"] == [False, False, False]
+    assert takes["opti-cam"] == [True, True, False, False]
+    assert takes["opti-cam-fast"] == [False, False, True, False]
+    assert takes["grad-cam"] == [False, False, False, False]
 
 
 def test_passes_are_handed_on(explorer, classifier, images, capfd) -> None:
-    explorer.method.value = "opti-cam-fast"
-    explorer.passes.value = 6
-    finish(explorer)
+    finish(explorer, method="opti-cam-fast", passes=6)
     expected = ol.explain("opti-cam-fast", classifier, images[:1], [0], passes=6)
     torch.testing.assert_close(explorer.result.mask, expected[0])
     assert len(explorer.result.objective) == explorer.result.steps == 5
@@ -690,30 +715,26 @@ def test_a_method_that_tells_no_steps_still_shows_that_it_runs(explorer, monkeyp
 
 
 def test_the_bar_no_longer_moves_to_and_fro_when_steps_are_told(explorer) -> None:
-    explorer.controller._pace = 0
+    explorer.controller.pace = 0
     busy = []
     explorer.progress.observe(
         lambda change: busy.append("olx-busy" in explorer.progress._dom_classes), "value"
     )
-    explorer.iterations.value = 4
-    finish(explorer)
+    finish(explorer, iterations=4)
     assert busy == [True, False, False, False]  # the first step ends it, after its value is set
 
 
 def test_a_method_without_iterations_has_no_curve(explorer) -> None:
-    explorer.method.value = "grad-cam"
-    finish(explorer)
+    finish(explorer, method="grad-cam")
     assert "grad-cam optimises nothing" in explorer.curve_view.value
     assert explorer.progress.value == explorer.progress.max
     assert "<td class=n>–</td>" in explorer.history_view.value
 
 
 def test_another_image_brings_its_class_and_drops_the_result(explorer) -> None:
-    explorer.iterations.value = 2
-    finish(explorer)
+    finish(explorer, iterations=2)
     former = explorer.image_view.value
-    explorer.image.value = 2
-    assert explorer.join(30)
+    choose(explorer, image=2)
     assert explorer.target.value == 2
     assert explorer.image_view.value != former
     assert "Image 2: bolt" in explorer.image_view.value
@@ -736,23 +757,21 @@ def test_another_image_ends_the_run_of_the_former(explorer, monkeypatch) -> None
 
 
 def test_another_class_is_explained_after_run(explorer, classifier, images) -> None:
-    explorer.method.value = "grad-cam"
-    finish(explorer)
+    finish(explorer, method="grad-cam")
     explorer.target.value = 3
     assert shown(explorer).startswith("Settings changed")
     finish(explorer)
     expected = ol.explain("grad-cam", classifier, images[:1], [3])
     torch.testing.assert_close(explorer.result.mask, expected[0])
     assert "Probability of “ring”" in explorer.scores_view.value
-    explorer.target.value = None
-    finish(explorer)
+    finish(explorer, target=None)
+    assert explorer.target.label == "the one that the network predicts"
     assert explorer.result.settings.target == int(classifier.predict(images[:1]))
 
 
 def test_another_layer_changes_map_and_methods(explorer, classifier, images) -> None:
     explorer.method.value = "cam"
-    explorer.layer.value = "1"
-    assert explorer.join(30)
+    choose(explorer, layer="1")
     assert "cam" not in explorer.method.options
     assert explorer.method.value == "opti-cam"
     assert "cam does not fit" in shown(explorer)
@@ -760,35 +779,29 @@ def test_another_layer_changes_map_and_methods(explorer, classifier, images) -> 
     why = r">cam(, [\w+-]+)* do(es)? not fit here: why\?<"
     assert re.search(why, explorer.layer_note.value)
     assert not explorer.iterations.disabled
-    explorer.iterations.value = 3
-    finish(explorer)
+    finish(explorer, iterations=3)
     expected = ol.explain("opti-cam", classifier.at("1"), images[:1], [0], iterations=3)
     torch.testing.assert_close(explorer.result.mask, expected[0])
 
 
 def test_a_method_that_does_not_fit_for_a_while_comes_back(explorer, classifier) -> None:
     explorer.method.value = "cam"
-    explorer.layer.value = "1"
-    assert explorer.join(30)
+    choose(explorer, layer="1")
     finish(explorer)  # as opti-cam, which the user never asked for
     assert explorer.method.value == "opti-cam"
-    explorer.layer.value = "3"
-    assert explorer.join(30)
+    choose(explorer, layer="3")
     assert explorer.method.value == "cam"
     assert shown(explorer) == "cam fits this layer and is chosen again."
     # A choice made meanwhile is a choice.
-    explorer.layer.value = "1"
-    assert explorer.join(30)
+    choose(explorer, layer="1")
     explorer.method.value = "grad-cam"
-    explorer.layer.value = "3"
-    assert explorer.join(30)
+    choose(explorer, layer="3")
     assert explorer.method.value == "grad-cam"
 
 
 def test_a_run_begun_before_the_layer_is_there_keeps_its_method(explorer, monkeypatch) -> None:
     explorer.method.value = "cam"
-    explorer.layer.value = "1"
-    assert explorer.join(30)
+    choose(explorer, layer="1")
     with explorer.controller.lock:  # no worker can tell yet that cam fits again
         explorer.layer.value = "3"
         explorer.start()
@@ -803,8 +816,7 @@ def test_a_result_of_other_settings_is_paler_and_the_status_says_so(explorer) ->
         (state,) = {"olx-other" in view._dom_classes for view in found}
         return state
 
-    explorer.method.value = "grad-cam"
-    finish(explorer)
+    finish(explorer, method="grad-cam")
     assert not paler()
     for control, other in ((explorer.layer, "1"), (explorer.target, 3)):
         own = control.value
@@ -822,8 +834,7 @@ def test_a_result_of_other_settings_is_paler_and_the_status_says_so(explorer) ->
     explorer.iterations.value = 7
     explorer.method.value = "grad-cam"
     assert not paler()
-    explorer.target.value = 3
-    finish(explorer)
+    finish(explorer, target=3)
     assert not paler()
     explorer.target.value = 2
     explorer.image.value = 1
@@ -831,14 +842,11 @@ def test_a_result_of_other_settings_is_paler_and_the_status_says_so(explorer) ->
 
 
 def test_looking_through_the_layers_keeps_the_result_in_sight(explorer, monkeypatch) -> None:
-    explorer.method.value = "grad-cam"
-    finish(explorer)
+    finish(explorer, method="grad-cam")
     picture = explorer.overlay_view.value
     waiting, go = threading.Event(), threading.Event()
-    real = controller.applicable
-    monkeypatch.setattr(
-        controller, "applicable", lambda c: waiting.set() or (go.wait(30) and real(c))
-    )
+    real = choices.applicable
+    monkeypatch.setattr(choices, "applicable", lambda c: waiting.set() or (go.wait(30) and real(c)))
     explorer.layer.value = "1"
     assert waiting.wait(30)
     explorer.layer.value = "2"  # the first look is cut short
@@ -853,8 +861,8 @@ def test_looking_through_the_layers_keeps_the_result_in_sight(explorer, monkeypa
 
 def test_cancelling_a_preparation_says_so(explorer, monkeypatch) -> None:
     go = threading.Event()
-    real = controller.applicable
-    monkeypatch.setattr(controller, "applicable", lambda c: go.wait(30) and real(c))
+    real = choices.applicable
+    monkeypatch.setattr(choices, "applicable", lambda c: go.wait(30) and real(c))
     explorer.layer.value = "1"
     explorer.cancel_button.click()
     go.set()
@@ -869,16 +877,14 @@ def test_another_network_brings_its_layers_and_classes(images) -> None:
     )  # fmt: skip
     explorer = ol.explore({"mine": make_classifier(), "other": other}, images, targets=[0, 1, 2])
     assert explorer.network.options == ("mine", "other")
-    explorer.network.value = "other"
-    assert explorer.join(30)
+    choose(explorer, network="other")
     assert explorer.layer.value == "1"
     assert explorer.layer.options == ("0", "1")
     assert len(explorer.target.options) == 6
     assert explorer.target.value is None  # the targets given are classes of the first network
     finish(explorer)
     assert explorer.result.settings.network == "other"
-    explorer.network.value = "mine"
-    assert explorer.join(30)
+    choose(explorer, network="mine")
     assert explorer.target.value == 0
     explorer.close()
 
@@ -898,20 +904,17 @@ def test_errors_are_shown_in_the_interface_and_go_away(explorer, monkeypatch) ->
     assert "Traceback" not in sentence
     assert "Traceback" in details
     assert explorer.progress.bar_style == "danger"
-    explorer.method.value = "grad-cam"
-    finish(explorer)
+    finish(explorer, method="grad-cam")
     assert explorer.problem.value == ""
     assert shown(explorer).startswith("Done")
 
 
 def test_a_network_that_fails_to_load_can_be_left_again(images) -> None:
     explorer = ol.explore({"mine": make_classifier(), "gone": "rasnet50"}, images)
-    explorer.network.value = "gone"
-    assert explorer.join(60)
+    choose(explorer, network="gone")
     assert explorer.layer_note.value == ""
     assert "Unknown network &#x27;rasnet50&#x27;" in explorer.problem.value
-    explorer.network.value = "mine"
-    assert explorer.join(30)
+    choose(explorer, network="mine")
     assert explorer.problem.value == ""
     assert explorer.layer.value == "3"
     finish(explorer)
@@ -937,9 +940,9 @@ def test_a_snapshot_is_a_picture_with_words(explorer) -> None:
     assert picture.alt.endswith(" in 3 iterations.")
     assert picture.png.startswith(b"\x89PNG")
     assert len(picture.figure.axes) == 5  # three pictures, a colour scale, a curve
-    run = explorer.controller._run
+    run = explorer.controller.state.run
     explorer.snapshot()
-    assert explorer.controller._run == run  # nothing has changed: nothing runs
+    assert explorer.controller.state.run == run  # nothing has changed: nothing runs
     explorer.method.value = "grad-cam"
     assert "the map of grad-cam" in explorer.snapshot().alt
     assert "objective" not in explorer.snapshot().alt
@@ -958,12 +961,11 @@ def test_probabilities_near_one_keep_the_digits_that_tell_them_apart() -> None:
 
 
 def test_scores_say_what_they_mean(explorer) -> None:
-    explorer.method.value = "fake-cam"
-    finish(explorer)
+    finish(explorer, method="fake-cam")
     result = explorer.result
-    assert "<b>more</b> certain" in panels.scores(replace(result, before=0.2, after=0.4))
-    assert "<b>less</b> certain" in panels.scores(replace(result, before=0.4, after=0.2))
-    assert "<b>about as</b> certain" in panels.scores(replace(result, before=0.4, after=0.401))
+    assert "<b>more</b> certain" in panels.scores(replace(result, before=0.2, after=0.4), "")
+    assert "<b>less</b> certain" in panels.scores(replace(result, before=0.4, after=0.2), "")
+    assert "<b>about as</b> certain" in panels.scores(replace(result, before=0.4, after=0.401), "")
 
 
 # ---------------------------------------- ol.explore
@@ -1016,7 +1018,7 @@ def test_wrong_images_and_targets_are_refused(classifier, images) -> None:
     with pytest.raises(ValueError, match="no class of tiny"):
         ol.explore(classifier, images, targets=[0, 1, 4])
     with pytest.raises(TypeError, match="must be a Classifier"):
-        Explorer({"tiny": "tiny"}, images)
+        Controller({"tiny": "tiny"}, images)
 
 
 # ---------------------------------------- without a reader, and at the end

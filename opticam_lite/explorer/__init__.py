@@ -1,12 +1,14 @@
 """The explorer: one image, one method, and sliders for what decides the map (`ol.explore`).
 
-Two halves. `Controller` knows neither widgets nor notebooks: it runs one worker thread at a time,
-draws with Agg, and posts events. `Explorer` is the view: it turns values of widgets into
-`Settings`, and events into values of widgets.
+`Controller` owns one immutable `State` (state.py) and runs one worker thread at a time; it imports
+no widgets. `Explorer` (view.py) is the widget: a changed control calls `Controller.choose`, and
+`look` (look.py) turns each new state into the values of all widgets. So a new feature is a field of
+the state, what changes it in the controller, and what it looks like. An option of methods becomes
+a slider by an entry in `choices.RANGES`.
 
 Why threads: a callback that computes would block the kernel, and with it the cancel button. Where
 callbacks run differs (the main thread with ipykernel 6, a subshell's thread with ipykernel 7 in
-JupyterLab), so nothing here relies on it: all that changes is guarded by the controller's lock,
+JupyterLab), so nothing here relies on it: the state changes only under the controller's lock,
 figures are drawn without pyplot under one lock, and no worker ever writes to an `Output` widget,
 which would capture the output of every thread.
 """
@@ -21,7 +23,7 @@ from ..models import load_model
 from ..network import Classifier
 from ..scene_networks import NETWORKS
 from .controller import Controller
-from .events import Result, Settings
+from .state import Result, Settings
 from .view import Explorer
 
 __all__ = ["Controller", "Explorer", "Result", "Settings", "explore"]
@@ -58,7 +60,7 @@ def explore(
         raise ValueError("images is an empty batch; the explorer needs at least one image")
     if targets is not None:
         targets = first.check_targets(targets, len(images)).cpu()
-    explorer = Explorer(networks, images, targets)
+    explorer = Explorer(Controller(networks, images, targets))
     if run:
         explorer.start()
     return explorer

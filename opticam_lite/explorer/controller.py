@@ -1,4 +1,4 @@
-"""Runs methods in worker threads; knows neither widgets nor notebooks."""
+"""Owns the explorer's state and runs methods in worker threads; imports no widgets."""
 
 from __future__ import annotations
 
@@ -13,32 +13,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..methods import METHODS, applicable, explain
+from ..methods import METHODS, explain, list_methods
 from ..methods.registry import Step
 from ..metrics import drop, gain
 from ..models import load_model
 from ..network import Classifier
-from .drawing import draw_curve, draw_maps
-from .events import (
-    Cancelled,
-    Done,
-    Event,
-    Failed,
-    Prepared,
-    Preview,
-    Progress,
-    Result,
-    Settings,
-    Started,
-    Waiting,
-)
+from ..registry import unknown_name
+from .choices import Choices, choices_of, tunable
+from .drawing import draw_image, draw_shown, image_name
+from .state import Result, Run, Settings, Shown, State
 
-MAX_LAYERS = 24
-"""A slider with more stops than this can't be set with a mouse."""
-
-_NETWORKS = threading.Lock()  # whoever holds it may run a network; explorers can share one
+_NETWORKS = threading.Lock()  # held while a network runs: explorers can share one
 _LIVE: weakref.WeakSet[Controller] = weakref.WeakSet()
 
 
@@ -47,68 +34,113 @@ class _Stop(Exception):  # noqa: N818 - it ends a run, and is no error
 
 
 class Controller:
-    """Runs methods in worker threads, one run at a time, and tells a listener what happens.
+    """Owns one immutable `State`; changes it as settings are chosen and as runs proceed.
 
-    Runs are numbered. Starting one cancels the one before, and from then on nothing of the former
-    is posted any more, whatever its thread still does: the listener never sees stale events, nor
-    two events at once.
+    One run at a time has a worker thread. Starting a run cancels the one before, which changes
+    nothing from then on, whatever its thread still computes. All changes are made under `lock`.
 
     Args:
         networks: Names → classifiers, or names that `ol.load_model` knows, which are loaded in a
-            worker when they are first needed.
+            worker when they are first needed. The first must be a classifier.
         images: `(N, 3, H, W)` in [0, 1].
-        listener: Called with each `Event`, mostly from a worker thread, under `lock`.
-        pace: Least seconds between two `Progress` events; 0 posts every step.
-        preview: Least seconds between two `Preview` events; drawing never takes more than a
-            quarter of the time, whatever this says.
+        targets: `(N,)` classes of the first network, chosen first for each image. Default: the
+            predicted class.
+        listener: Called with every new state, mostly from a worker thread, under `lock`.
+        pace: Least seconds between two states that only tell a step; 0 tells every step.
+        preview: Least seconds between two previews. At most a quarter of the time is spent on
+            drawing them.
+
+    Raises:
+        TypeError: If the first network is a name.
     """
 
     def __init__(
         self,
         networks: Mapping[str, Classifier | str],
         images: Tensor,
-        listener: Callable[[Event], object] = lambda event: None,
+        targets: Tensor | None = None,
+        listener: Callable[[State], object] = lambda state: None,
         *,
         pace: float = 0.05,
         preview: float = 0.4,
     ) -> None:
+        name, first = next(iter(networks.items()))
+        if not isinstance(first, Classifier):
+            raise TypeError("the first network must be a Classifier, not a name")
         self.lock = threading.RLock()
         self.images = images
-        self.history: list[Result] = []
-        self.error: str | None = None
-        self._sources = dict(networks)
+        self._targets = [None] * len(images) if targets is None else targets.tolist()
+        self._labels = tuple(first.labels)  # the targets are classes of the first network
+        self.sources = dict(networks)
         self._loading = {name: threading.Lock() for name in networks}
-        self._cuts: dict[tuple[str, str | None], Classifier] = {}
-        self._listener, self._pace, self._preview = listener, pace, preview
-        self._run = 0
-        self._step = (0, 0)
-        self._explains = False
-        self._stop: threading.Event | None = None  # of the present run; None when none is running
-        self._workers: dict[threading.Thread, threading.Event] = {}
+        self.listener, self.pace, self.preview = listener, pace, preview
+        self._workers: set[threading.Event] = set()  # what stops each worker
+        self._ended = threading.Condition(self.lock)
+        classes = tuple("" if t is None else first.labels[t] for t in self._targets)
+        settings = Settings(0, name, target=self._targets[0], options=tunable(Settings.method))
+        self.state = State(
+            settings,
+            draw_image(images[0], image_name(0, classes)),
+            Run(0, settings),
+            Choices(self._labels, tuple(list_methods())),
+            preferred=settings.method,
+            classes=classes,
+        )
         _LIVE.add(self)
 
-    @property
-    def networks(self) -> list[str]:
-        """Names of the networks that can be chosen."""
-        return list(self._sources)
+    def choose(self, **changes: Any) -> None:
+        """Change fields of the settings; of `options` those that are named.
 
-    @property
-    def running(self) -> bool:
-        """Whether the present run is still under way."""
-        return self._stop is not None
+        Another image brings its own class, another network its own layer, another method the
+        options that were set for it before. Another image, network or layer ends the present run.
 
-    def loaded(self, network: str) -> Classifier | None:
-        """Return a network if it is in memory already."""
-        source = self._sources[network]
-        return source if isinstance(source, Classifier) else None
+        Raises:
+            ValueError: If there is no such method or network.
+        """
+        with self.lock:
+            state = self.state
+            image = changes.get("image", state.settings.image)
+            method = changes.get("method", state.settings.method)
+            network = changes.get("network", state.settings.network)
+            if network not in self.sources:
+                raise ValueError(unknown_name("network", network, self.sources))
+            own = {**state.tuned.get(method, {}), **changes.get("options", {})}
+            changes["options"] = tunable(method) | own
+            update: dict[str, Any] = {"tuned": {**state.tuned, method: own}}
+            if "method" in changes:
+                update["preferred"] = method
+            if "image" in changes:
+                changes.setdefault("target", self._target(image, state.choices.labels))
+                picture = draw_image(self.images[image], image_name(image, state.classes))
+                update |= {"picture": picture, "shown": None, "former": None}
+            if "network" in changes:
+                changes.setdefault("layer", None)
+                choices = replace(state.choices, layers=(), shape=None)
+                update |= {"choices": choices, "shown": None, "former": None}
+            update["settings"] = replace(state.settings, **changes)
+            update["run"] = state.run if state.run.busy else replace(state.run, outdated=True)
+            self._set(**update)
+            if changes.keys() & {"image", "network", "layer"}:
+                self.start(explains=False)
 
-    def prepare(self, settings: Settings) -> int:
-        """Load and cut the network in a worker, without a run; return its number."""
-        return self._start(settings, explains=False)
+    def start(self, *, explains: bool = True) -> int:
+        """Cancel the present run, if any, start another and return its number.
 
-    def start(self, settings: Settings) -> int:
-        """Cancel the present run, if any, start another and return its number."""
-        return self._start(settings, explains=True)
+        With `explains=False` it only loads the network and cuts it at the layer.
+        """
+        with self.lock:
+            self.cancel()
+            state = self.state
+            run = Run(state.run.number + 1, state.settings, explains, "working")
+            if not isinstance(self.sources[state.settings.network], Classifier):
+                run = replace(run, phase="loading")
+            former = {"shown": None, "former": state.shown if state.result else None}
+            self._set(run=run, **(former if explains else {}))
+            stop = threading.Event()
+            self._workers.add(stop)
+            # A daemon, so that the kernel can end; see _shut_all.
+            threading.Thread(target=self._work, args=(run, stop), daemon=True).start()
+            return run.number
 
     def cancel(self) -> bool:
         """End the present run; return False if there was none.
@@ -116,185 +148,147 @@ class Controller:
         Its thread ends at its next step; until then another run waits for the network.
         """
         with self.lock:
-            if self._stop is None:
+            run = self.state.run
+            if not run.busy:
                 return False
-            run, (index, total) = self._run, self._step
             self._abandon()
-            self._listener(Cancelled(run, index, total, self._explains))
+            self._set(run=replace(run, phase="cancelled"), former=None)
             return True
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until no worker is left; return False if `timeout` seconds were not enough."""
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            with self.lock:
-                alive = [worker for worker in self._workers if worker.is_alive()]
-            if not alive:
-                return True
-            alive[0].join(None if end is None else max(0.0, end - time.monotonic()))
-            if end is not None and time.monotonic() >= end:
-                return not any(worker.is_alive() for worker in alive)
+        with self._ended:
+            return self._ended.wait_for(lambda: not self._workers, timeout)
 
     def shut(self, timeout: float = 5.0) -> bool:
-        """Stop all workers, post nothing any more, and wait for them."""
+        """Stop all workers, tell the listener nothing any more, and wait for them."""
         with self.lock:
             self._abandon()
         return self.join(timeout)
 
-    def _abandon(self) -> None:
-        """Make all running workers stale."""
-        for stop in self._workers.values():
-            stop.set()
-        self._run += 1
-        self._stop = None
+    def _target(self, image: int, labels: tuple[str, ...]) -> int | None:
+        """Return the given class of an image, if the network knows the classes given."""
+        return self._targets[image] if labels == self._labels else None
 
-    def _start(self, settings: Settings, *, explains: bool) -> int:
-        with self.lock:
-            self.cancel()
-            self._abandon()
-            run, stop = self._run, threading.Event()
-            worker = threading.Thread(
-                target=self._work,
-                args=(run, settings, stop, explains),
-                name=f"explorer-run-{run}",
-                daemon=True,  # a kernel must be able to end; see _shut_all
-            )
-            self._workers = {w: s for w, s in self._workers.items() if w.is_alive()}
-            self._workers[worker] = self._stop = stop
-            self._step, self._explains = (0, 0), explains
-            self.error = None
-            self._listener(Started(run, settings, explains))
-            worker.start()
-            return run
+    # ------------------------------------ runs
 
-    def _post(self, event: Event, *, last: bool = False) -> None:
-        """Hand an event of the present run to the listener; end the worker of a stale one."""
+    def _set(self, **changes: Any) -> None:
+        """Change fields of the state and tell the listener."""
+        self.state = replace(self.state, **changes)
+        self.listener(self.state)
+
+    def _post(self, stop: threading.Event, run: Mapping[str, Any], **changes: Any) -> None:
+        """Change fields of the run and of the state; end the worker if its run was cancelled."""
         with self.lock:
-            if event.run != self._run:
+            if stop.is_set():
                 raise _Stop
-            if isinstance(event, Progress):
-                self._step = (event.index, event.total)
-            if isinstance(event, Done):
-                self.history.append(event.result)
-            if isinstance(event, Failed):
-                self.error = event.message
-            if last:
-                self._stop = None
-            self._listener(event)
+            self._set(run=replace(self.state.run, **run), **changes)
 
-    def _work(self, run: int, settings: Settings, stop: threading.Event, explains: bool) -> None:
+    def _abandon(self) -> None:
+        """Let no worker change the state any more."""
+        for stop in self._workers:
+            stop.set()
+
+    def _work(self, run: Run, stop: threading.Event) -> None:
         """Run in the worker thread; no exception leaves it."""
         try:
-            classifier = self._classifier(settings.network, settings.layer, stop)
-            self._post(self._prepared(run, settings, classifier, explains), last=not explains)
-            if explains:
-                with self._network(run, stop):
-                    done = self._explain(run, settings, stop, classifier)
-                self._post(done, last=True)
+            classifier = self._classifier(run.asked, stop)
+            self._offer(run, stop, choices_of(classifier), classifier.layer)
+            if run.explains:
+                with _held(_NETWORKS, stop, lambda: self._post(stop, {"phase": "waiting"})):
+                    self._explain(run, stop, classifier)
         except _Stop:
             pass
         except Exception as error:
-            message = in_plain_words(error, settings)
-            details = "".join(traceback.format_exception(error))
+            failed = {
+                "phase": "failed",
+                "message": in_plain_words(error, run.asked),
+                "details": "".join(traceback.format_exception(error)),
+            }
             with suppress(_Stop):
-                self._post(Failed(run, message, details), last=True)
+                self._post(stop, failed, shown=None, former=None)
         finally:
-            with self.lock:
-                self._workers.pop(threading.current_thread(), None)
+            with self._ended:
+                self._workers.remove(stop)
+                self._ended.notify_all()
 
-    @contextmanager
-    def _network(self, run: int, stop: threading.Event) -> Iterator[None]:
-        """Hold the networks' lock, and give up waiting for it when the run is cancelled."""
-        if not _NETWORKS.acquire(blocking=False):
-            self._post(Waiting(run))
-            _acquire(_NETWORKS, stop)
-        try:
-            yield
-        finally:
-            _NETWORKS.release()
-
-    def _classifier(self, name: str, layer: str | None, stop: threading.Event) -> Classifier:
-        if name not in self._sources:
-            raise ValueError(f"no network {name!r} here; choose one of {', '.join(self._sources)}")
-        _acquire(self._loading[name], stop)
-        try:
-            source = self._sources[name]
+    def _classifier(self, asked: Settings, stop: threading.Event) -> Classifier:
+        """Return the network, loaded when it is first asked for, cut at the layer."""
+        with _held(self._loading[asked.network], stop):
+            source = self.sources[asked.network]
             if not isinstance(source, Classifier):
-                source = self._sources[name] = load_model(source)
-            if (name, layer) not in self._cuts:
-                self._cuts[name, layer] = source if layer is None else source.at(layer)
-            return self._cuts[name, layer]
-        finally:
-            self._loading[name].release()
+                source = self.sources[asked.network] = load_model(source)
+        return source if asked.layer in (None, source.layer) else source.at(asked.layer)
 
-    def _prepared(
-        self, run: int, settings: Settings, classifier: Classifier, explains: bool
-    ) -> Prepared:
-        reasons = applicable(classifier)
-        return Prepared(
-            run,
-            network=settings.network,
-            layer=classifier.layer,
-            layers=tuple(block_layers(classifier)),
-            shape=classifier.layer_shape(),
-            labels=tuple(classifier.labels),
-            methods=tuple(method for method, reason in reasons.items() if reason is None),
-            refused={method: reason for method, reason in reasons.items() if reason is not None},
-            explains=explains,
-        )
+    def _offer(self, run: Run, stop: threading.Event, choices: Choices, layer: str) -> None:
+        """Offer what fits the network at this layer, and keep the settings that fit.
 
-    def _explain(
-        self, run: int, settings: Settings, stop: threading.Event, classifier: Classifier
-    ) -> Done:
-        image = self.images[settings.image][None]
+        A method that did not fit an earlier layer is chosen again, unless a run has begun.
+        """
+        with self.lock:
+            state, settings = self.state, self.state.settings
+            method = settings.method if run.explains else state.preferred
+            fits = method in choices.methods
+            if not fits:
+                method = "opti-cam" if "opti-cam" in choices.methods else choices.methods[-1]
+            if method == settings.method:
+                note = ""
+            elif fits:
+                note = f"{method} fits this layer and is chosen again."
+            else:
+                note = f"{settings.method} does not fit this layer; {method} is chosen now."
+            target = settings.target
+            if choices.labels != state.choices.labels:
+                target = self._target(settings.image, choices.labels)
+            options = {**tunable(method), **state.tuned.get(method, {})}
+            settings = replace(settings, method=method, target=target, layer=layer, options=options)
+            told = {"phase": "working" if run.explains else "ready", "note": note}
+            self._post(stop, told, choices=choices, settings=settings)
+
+    def _explain(self, run: Run, stop: threading.Event, classifier: Classifier) -> None:
+        asked = replace(run.asked, layer=classifier.layer)
+        image = self.images[asked.image][None]
         probabilities = classifier.probabilities(image)[0]
-        target = int(probabilities.argmax()) if settings.target is None else settings.target
-        settings = replace(settings, target=target, layer=classifier.layer)
+        target = int(probabilities.argmax()) if asked.target is None else asked.target
         label = classifier.labels[int(classifier.check_targets([target], 1))]
+        self._post(stop, {"phase": "running"})
 
         objective: list[float] = []
         total = 0
         began = time.monotonic()
-        posted, drawn, cost = began - self._pace, began, 0.0
+        tell_at, draw_at = began, began + self.preview
+
+        def draw(mask: Tensor) -> Shown:
+            return draw_shown(asked, image[0], mask.cpu(), label, objective, total)
 
         def callback(step: Step) -> None:
-            nonlocal posted, drawn, cost, total
+            nonlocal tell_at, draw_at, total
             if stop.is_set():
                 raise _Stop
             if step.objective is not None:
                 objective.append(float(step.objective[0]))
             total = step.total
             now = time.monotonic()
-            if now - posted >= self._pace or step.index == step.total:
-                posted = now
-                self._post(Progress(run, step.index, step.total))
-            if objective and now - drawn >= max(self._preview, 4 * cost):
-                masks = step.masks()
-                if masks is not None:
-                    mask = masks[0].detach().cpu()
-                    overlay, masked = draw_maps(image[0], mask, settings, label)
-                    curve = draw_curve(objective, total)
-                    self._post(Preview(run, settings, overlay, masked, curve))
-                drawn = time.monotonic()
-                cost = drawn - now
+            if now >= tell_at or step.index == total:
+                tell_at = now + self.pace
+                self._post(stop, {"step": (step.index, total)})
+            if objective and now >= draw_at and (masks := step.masks()) is not None:
+                self._post(stop, {}, shown=draw(masks[0].detach()))
+                end = time.monotonic()
+                draw_at = end + max(self.preview, 4 * (end - now))
 
-        takes = METHODS[settings.method].options
-        # A bar of tqdm's would be written by this thread, wherever the notebook prints just then.
-        options: dict[str, Any] = {"progress": False}
-        if "callback" in takes:
+        # A progress bar of tqdm's would appear below whichever cell is running just then.
+        options: dict[str, Any] = {**asked.options, "progress": False}
+        if "callback" in METHODS[asked.method].options:
             options["callback"] = callback
-        for option in ("iterations", "learning_rate", "passes"):
-            if option in takes:
-                options[option] = getattr(settings, option)
-        mask = explain(settings.method, classifier, image, torch.tensor([target]), **options)[0]
+        mask = explain(asked.method, classifier, image, torch.tensor([target]), **options)[0].cpu()
         seconds = time.monotonic() - began
         if stop.is_set():
             raise _Stop
-        mask = mask.cpu()
         masked_probabilities = classifier.probabilities(image * mask)[0]
         p, o = probabilities[target][None], masked_probabilities[target][None]
         result = Result(
-            settings=settings,
+            settings=replace(asked, target=target),
             image=image[0],
             mask=mask,
             target_label=label,
@@ -308,18 +302,31 @@ class Controller:
             steps=total,
             seconds=seconds,
         )
-        overlay, masked = draw_maps(image[0], mask, settings, label)
-        curve = draw_curve(objective, total) if objective else None
-        return Done(run, result, overlay, masked, curve)
+        self._post(
+            stop,
+            {"phase": "done", "step": (max(total, 1),) * 2},
+            shown=replace(draw(mask), result=result),
+            former=None,
+            history=(*self.state.history, result),
+        )
 
 
-def _acquire(lock: threading.Lock, stop: threading.Event) -> None:
-    while not lock.acquire(timeout=0.05):
+@contextmanager
+def _held(
+    lock: threading.Lock, stop: threading.Event, wait: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Hold a lock, after `wait()` if it isn't free; stop waiting when the run is cancelled."""
+    if not lock.acquire(blocking=False):
+        wait()
+        while not lock.acquire(timeout=0.05):
+            if stop.is_set():
+                raise _Stop
+    try:
         if stop.is_set():
             raise _Stop
-    if stop.is_set():
+        yield
+    finally:
         lock.release()
-        raise _Stop
 
 
 def _top(probabilities: Tensor, labels: Sequence[str]) -> tuple[tuple[str, float], ...]:
@@ -335,7 +342,7 @@ def _shut_all() -> None:
 
 
 def in_plain_words(error: Exception, settings: Settings) -> str:
-    """Return one sentence about an error for the person who pressed the button."""
+    """Return one sentence about an error for the user of the widget."""
     what = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in what.lower():
         return (
@@ -343,41 +350,7 @@ def in_plain_words(error: Exception, settings: Settings) -> str:
             "a smaller network, or close other notebooks."
         )
     if isinstance(error, (ValueError, KeyError, TypeError, OSError)) and what:
-        # The package's own errors are sentences written for people.
+        # The package's own errors are sentences written for users.
         return what[0].upper() + what[1:]
     first = what.splitlines()[0] if what else type(error).__name__
     return f"{settings.method} on {settings.network} failed: {first}"
-
-
-def block_layers(classifier: Classifier) -> list[str]:
-    """Return the layers worth a stop of a slider, in forward order: ends of blocks.
-
-    Those are numbered modules made of others (`layer4.1`, `blocks.11`), the activations of a plain
-    sequence such as VGG's, and always the classifier's present layer. A stage that ends where its
-    last block does is left out. At most `MAX_LAYERS` (and the present one) are kept, evenly.
-    """
-    modules = dict(classifier.network.named_modules())
-
-    def is_block(name: str) -> bool:
-        module = modules[name]
-        children = list(module.named_children())
-        if not children:
-            in_sequence = name.rpartition(".")[2].isdigit()
-            return in_sequence and type(module).__module__.endswith(".activation")
-        if isinstance(module, nn.Sequential) and f"{name}.{children[-1][0]}" in blocks:
-            return False
-        return name[-1].isdigit()
-
-    blocks: set[str] = set()
-    for name in sorted(classifier.layers, key=lambda n: -n.count(".")):  # the insides first
-        if is_block(name):
-            blocks.add(name)
-    # Blocks inside blocks (the branches of a residual unit) are its own affair.
-    outer = {b for b in blocks if not any(b.startswith(f"{a}.") for a in blocks)}
-    kept = [name for name in classifier.layers if name in outer]
-    if len(kept) < 3:  # a network of another build: all that it is made of, at its top
-        kept = [name for name in classifier.layers if "." not in name] or classifier.layers
-    if len(kept) > MAX_LAYERS:
-        last = len(kept) - 1
-        kept = [kept[round(i * last / (MAX_LAYERS - 1))] for i in range(MAX_LAYERS)]
-    return [name for name in classifier.layers if name in kept or name == classifier.layer]

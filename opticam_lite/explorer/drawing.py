@@ -1,4 +1,4 @@
-"""Draws what the explorer shows, without pyplot: PNG bytes and words for who can't see them."""
+"""Draws what the explorer shows, without pyplot: PNG bytes with alternative texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -16,15 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..methods import METHODS
-from ..plots import Picture, overlay, to_array
-from ..plots import drawing_lock as drawing  # one lock for all that draws
-from .events import Drawn, Result, Settings
+from ..plots import COLORMAP, Picture, overlay, to_array
+from ..plots import drawing_lock as drawing  # one lock for all figures
+from .state import Drawn, Result, Settings, Shown
 
 TILE = 260
 """Side of a picture on the screen, in CSS pixels: three of them fit beside each other in the 848
 that JupyterLab with its file browser leaves of a window of 1280."""
 BEFORE, AFTER = "#6b7280", "#21918c"
-"""Colours of what is measured on the image and on the masked image; told apart in grey, too."""
+"""Colours of what is measured on the image and on the masked image; distinct in grey, too."""
 
 
 def draw_image(image: Tensor, alt: str) -> Drawn:
@@ -39,20 +38,33 @@ def draw_image(image: Tensor, alt: str) -> Drawn:
     return Drawn(buffer.getvalue(), pixels.shape[1], pixels.shape[0], alt)
 
 
-def draw_maps(image: Tensor, mask: Tensor, settings: Settings, label: str) -> tuple[Drawn, Drawn]:
-    """Draw the overlay and the masked image."""
-    place = where_in_words(mask)
-    return (
-        draw_image(
+def image_name(image: int, classes: Sequence[str]) -> str:
+    """Return the number of an image and its class, if that is known."""
+    return f"Image {image}" + (f": {classes[image]}" if classes[image] else "")
+
+
+def draw_shown(
+    asked: Settings,
+    image: Tensor,
+    mask: Tensor,
+    label: str,
+    objective: Sequence[float],
+    iterations: int,
+) -> Shown:
+    """Draw the overlay, the masked image and, if there is an objective, its curve."""
+    return Shown(
+        asked,
+        overlay=draw_image(
             torch.from_numpy(overlay(image, mask)).permute(2, 0, 1),
-            f"Saliency map of {settings.method} for the class {label} over image "
-            f"{settings.image} in grey: {place}.",
+            f"Saliency map of {asked.method} for the class {label} over image {asked.image} in "
+            f"grey: {where_in_words(mask)}.",
         ),
-        draw_image(
+        masked=draw_image(
             image * mask,
-            f"Image {settings.image} multiplied by the map of {settings.method}: what the map "
-            "calls unimportant is black.",
+            f"Image {asked.image} multiplied by the map of {asked.method}: what the map calls "
+            "unimportant is black.",
         ),
+        curve=draw_curve(objective, iterations) if objective else None,
     )
 
 
@@ -84,7 +96,6 @@ def draw_curve(objective: Sequence[float], iterations: int) -> Drawn:
     """Draw the objective against the iteration as a PNG of twice the size on the screen."""
     with drawing:
         figure = Figure(figsize=(4, 2.4), dpi=200, layout="constrained")
-        FigureCanvasAgg(figure)
         _curve(figure.add_subplot(), objective, iterations)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
@@ -101,47 +112,38 @@ def _curve(axes: Any, objective: Sequence[float], iterations: int) -> None:
     steps = range(1, len(objective) + 1)
     axes.plot(steps, objective, color=AFTER, linewidth=1.8)
     axes.plot(len(objective), objective[-1], "o", color=AFTER, markersize=5)
-    axes.set_xlim(0, max(iterations, 1) * 1.03)
+    axes.set(xlabel="iteration", ylabel="objective", xlim=(0, max(iterations, 1) * 1.03))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("iteration")
-    axes.set_ylabel("objective")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_snapshot(result: Result) -> Picture:
     """Draw a result as one figure, for readers without a kernel."""
-    settings = result.settings
-    with drawing:
-        width = 11 if result.objective else 7.7
-        figure = Figure(figsize=(width, 3.1), dpi=110, layout="constrained")
-        FigureCanvasAgg(figure)
-        ratios = [1, 1, 1, 1.45] if result.objective else [1, 1, 1]
-        axes = figure.subplots(1, len(ratios), width_ratios=ratios)
-        pictures = (
-            to_array(result.image),
-            overlay(result.image, result.mask),
-            to_array(result.image * result.mask),
-        )
-        titles = (
-            f"image {settings.image}\np({result.target_label}) = {result.before:.3f}",
-            f"{settings.method}\n{subject(settings)}",
-            f"image × map\np({result.target_label}) = {result.after:.3f}",
-        )
-        for ax, picture, title in zip(axes, pictures, titles, strict=False):
-            ax.imshow(picture)
-            ax.set_title(title, fontsize=10)
-            ax.set_axis_off()
-        bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=axes[1], fraction=0.05, pad=0.02)
-        bar.set_ticks([0, 0.5, 1])
-        if result.objective:
-            _curve(axes[3], result.objective, result.steps)
-            axes[3].set_title("objective", fontsize=10)
-    curve = f" The objective {_change(result.objective)}." if result.objective else ""
+    settings, objective = result.settings, result.objective
+    label = result.target_label
+    pictures = {
+        f"image {settings.image}\np({label}) = {result.before:.3f}": to_array(result.image),
+        f"{settings.method}\n{subject(settings)}": overlay(result.image, result.mask),
+        f"image × map\np({label}) = {result.after:.3f}": to_array(result.image * result.mask),
+    }
+    ratios = [1, 1, 1, 1.45] if objective else [1, 1, 1]
+    figure = Figure(figsize=(11 if objective else 7.7, 3.1), dpi=110, layout="constrained")
+    axes = figure.subplots(1, len(ratios), width_ratios=ratios)
+    for ax, (title, picture) in zip(axes, pictures.items(), strict=False):
+        ax.imshow(picture)
+        ax.set_title(title, fontsize=10)
+        ax.set_axis_off()
+    bar = figure.colorbar(ScalarMappable(cmap=COLORMAP), ax=axes[1], fraction=0.05, pad=0.02)
+    bar.set_ticks([0, 0.5, 1])
+    curve = ""
+    if objective:
+        _curve(axes[3], objective, result.steps)
+        axes[3].set_title("objective", fontsize=10)
+        curve = f" The objective {_change(objective)}."
     return Picture(
         figure,
         f"Image {settings.image}, the map of {settings.method} {subject(settings)} for the class "
-        f"{result.target_label} "
-        f"({where_in_words(result.mask)}), and the image multiplied by it. The probability of the "
-        f"class goes from {result.before:.3f} to {result.after:.3f}.{curve}",
+        f"{label} ({where_in_words(result.mask)}), and the image multiplied by it. The probability "
+        f"of the class goes from {result.before:.3f} to {result.after:.3f}.{curve}",
     )

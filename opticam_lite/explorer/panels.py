@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 from matplotlib import colormaps
 
 from ..methods import METHODS
 from ..plots import COLORMAP
+from .choices import Choices, is_whole
 from .drawing import AFTER, BEFORE, TILE
-from .events import Drawn, Result
+from .state import Drawn, Result, State
 
 SIDE = 400
 """Width of the two columns of controls, and of the two panels below the pictures, in CSS pixels."""
 GAP = 16
 """Between what stands side by side, in CSS pixels."""
-CURVE = 240
-"""Height of the curve, in CSS pixels."""
+WIDE = (SIDE, 240)
+"""Width and height of these two panels, in CSS pixels."""
 LAST = 6
 """How many runs the table keeps in sight."""
 
@@ -28,45 +29,8 @@ _COLOURS = ", ".join(
 )
 
 HEADER = f"""<style>
-.olx {{ max-width: 910px; }}
-.olx .widget-html-content {{ font-size: 13px; line-height: 1.45; overflow: visible;
-  color: var(--jp-ui-font-color1, #222); }}
-.olx h3 {{ margin: 2px 0 0; font-size: 17px; font-weight: 600; }}
-.olx p {{ margin: 2px 0; }}
-.olx small, .olx .olx-soft {{ color: var(--jp-ui-font-color2, #555); font-size: 12px; }}
-.olx figure {{ margin: 0; }}
-.olx figcaption b {{ display: block; font-size: 14px; }}
-.olx figcaption {{ min-height: 40px; margin-bottom: 4px; }}
-.olx img, .olx .olx-empty {{ display: block; border-radius: 4px; background: #fff; }}
-.olx .olx-empty {{ display: flex; align-items: center; justify-content: center; text-align: center;
-  box-sizing: border-box; border: 1.5px dashed var(--jp-border-color1, #bbb);
-  color: var(--jp-ui-font-color2, #555); background: none; padding: 12px; }}
-.olx .olx-scale {{ display: flex; align-items: center; gap: 6px; margin-top: 5px; }}
-.olx .olx-scale span {{ flex: 1; height: 9px; border-radius: 2px;
-  background: linear-gradient(to right, {_COLOURS}); }}
-.olx .olx-bar {{ display: grid; grid-template-columns: 94px 1fr 58px; align-items: center;
-  gap: 8px; margin: 5px 0; }}
-.olx .olx-bar i {{ display: block; height: 15px; border-radius: 2px; min-width: 1px; }}
-.olx .olx-bar > span:last-child {{ text-align: right; font-variant-numeric: tabular-nums; }}
-.olx .olx-track {{ background: var(--jp-layout-color2, #eee); border-radius: 2px; }}
-.olx table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 4px 0; }}
-.olx th, .olx td {{ padding: 2px 12px 2px 0; text-align: left; font-size: 12px; border: none; }}
-.olx th {{ font-weight: 600; color: var(--jp-ui-font-color2, #555);
-  border-bottom: 1px solid var(--jp-border-color2, #ddd); }}
-.olx .olx-other {{ opacity: 0.65; }}
-.olx .olx-old {{ opacity: 0.4; }}
-.olx .olx-under {{ display: block; padding: 0 0 4px 112px; }}
-.olx td.n, .olx th.n {{ text-align: right; }}
-.olx .olx-error {{ border-left: 4px solid #d55e00; padding: 4px 10px; }}
-.olx .olx-busy .progress {{ overflow: hidden; }}
-.olx .olx-busy .progress-bar {{ width: 30% !important;
-  animation: olx-busy 1.2s ease-in-out infinite alternate; }}
-@keyframes olx-busy {{ to {{ transform: translateX(233%); }} }}
-@media (prefers-reduced-motion: reduce) {{
-  .olx .olx-busy .progress-bar {{ width: 100% !important; animation: none; opacity: 0.4; }}
-}}
-.olx pre {{ white-space: pre-wrap; font-size: 11px; max-height: 240px; overflow: auto; }}
-</style>
+.olx {{ --olx-colours: {_COLOURS}; }}
+{Path(__file__).with_name("style.css").read_text("utf-8")}</style>
 <h3>What does the network look at?</h3>
 <p class="olx-soft">Choose an image, a class and a method and press <b>Run</b>. Then change one
 thing, guess what it does, and run again.</p>"""
@@ -76,36 +40,70 @@ SCALE = (
     "</div>"
 )
 """The colour scale of a map."""
+COMPARED = "in the image and in image × map"
 
 
-def figure(drawn: Drawn, title: str, caption: str, below: str = "", width: int = TILE) -> str:
-    """Return a picture with its title, a line of text and its alternative text."""
-    height = round(width * drawn.height / drawn.width)
-    data = base64.b64encode(drawn.png).decode("ascii")
-    return (
-        f"<figure>{_caption(title, caption)}"
-        f'<img width="{width}" height="{height}" alt="{escape(drawn.alt)}" '
-        f'src="data:image/png;base64,{data}">{below}</figure>'
-    )
-
-
-def place(
-    title: str, caption: str, text: str, *, below: str = "", width: int = TILE, height: int = TILE
+def panel(
+    content: Drawn | str,
+    title: str,
+    caption: str,
+    below: str = "",
+    size: tuple[int, int] = (TILE, TILE),
 ) -> str:
-    """Return an empty place for a picture, of the same size, with a text in it."""
+    """Return a picture, or an empty place with a text in it, under a title and a line of text.
+
+    A picture has the width of that size, and the height that its shape demands.
+    """
+    width, height = size
+    if isinstance(content, Drawn):
+        height = round(width * content.height / content.width)
+        inside = (
+            f'<img width="{width}" height="{height}" alt="{escape(content.alt)}" '
+            f'src="{content.url}">'
+        )
+    else:
+        inside = (
+            f'<div class="olx-empty" style="width:{width}px;height:{height}px">'
+            f"{escape(content)}</div>"
+        )
     return (
-        f'<figure>{_caption(title, caption)}<div class="olx-empty" '
-        f'style="width:{width}px;height:{height}px">{escape(text)}</div>{below}</figure>'
+        f"<figure><figcaption><b>{escape(title)}</b><small>{escape(caption)}</small></figcaption>"
+        f"{inside}{below}</figure>"
     )
 
 
-def _caption(title: str, caption: str) -> str:
-    return f"<figcaption><b>{escape(title)}</b><small>{escape(caption)}</small></figcaption>"
-
-
-def status(text: str, strong: str = "") -> str:
+def status(state: State) -> str:
     """Return a line that screen readers speak when it changes."""
-    return f'<span role="status"><b>{escape(strong)}</b>{escape(text)}</span>'
+    strong, text = _status(state)
+    return f'<span role="status"><b>{strong}</b>{escape(text)}</span>'
+
+
+def _status(state: State) -> tuple[str, str]:
+    run, result = state.run, state.result
+    index, total = run.step
+    changed = "Settings changed: press Run to see their effect."
+    compared = result and (changed if state.differs else "These settings gave this map.")
+    if compared and run.outdated:
+        return "", compared
+    match run.phase:
+        case "loading":
+            return "", f"Loading {run.asked.network} …"
+        case "working":
+            return "", "Working …"
+        case "waiting":
+            return "", "Waiting for another run to release the network …"
+        case "running":
+            return "", f"Step {index} of {total}" if total else f"Running {run.asked.method} …"
+        case "failed":
+            return "Stopped by an error.", ""
+        case "cancelled":
+            steps = f" after {index} of {total} steps" if total else ""
+            preview = "; the map is the last one drawn" if state.shown and not result else ""
+            return "Cancelled", f"{steps}{preview}."
+        case "done" if result is not None:
+            hint = " Settings changed meanwhile: press Run to see their effect."
+            return "Done", f" in {result.seconds:.1f} s.{hint if state.differs else ''}"
+    return "", run.note or compared or "Ready: press Run."
 
 
 def problem(message: str, details: str) -> str:
@@ -117,9 +115,12 @@ def problem(message: str, details: str) -> str:
     )
 
 
-def layer_note(shape: tuple[int, int, int], refused: Mapping[str, str], method: str) -> str:
-    """Return what is to know of a layer: its maps, if the method uses them, and who can't."""
-    maps, height, width = shape
+def layer_note(choices: Choices, method: str) -> str:
+    """Return the shape of the layer's feature maps, if it matters, and which methods don't fit."""
+    if choices.shape is None:
+        return ""
+    refused = choices.refused
+    maps, height, width = choices.shape
     note = f"This layer has {maps} feature maps of {height} × {width}."
     if not METHODS[method].uses_layer:
         note = f"{escape(method)} uses no layer's feature maps: its map is the same for any layer."
@@ -131,8 +132,10 @@ def layer_note(shape: tuple[int, int, int], refused: Mapping[str, str], method: 
     return f'<small class="olx-under">{note}</small>'
 
 
-def scores(result: Result) -> str:
-    """Return the probabilities before and after masking, and what they mean for this image."""
+def scores(result: Result | None, text: str) -> str:
+    """Return the probabilities before and after masking and what they mean, or else a text."""
+    if result is None:
+        return panel(text, "Probability of the class", COMPARED, size=WIDE)
     change = result.after - result.before
     if abs(change) < 0.005:
         certainty = "<b>about as</b> certain"
@@ -145,7 +148,7 @@ def scores(result: Result) -> str:
     )
     return (
         f'<div style="width:{SIDE}px"><figcaption><b>Probability of “{escape(result.target_label)}”'
-        "</b><small>in the image and in image × map</small></figcaption>"
+        f"</b><small>{COMPARED}</small></figcaption>"
         f"{_bar('image', result.before, BEFORE)}{_bar('image × map', result.after, AFTER)}"
         f"<p>Seeing only what the map keeps, the network is {certainty}.</p>"
         f"<p>drop <b>{result.drop:.1%}</b> (lower is better), "
@@ -171,34 +174,38 @@ def _bar(name: str, value: float, colour: str) -> str:
 
 def history(results: Sequence[Result]) -> str:
     """Return a table of the last runs, so that settings can be compared."""
-    columns = ["run", "image", "class", "method", "network", "layer", "rate", "steps"]
-    columns += ["p before", "p after", "drop ↓", "gain ↑", "seconds"]
-    numbers = {"run", "rate", "steps", *columns[-5:]}
+    if not results:
+        return ""
     rows = []
     for number, result in list(enumerate(results, start=1))[-LAST:]:
-        s, method = result.settings, METHODS[result.settings.method]
-        steps = next((n for n in ("iterations", "passes") if n in method.options), None)
+        s = result.settings
+        whole = [str(value) for option, value in s.options.items() if is_whole(option)]
+        other = [f"{v:.2g}" for option, v in s.options.items() if not is_whole(option)]
         rows.append(
-            (
-                str(number),
-                str(s.image),
-                result.target_label,
-                s.method,
-                s.network,
-                str(s.layer) if method.uses_layer else "–",
-                f"{s.learning_rate:.2g}" if "learning_rate" in method.options else "–",
-                str(getattr(s, steps)) if steps else "–",
-                probability(result.before),
-                probability(result.after),
-                f"{result.drop:.1%}",
-                f"{result.gain:.1%}",
-                f"{result.seconds:.1f}",
-            )
+            {
+                "run": number,
+                "image": s.image,
+                "class": result.target_label,
+                "method": s.method,
+                "network": s.network,
+                "layer": s.layer if METHODS[s.method].uses_layer else "–",
+                "rate": ", ".join(other) or "–",
+                "steps": ", ".join(whole) or "–",
+                "p before": probability(result.before),
+                "p after": probability(result.after),
+                "drop ↓": f"{result.drop:.1%}",
+                "gain ↑": f"{result.gain:.1%}",
+                "seconds": f"{result.seconds:.1f}",
+            }
         )
-    classes = [" class=n" if name in numbers else "" for name in columns]
-    head = "".join(f"<th{c}>{n}</th>" for c, n in zip(classes, columns, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{c}>{escape(v)}</td>" for c, v in zip(classes, row, strict=True))
-        for row in rows
-    )
-    return f"<b>Your last runs</b><table><tr>{head}</tr>{body}</table>"
+    lines = [_line("th", dict(zip(rows[0], rows[0], strict=True)))]
+    lines += [_line("td", row) for row in rows]
+    return f"<b>Your last runs</b><table>{''.join(lines)}</table>"
+
+
+def _line(tag: str, cells: Mapping[str, object]) -> str:
+    """Return a line of the table; all but names are aligned at the right."""
+    names = ("image", "class", "method", "network", "layer")
+    classes = ["" if column in names else " class=n" for column in cells]
+    both = zip(classes, cells.values(), strict=True)
+    return f"<tr>{''.join(f'<{tag}{c}>{escape(str(text))}</{tag}>' for c, text in both)}</tr>"
