@@ -1,6 +1,6 @@
-"""What the benchmark report shows: the paper's tables for any network, and its best and worst maps.
+"""The benchmark report: the paper's tables for any network, and its best and worst maps.
 
-reports.prepare_benchmark ──▶ evaluate ──▶ summarize ──▶ a section for each of the paper's tables
+Benchmark.prepare ──▶ evaluate ──▶ summarize ──▶ a section for each of the paper's tables
 """
 
 from __future__ import annotations
@@ -8,29 +8,23 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
-from .evaluation.job import Job
-from .evaluation.settings import describe, digest
-from .methods import explain
-from .metrics import METRICS
-from .plots import Picture, bars, grid
-from .reports import (
-    Subject,
-    about,
-    comparison,
-    ordering,
-    paper_table,
-    title,
-    write_json,
-    write_table,
-)
+from ..evaluation.job import Job
+from ..evaluation.run import lacks
+from ..evaluation.settings import describe, digest
+from ..methods import explain
+from ..metrics import METRICS
+from ..plots import Picture, bars, grid
+from .parameters import NAMES, OneNetwork, ReportError, parameter
+from .records import write
+from .subject import Subject, listed, load
+from .tables import comparison, paper_table, title
 
 # Name → the paper's tables for CNNs and for transformers.
 SECTIONS: dict[str, tuple[int | str, int | str]] = {
@@ -47,12 +41,53 @@ _OWN = {
     "deit_base_patch16_224": "DeiT-B",
 }
 _UNASKED = "the parameter metrics does not name them; “all” measures every one"
-_PACKAGE = Path(__file__).resolve().parent
-# What shows figures and makes none.
-_SHOWING = ("explorer", "reports", "plots.py", "benchmark.py", "__main__.py")
+_PACKAGE = Path(__file__).resolve().parents[1]
+# What shows or compares rows and makes none.
+_SHOWING = ("explorer", "reports", "studies", "plots.py", "__main__.py")
 
 
-def rows_folder(rows: str, subject: Subject, settings: Mapping[str, Any]) -> Path | None:
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(OneNetwork):
+    """Parameters of the benchmark report."""
+
+    data: str = parameter(
+        "scenes", "scenes, a folder of photographs, imagenet:PATH, folders:PATH, …"
+    )
+    labels: str = parameter(
+        "", "for a folder of photographs: CSV with file and class_index or label"
+    )
+    metrics: str = parameter(
+        "AD, AG, AI, AOPC, ADCC, OM, LE, F1, BA, SP, EP, SM", "or all: I, D and MS take long"
+    )
+    examples: int = parameter(
+        1, "show this many of each method's best and of its worst maps", least=1
+    )
+    methods: str = parameter("grad-cam, grad-cam++, layer-cam, opti-cam, fake-cam", NAMES)
+    iterations: int = parameter(50, "of Opti-CAM; the paper has 100", least=1)
+    seed: int = parameter(0, "of the draw, and of metrics that draw", least=0)
+
+    def prepare(self) -> Subject:
+        """Check the parameters and load what they name, with the metrics that the data allow.
+
+        Broken images are not looked for: `evaluate` counts them and goes on.
+        """
+        names = listed("METRICS", self.metrics, METRICS)
+        subject = load(self, self.data, self.labels)
+        left_out = {
+            name: reason.replace("it has", f"{subject.dataset.name} has", 1)
+            for name in names
+            if (reason := lacks(subject.dataset, name)) is not None
+        }
+        metrics = tuple(name for name in names if name not in left_out)
+        if not metrics:
+            name, reason = next(iter(left_out.items()))
+            raise ReportError(
+                f"no metric of METRICS can be measured on {self.data}; {name}: {reason}"
+            )
+        return replace(subject, metrics=metrics, left_out=subject.left_out | left_out)
+
+
+def rows_folder(rows: str, subject: Subject) -> Path | None:
     """Return where the rows of a run belong, so that the same run, and no other, resumes there.
 
     Everything that rows depend on makes the name: weights, images, options, and the code that
@@ -61,17 +96,18 @@ def rows_folder(rows: str, subject: Subject, settings: Mapping[str, Any]) -> Pat
     Args:
         rows: Folder of all runs; `""` is None: rows are kept in memory.
         subject: What is measured.
-        settings: The notebook's parameters.
     """
     if not rows:
         return None
-    job = Job(subject.classifier, subject.dataset, subject.indices, {}, [], 8, settings["seed"], 0)
-    known = describe(job, subject.classifier.device.type)
-    known["iterations"] = settings["iterations"]
+    asked, classifier = subject.parameters, subject.classifier
+    job = Job(classifier, subject.dataset, subject.indices, {}, [], 8, asked.seed, 0)
     files = sorted(_PACKAGE.glob("**/*.py"))
-    files = [file for file in files if file.relative_to(_PACKAGE).parts[0] not in _SHOWING]
-    known["code"] = digest(b"".join(file.read_bytes() for file in files))
-    name = re.sub(r"[^\w.-]+", "-", subject.classifier.name)
+    measuring = [file for file in files if file.relative_to(_PACKAGE).parts[0] not in _SHOWING]
+    known = describe(job, classifier.device.type) | {
+        "iterations": asked.iterations,
+        "code": digest(b"".join(file.read_bytes() for file in measuring)),
+    }
+    name = re.sub(r"[^\w.-]+", "-", classifier.name)
     return Path(rows) / f"{name}-{digest(json.dumps(known).encode())[:12]}"
 
 
@@ -94,13 +130,13 @@ def section(name: str, subject: Subject, table: pd.DataFrame) -> str:
         table: What `summarize(…, errors=True)` returned.
     """
     paper = paper_table(SECTIONS[name][subject.transformer])
+    source = paper.attrs["source"]
     metrics = [c for c in paper.columns if c in METRICS]
     measured = [c for c in metrics if c in table.columns]
     reasons: dict[str, list[str]] = {}
     for metric in metrics:
         if metric not in measured:
-            reason = subject.left_out.get(metric, _UNASKED)
-            reasons.setdefault(reason, []).append(metric)
+            reasons.setdefault(subject.left_out.get(metric, _UNASKED), []).append(metric)
     absent = "".join(
         f"<p>Not measured: {', '.join(names)} ({html.escape(reason)}).</p>"
         for reason, names in reasons.items()
@@ -108,9 +144,7 @@ def section(name: str, subject: Subject, table: pd.DataFrame) -> str:
     if not measured:
         return absent
     network, same = counterpart(subject)
-    source = paper.attrs["source"]
     theirs = paper[paper["network"] == network]
-    theirs.attrs["source"] = source
     note = "paper, ImageNet" if same else "paper: another network"
     shown = comparison(table, theirs, here=subject.classifier.name, note=note)
     if not len(theirs):
@@ -146,28 +180,25 @@ def extremes(
     index = {subject.dataset.id(i): i for i in subject.indices}
     rows = frame.dropna(subset=["p", "o"]).drop_duplicates(["method", "image"])
     rows = rows.assign(change=rows["o"] - rows["p"])
-    images: list[Tensor] = []
-    masks: list[Tensor] = []
-    titles: list[str] = []
-    classes: list[str] = []
-    captions: list[str] = []
-    for method, of_method in rows.groupby("method", sort=False):
-        chosen = of_method.sort_values("change", ascending=not best, kind="stable").head(examples)
-        batch, _ = subject.dataset.batch(index[image] for image in chosen["image"])
-        targets = torch.tensor(chosen["target"].to_numpy(int))
-        options = subject.options.get(str(method), {})
+    rows = rows.sort_values("change", ascending=not best, kind="stable")
+    chosen = {name: rows[rows["method"] == name].head(examples) for name in subject.methods}
+    images, masks = [], []
+    for method, own in chosen.items():
+        batch, _ = subject.dataset.batch(index[image] for image in own["image"])
+        targets = torch.tensor(own["target"].to_numpy(int))
+        options = subject.options.get(method, {})
         images.append(batch)
-        masks.append(explain(str(method), subject.classifier, batch, targets, **options))
-        titles += [title(str(method))] * len(chosen)
-        named = zip(targets, chosen["image"], strict=True)
-        classes += [f"{subject.classifier.labels[c]}\n{image}" for c, image in named]
-        pairs = zip(chosen["p"], chosen["o"], strict=True)
-        captions += [f"{_probability(p)} → {_probability(o)}" for p, o in pairs]
+        masks.append(explain(method, subject.classifier, batch, targets, **options))
+    shown = pd.concat(chosen.values())
+    labels = subject.classifier.labels
     return grid(
         torch.cat(images),
         {"map": torch.cat(masks)},
-        row_titles=titles,
-        captions={"input": classes, "map": captions},
+        row_titles=[title(method) for method in shown["method"]],
+        captions={
+            "input": [f"{labels[int(row.target)]}\n{row.image}" for row in shown.itertuples()],
+            "map": [f"{_probability(p)} → {_probability(o)}" for p, o in shown[["p", "o"]].values],
+        },
         title="Best: probability rises most, or falls least"
         if best
         else "Worst: probability falls most, or rises least",
@@ -180,18 +211,13 @@ def _probability(value: float) -> str:
 
 
 def write_metrics(
-    folder: str | Path,
-    subject: Subject,
-    settings: Mapping[str, Any],
-    table: pd.DataFrame,
-    frame: pd.DataFrame,
+    folder: str | Path, subject: Subject, table: pd.DataFrame, frame: pd.DataFrame
 ) -> dict[str, Any]:
     """Write `metrics.json` (settings, versions, figures with standard errors) and the table.
 
     Args:
         folder: Where to; `""` writes nothing.
         subject: What was measured.
-        settings: The notebook's parameters.
         table: What `summarize(frame, errors=True)` returned.
         frame: What `evaluate` returned.
 
@@ -199,26 +225,21 @@ def write_metrics(
         What was written.
     """
     network, same = counterpart(subject)
-    claims = ordering(table) if {"AD", "AG"} <= set(table.columns) else {}
-    record = {
-        **about("benchmark", subject, settings),
+    methods = [
+        {
+            "method": str(method),
+            "seconds": float(row["T"]),
+            "n": int(row["images"]),
+            "metrics": {
+                metric: {"value": float(row[metric]), "error": float(row[f"{metric} ±"])}
+                for metric in subject.metrics
+            },
+        }
+        for method, row in table.iterrows()
+    ]
+    more = {
         "paper": {"network": network, "same": same},
         "mean_probability": float(frame.drop_duplicates("image")["p"].mean()),
         "broken": frame.loc[frame["error"].notna(), "image"].nunique(),
-        "methods": [
-            {
-                "method": str(method),
-                "seconds": float(row["T"]),
-                "n": int(row["images"]),
-                "metrics": {
-                    metric: {"value": float(row[metric]), "error": float(row[f"{metric} ±"])}
-                    for metric in subject.metrics
-                },
-            }
-            for method, row in table.iterrows()
-        ],
-        "ordering": {claim: holds for claim, (holds, _) in claims.items()},
     }
-    write_json(folder, record)
-    write_table(folder, table)
-    return record
+    return write(folder, "benchmark", subject, table, methods, **more)
