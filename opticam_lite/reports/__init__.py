@@ -3,8 +3,8 @@
     Saliency(model=…) ──prepare──▶ Subject ──the notebook──▶ figures, metrics.json, table.*
 
 A report is a file here, with the dataclass of its parameters and what this report alone shows, a
-notebook, and its name in `REPORTS`. `parameters` is the base of the dataclasses, `subject` loads what
-they name, `tables` and `records` are what reports have in common, and `runner` makes the page.
+notebook, and its name in `REPORTS`. `parameters` is the base of the dataclasses, `subject` loads
+what they name, `tables` and `records` are what reports have in common, `runner` makes the page.
 """
 
 from .benchmark import Benchmark

@@ -50,18 +50,12 @@ _SHOWING = ("explorer", "reports", "studies", "plots.py", "__main__.py")
 class Benchmark(OneNetwork):
     """Parameters of the benchmark report."""
 
-    data: str = parameter(
-        "scenes", "scenes, a folder of photographs, imagenet:PATH, folders:PATH, …"
-    )
-    labels: str = parameter(
-        "", "for a folder of photographs: CSV with file and class_index or label"
-    )
+    data: str = parameter("scenes", "scenes, a folder of photos, imagenet:PATH, folders:PATH, …")
+    labels: str = parameter("", "for a folder of photos: CSV with file and class_index or label")
     metrics: str = parameter(
         "AD, AG, AI, AOPC, ADCC, OM, LE, F1, BA, SP, EP, SM", "or all: I, D and MS take long"
     )
-    examples: int = parameter(
-        1, "show this many of each method's best and of its worst maps", least=1
-    )
+    examples: int = parameter(1, "show this many of each method's best and worst maps", least=1)
     methods: str = parameter("grad-cam, grad-cam++, layer-cam, opti-cam, fake-cam", NAMES)
     iterations: int = parameter(50, "of Opti-CAM; the paper has 100", least=1)
     seed: int = parameter(0, "of the draw, and of metrics that draw", least=0)

@@ -81,12 +81,10 @@ class OneNetwork(Parameters):
 
     model: str = parameter("scenes_resnet", "an embedded, torchvision or timm network")
     checkpoint: str = parameter(
-        "", "file of its weights, .safetensors or a state dict; empty: its own"
+        "", "file of its weights (.safetensors, state dict); empty: its own"
     )
     weights: str = parameter("hub", "without a checkpoint: hub or random")
-    layer: str = parameter(
-        "", "layer whose feature maps are combined; empty: the network's default"
-    )
+    layer: str = parameter("", "layer whose maps are combined; empty: the network's default")
     normalize: bool = parameter(True, "no: without input normalisation (paper, Appendix H)")
 
 

@@ -24,9 +24,7 @@ from .tables import ordering, title
 class Saliency(OneNetwork):
     """Parameters of the saliency report."""
 
-    images: str = parameter(
-        "scenes", "scenes, scenes-swapped, scenes-empty, or a folder of photographs"
-    )
+    images: str = parameter("scenes", "scenes, scenes-swapped, scenes-empty, or a folder of photos")
     labels: str = parameter("", "CSV with file and class_index or label; empty: predicted classes")
     examples: int = parameter(4, "show this many of the images", least=1)
     methods: str = parameter("cam, grad-cam, score-cam, opti-cam, fake-cam", NAMES)
