@@ -184,7 +184,7 @@ def test_rows_resume_where_nothing_else_changed(subject, tmp_path, monkeypatch):
     assert first == rows(subject)
     assert first.parent == tmp_path
     assert benchmark.rows_folder("", subject) is None
-    assert rows(replace(subject, methods=["cam"], metrics=("AI",))) == first
+    assert rows(replace(subject, methods={"cam": {}}, metrics=("AI",))) == first
     asked = replace(subject.parameters, iterations=6)
     other = replace(subject, classifier=subject.classifier.at("layer3"))
     assert len({first, rows(replace(subject, parameters=asked)), rows(other)}) == 3

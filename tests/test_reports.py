@@ -6,6 +6,7 @@ import ast
 import errno
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -214,7 +215,7 @@ def test_methods_that_do_not_apply_are_left_out_with_the_reason():
     subject = reports.Saliency(
         model="scenes_vit", weights="random", methods="cam grad-cam"
     ).prepare()
-    assert subject.methods == ["grad-cam"]
+    assert subject.methods == {"grad-cam": {}}
     assert list(subject.left_out) == ["cam"]
     assert subject.left_out["cam"]
     assert subject.transformer
@@ -312,15 +313,18 @@ def test_the_verdict_on_few_images_and_iterations_has_caveats(table, photos):
     assert tables.checklist(tables.ordering(table)).endswith("</ul>")
 
 
-def test_settings_are_those_that_were_used(photos):
-    classifier = ol.load_model("scenes_vgg", weights="random")
-    given = {"weights": "hub", "checkpoint": "", "layer": "", "device": "auto"}
-    rows = dict(row.strip("| ").split(" | ") for row in records.settings_table(
-        given, classifier).splitlines()[2:])  # fmt: skip
-    assert (rows["layer"], rows["device"], rows["weights"]) == ("features.21", "cpu", "hub")
-    assert rows["checkpoint"] == "–"
-    assert "weights" not in records.settings_table({**given, "checkpoint": "my.pt"}, classifier)
-    assert "layer" not in records.settings_table({"device": "auto"}, classifier)
+def test_settings_are_those_that_were_used():
+    def rows(subject):
+        lines = records.settings_table(subject).splitlines()[2:]
+        return dict(line.strip("| ").split(" | ") for line in lines)
+
+    subject = reports.Saliency(model="scenes_vgg", weights="random", device="cpu").prepare()
+    shown = rows(subject)
+    assert (shown["layer"], shown["device"], shown["weights"]) == ("features.21", "cpu", "random")
+    assert shown["checkpoint"] == "–"
+    own = reports.Saliency(checkpoint="my.pt")
+    assert "weights" not in rows(replace(subject, parameters=own))
+    assert "layer" not in rows(replace(subject, parameters=reports.Boxes()))
 
 
 def test_tables_are_written_to_copy(table, tmp_path):

@@ -372,8 +372,8 @@ def test_prepare_leaves_out_what_does_not_apply():
     subjects = Boxes(
         models="scenes_resnet scenes_vit", methods="cam, opti-cam", limit=3, iterations=7
     ).prepare()
-    assert [subject.methods for subject in subjects] == [["cam", "opti-cam"], ["opti-cam"]]
-    assert subjects[0].options == {"opti-cam": {"iterations": 7}}
+    options = {"opti-cam": {"iterations": 7}}
+    assert [subject.methods for subject in subjects] == [{"cam": {}, **options}, options]
     assert [list(subject.left_out) for subject in subjects] == [[], ["cam"]]
     assert subjects[0].indices == subjects[1].indices
     assert len(subjects[0].indices) == 3

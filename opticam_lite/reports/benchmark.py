@@ -42,7 +42,7 @@ _OWN = {
 }
 _UNASKED = "the parameter metrics does not name them; “all” measures every one"
 _PACKAGE = Path(__file__).resolve().parents[1]
-# What shows or compares rows and makes none.
+# Code that only shows or compares rows; a change of it leaves them valid.
 _SHOWING = ("explorer", "reports", "studies", "plots.py", "__main__.py")
 
 
@@ -82,13 +82,13 @@ class Benchmark(OneNetwork):
 
 
 def rows_folder(rows: str, subject: Subject) -> Path | None:
-    """Return where the rows of a run belong, so that the same run, and no other, resumes there.
+    """Return the folder of a run's rows, in which the same run, and no other, is resumed.
 
-    Everything that rows depend on makes the name: weights, images, options, and the code that
-    measures. Methods and metrics do not: they can be added.
+    Its name is a digest of all that rows depend on: weights, images, options, and the code that
+    measures. Methods and metrics are no part of it, so that they can be added later.
 
     Args:
-        rows: Folder of all runs; `""` is None: rows are kept in memory.
+        rows: Folder of all runs; `""` returns None, and rows are kept in memory.
         subject: What is measured.
     """
     if not rows:
@@ -106,7 +106,7 @@ def rows_folder(rows: str, subject: Subject) -> Path | None:
 
 
 def counterpart(subject: Subject) -> tuple[str, bool]:
-    """Return the paper's network of the same kind, and whether it is the very network."""
+    """Return the paper's network of the same kind, and whether it is the same one."""
     name = subject.classifier.name.partition(".")[0]
     if name in _OWN:
         return _OWN[name], True
@@ -150,13 +150,13 @@ def section(name: str, subject: Subject, table: pd.DataFrame) -> str:
 def chart(table: pd.DataFrame, metric: str) -> Picture:
     """Draw a metric of each method, with its standard error over images."""
     known = METRICS[metric]
-    names = [title(method) for method in table.index]
+    named = table.rename(index=title)
     return bars(
-        dict(zip(names, table[metric], strict=True)),
-        errors=dict(zip(names, table[f"{metric} ±"], strict=True)),
+        named[metric].to_dict(),
+        errors=named[f"{metric} ±"].to_dict(),
         ylabel=known.unit,
         title=f"{metric}: {known.title[0].lower() + known.title[1:]}, {known.better} is better",
-        size=(max(4.4, 0.55 * len(names)), 2.9),
+        size=(max(4.4, 0.55 * len(named)), 2.9),
     )
 
 
@@ -180,9 +180,8 @@ def extremes(
     for method, own in chosen.items():
         batch, _ = subject.dataset.batch(index[image] for image in own["image"])
         targets = torch.tensor(own["target"].to_numpy(int))
-        options = subject.options.get(method, {})
         images.append(batch)
-        masks.append(explain(method, subject.classifier, batch, targets, **options))
+        masks.append(explain(method, subject.classifier, batch, targets, **subject.methods[method]))
     shown = pd.concat(chosen.values())
     labels = subject.classifier.labels
     return grid(

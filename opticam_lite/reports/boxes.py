@@ -37,7 +37,7 @@ class Boxes(Parameters):
     def prepare(self) -> list[Subject]:
         """Check the parameters and load what they name: a subject for each network.
 
-        A network whose weights are a file is called as the file is, without its ending.
+        A network with weights of one's own takes the name of their file, without its ending.
         """
         listed("METHODS", self.methods, METHODS)
         named = self.models.split(",") if ":" in self.models else names_in(self.models)

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ..classifier import Classifier
 from .subject import Subject
 from .tables import ordering, title
 
@@ -102,16 +101,11 @@ def write_table(folder: str | Path, table: pd.DataFrame) -> None:
     (Path(folder) / "table.tex").write_text(text, encoding="utf-8")
 
 
-def settings_table(settings: Mapping[str, Any], *classifiers: Classifier) -> str:
-    """Return settings and versions as a table in Markdown, with the values that were really used.
-
-    Args:
-        settings: Of the report's parameters.
-        classifiers: What was measured; all are on one device.
-    """
-    shown = {**settings, "device": classifiers[0].device}
+def settings_table(subject: Subject) -> str:
+    """Return settings and versions as a table in Markdown, with the values that were used."""
+    shown = subject.parameters.settings() | {"device": subject.classifier.device}
     if "layer" in shown:
-        shown["layer"] = classifiers[0].layer
+        shown["layer"] = subject.classifier.layer
     if shown.get("checkpoint"):
         shown.pop("weights")  # the checkpoint's are used
     rows = [*shown.items(), *versions().items()]

@@ -33,7 +33,7 @@ from .parameters import Parameters, ReportError, convert
 from .tables import FIGURES, HERE
 
 DEFAULT = "saliency"
-ESSENTIAL = ("saliency", "benchmark")  # what `make report` makes when it is told nothing
+ESSENTIAL = ("saliency", "benchmark")  # made by `make report` without arguments
 SECONDS_A_CELL = 7200.0
 WIDGET = "application/vnd.jupyter.widget-view+json"
 _PACKAGE = HERE.parent
@@ -244,7 +244,7 @@ def _mark(notebook: NotebookNode, error: Exception, timeout: float) -> None:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, CellTimeoutError):
         text = f"the cell took longer than {timeout:g} s; allow it more with TIMEOUT=seconds"
-    # A cell that is stopped shows a KeyboardInterrupt, which nobody caused.
+    # A cell that is stopped shows a KeyboardInterrupt, which is not its own error.
     running.outputs = [o for o in running.outputs if o.output_type != "error"]
     running.outputs.append(
         nbformat.v4.new_output("error", ename=type(error).__name__, evalue=text, traceback=[text])
@@ -319,9 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             found = run(parameters.settings(), out, timeout, report=report)
         except KeyboardInterrupt:
-            kept = (
-                f" but the rows measured so far, {out / 'rows'}" if (out / "rows").exists() else ""
-            )
+            rows = out / "rows"
+            kept = f" but the rows measured so far, {rows}" if rows.exists() else ""
             sys.stderr.write(f"report: interrupted; nothing was written{kept}\n")
             return 130
         except OSError as error:

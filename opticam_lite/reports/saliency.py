@@ -78,8 +78,7 @@ def chart(table: pd.DataFrame, paper: pd.DataFrame) -> Picture:
     network = paper["network"].iloc[0]
     theirs = paper[paper["network"] == network].set_index("method")
     measured, printed = (
-        {title(method): (row["AD"], row["AG"]) for method, row in rows.iterrows()}
-        for rows in (table, theirs)
+        rows.rename(index=title)[["AD", "AG"]].T.to_dict("list") for rows in (table, theirs)
     )
     return lost_and_won(
         measured,

@@ -26,9 +26,8 @@ class Subject:
         classifier: The network, cut at the layer.
         dataset: The images; without a target where the predicted class is explained.
         indices: The images to measure.
-        methods: Names of the methods that apply to the network.
+        methods: Name → options of the methods that apply to the network, as `evaluate` takes them.
         left_out: Name → reason of the methods, and metrics, that don't apply.
-        options: Options of the methods, as `evaluate` takes them.
         targets: Which class is explained, in words.
         metrics: Names of the metrics that the dataset allows.
         examples: Those of the indices that are shown.
@@ -39,9 +38,8 @@ class Subject:
     classifier: Classifier
     dataset: Dataset
     indices: list[int]
-    methods: list[str]
+    methods: dict[str, dict[str, Any]]
     left_out: dict[str, str]
-    options: dict[str, dict[str, Any]]
     targets: str = TRUE_CLASS
     metrics: tuple[str, ...] = ("AD", "AG", "AI")
     examples: list[int] = field(default_factory=list)
@@ -102,7 +100,8 @@ def about(
     names = listed("METHODS", asked.methods, METHODS)
     reasons = applicable(classifier)
     left_out = {name: reason for name in names if (reason := reasons[name]) is not None}
-    methods = [name for name in names if name not in left_out]
+    options: dict[str, dict[str, Any]] = {"opti-cam": {"iterations": asked.iterations}}
+    methods = {name: options.get(name, {}) for name in names if name not in left_out}
     if not methods:
         name, reason = next(iter(left_out.items()))
         raise ReportError(f"no method of METHODS can explain {classifier.name}; {name}: {reason}")
@@ -113,7 +112,6 @@ def about(
         choose(len(dataset), asked.limit, asked.seed),
         methods,
         left_out,
-        {"opti-cam": {"iterations": asked.iterations}} if "opti-cam" in methods else {},
         targets,
     )
 

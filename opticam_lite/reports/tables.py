@@ -17,9 +17,9 @@ from .subject import Subject
 
 HERE = Path(__file__).resolve().parent
 FIGURES = (HERE / "figures.css").read_text(encoding="utf-8")
-"""Style of the tables. They bring it along, for a notebook opened by hand has no page around it;
-the variables are the page's, then JupyterLab's, whose theme may be dark. A class named twice wins
-over JupyterLab's own rules for tables."""
+"""Style of the tables. It is part of each table, because a notebook opened by hand has no page
+around it. The variables are the page's, then JupyterLab's, whose theme may be dark. A class named
+twice takes precedence over JupyterLab's own rules for tables."""
 
 _TEMPLATES = Environment(autoescape=True, loader=FileSystemLoader(HERE), trim_blocks=True)
 _UNITS = {
@@ -46,7 +46,7 @@ def paper_table(number: int | str) -> pd.DataFrame:
 
 
 def styled(table: str) -> str:
-    """Return an HTML table of the class `figures` with the style that it needs anywhere."""
+    """Return an HTML table of the class `figures` with its style."""
     return f"<style>{FIGURES}</style>{table}"
 
 
@@ -135,7 +135,7 @@ def ordering(table: pd.DataFrame) -> dict[str, tuple[bool, str]]:
 
 def caveats(subject: Subject) -> list[str]:
     """Return what speaks against comparing a subject's figures with the paper's, in sentences."""
-    n, iterations = len(subject.indices), subject.options.get("opti-cam", {}).get("iterations", 100)
+    n, iterations = len(subject.indices), subject.methods.get("opti-cam", {}).get("iterations", 100)
     found = []
     if iterations != 100:
         found.append(f"Opti-CAM took {iterations} iterations here, 100 in the paper.")

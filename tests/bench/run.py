@@ -456,7 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         run |= bench(
             partial(load_case, case),
-            subject.methods,
+            list(subject.methods),
             repeats=repeats,
             budget=budget,
             curves=curves,
