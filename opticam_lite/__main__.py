@@ -36,13 +36,13 @@ def parser() -> argparse.ArgumentParser:
     add = measure.add_argument
     add("--model", required=True, help="name of a network, such as resnet50")
     add("--data", required=True, help="scenes, a folder, or a form such as imagenet:PATH")
-    add("--out", required=True, type=Path, help="folder for the rows")
+    add("--out", required=True, type=_path, help="folder for the rows")
     add("--methods", nargs="+", default=["all"], help="names, or all that apply [all]")
     add("--metrics", nargs="+", default=["AD,AG,AI"], help="names, or all that apply [AD AG AI]")
     add("--layer", help="where the network is cut [see load_model]")
-    add("--checkpoint", type=Path, help="file of weights")
+    add("--checkpoint", type=_path, help="file of weights")
     add("--weights", default="hub", help="hub or random, without a checkpoint [hub]")
-    add("--labels", type=Path, help="CSV of true classes, for a folder of photographs")
+    add("--labels", type=_path, help="CSV of true classes, for a folder of photographs")
     add("--limit", type=int, help="measure this many images, drawn at random [all]")
     add("--seed", type=int, default=0, help="of that draw, and of metrics that draw [0]")
     add("--batch-size", type=int, default=8, help="images at a time [8]")
@@ -60,9 +60,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--quiet", action="store_true", help="show no progress")
     table = commands.add_parser("summarize", help="show the table of results")
-    table.add_argument("out", nargs="+", type=Path, help="folders that evaluate wrote")
-    table.add_argument("--csv", type=Path, help="write the table to this file, too")
+    table.add_argument("out", nargs="+", type=_path, help="folders that evaluate wrote")
+    table.add_argument("--csv", type=_path, help="write the table to this file, too")
     return whole
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,9 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "evaluate":
             _evaluate(given)
-        _show(
-            given.out if isinstance(given.out, list) else [given.out], getattr(given, "csv", None)
-        )
+        table = summarize(given.out, errors=True)
+        if given.command == "summarize" and given.csv is not None:
+            table.to_csv(given.csv)
+        sys.stdout.write(f"{table.round(3).to_string()}\n")
     except KeyboardInterrupt:
         _tell("interrupted; the same call goes on where it stopped")
         return 130
@@ -95,27 +100,17 @@ def _evaluate(given: argparse.Namespace) -> None:
     # The cheap checks come first: a network may take a while.
     check_model_name(given.model)
     methods, metrics = names_in(" ".join(given.methods)), names_in(" ".join(given.metrics))
-    for name in methods:
-        if name != "all":
-            METHODS[name]
-    for name in metrics:
-        if name != "all":
-            METRICS[name]
+    for registry, names in ((METHODS, methods), (METRICS, metrics)):
+        for name in names:
+            if name != "all":
+                registry[name]  # an unknown name raises the error that lists the close ones
     options = parse_options(given.option)
-    for what in ("checkpoint", "labels"):
-        path = getattr(given, what)
-        if path is not None and not path.expanduser().is_file():
+    for what, path in {"checkpoint": given.checkpoint, "labels": given.labels}.items():
+        if path is not None and not path.is_file():
             raise FileNotFoundError(f"--{what} is {str(path)!r}, and there is no such file")
-    classifier = load_model(
-        given.model,
-        checkpoint=given.checkpoint and given.checkpoint.expanduser(),
-        layer=given.layer,
-        device=given.device,
-        weights=given.weights,
-    )
-    dataset = load_dataset(
-        given.data, labels=given.labels and given.labels.expanduser(), classifier=classifier
-    )
+    network = ("checkpoint", "layer", "device", "weights")
+    classifier = load_model(given.model, **{name: getattr(given, name) for name in network})
+    dataset = load_dataset(given.data, labels=given.labels, classifier=classifier)
     if not knows_classes(classifier, dataset):
         _tell(
             f"{classifier.name} does not know the classes of {dataset.name}: the predicted classes "
@@ -126,22 +121,16 @@ def _evaluate(given: argparse.Namespace) -> None:
         methods = _that_apply(applicable(classifier))
     if "all" in metrics:
         metrics = _that_apply({name: lacks(dataset, name) for name in METRICS})
+    how = ("limit", "seed", "batch_size", "out", "engine", "workers", "num_gpus", "processes")
     evaluate(
         classifier,
         dataset,
         methods,
         metrics,
-        limit=given.limit,
-        seed=given.seed,
-        batch_size=given.batch_size,
         options=options,
         progress=not given.quiet,
-        out=given.out.expanduser(),
         collect=False,
-        engine=given.engine,
-        workers=given.workers,
-        num_gpus=given.num_gpus,
-        processes=given.processes,
+        **{name: getattr(given, name) for name in how},
     )
 
 
@@ -176,13 +165,6 @@ def parse_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
         except (SyntaxError, ValueError):  # a bare word is a text
             options.setdefault(method, {})[name] = value
     return options
-
-
-def _show(folders: Sequence[Path], csv: Path | None) -> None:
-    table = summarize([folder.expanduser() for folder in folders], errors=True)
-    if csv is not None:
-        table.to_csv(csv)
-    sys.stdout.write(f"{table.round(3).to_string()}\n")
 
 
 def _tell(text: str) -> None:

@@ -506,34 +506,51 @@ def bars(
 def lost_and_won(
     values: Mapping[str, tuple[float, float]],
     *,
+    marks: Mapping[str, tuple[float, float]] | None = None,
+    marked: str = "",
     lost: str = "lost (AD, %)",
     won: str = "won (AG, %)",
     alt: str | None = None,
     width: float = 6.5,
 ) -> Picture:
-    """Draw what each method loses to the left of a line, and what it wins to the right of it.
+    """Draw what each method loses as a bar to the left, and what it wins as a bar to the right.
 
     Args:
         values: Name → (lost, won) in percent, such as AD and AG.
+        marks: Name → (lost, won) of some of these names from elsewhere, drawn as diamonds.
+        marked: What the marks are.
         lost, won: Texts below the two sides.
         alt: Alt text. Default: all values.
         width: Inches.
     """
-    figure = Figure(figsize=(width, 0.7 + 0.28 * len(values)), dpi=100, layout="constrained")
-    ax = figure.subplots()
-    for i, (down, up) in enumerate(values.values()):
-        ax.barh(i, -down, height=0.62, color=COLORS[1], hatch="//", edgecolor="white")
-        ax.barh(i, up, height=0.62, color=COLORS[0])
-        ax.text(-down - 1.5, i, f"{down:.1f}", ha="right", va="center", fontsize=8)
-        ax.text(up + 1.5, i, f"{up:.1f}", ha="left", va="center", fontsize=8)
-    reach = 1.2 * max([10.0, *(x for pair in values.values() for x in pair)])
-    ax.set(xlim=(-reach, reach), xlabel=f"← {lost}          {won} →")
-    ax.set_yticks(range(len(values)), list(values))
-    ax.invert_yaxis()
-    ax.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")  # a loss of 20, not of −20
-    ax.tick_params(axis="y", length=0)
-    ax.axvline(0, color="0.4", linewidth=1)
-    ax.spines[["top", "right", "left"]].set_visible(False)
+    marks = {name: marks[name] for name in values if name in marks} if marks else {}
+    height = 0.75 + 0.34 * len(values) + 0.3 * bool(marks)
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    edge = 1.3 * max([10.0, *(x for v in (values, marks) for pair in v.values() for x in pair)])
+    # The figures stand in a column at the edge, where neither bar nor mark covers them.
+    sides = ((f"← {lost}", (edge, 0), "left", "//"), (f"{won} →", (0, edge), "right", ""))
+    for side, (label, limits, align, hatch) in enumerate(sides):
+        ax, colour = axes[side], COLORS[1 - side]
+        for row, pair in enumerate(values.values()):
+            ax.barh(row, pair[side], height=0.6, color=colour, hatch=hatch, edgecolor="white")
+            text = f"{pair[side]:.1f}"
+            ax.text(edge, row, text, ha=align, va="center", size=9, color=colour, weight="bold")
+        rows = [list(values).index(name) for name in marks]
+        shares = [pair[side] for pair in marks.values()]
+        drawn = ax.scatter(
+            shares, rows, marker="D", s=26, c="white", edgecolor="black", zorder=3, clip_on=False
+        )
+        ax.set_xlim(limits)
+        ax.set_xlabel(label, fontsize=9)
+        ax.tick_params(labelsize=9.5, length=0)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+    axes[0].set_yticks(range(len(values)), list(values))
+    axes[0].invert_yaxis()
+    axes[0].tick_params(axis="y", labelleft=False)  # the names stand between the two sides
+    axes[1].tick_params(axis="y", labelleft=True, pad=8)
+    if marks:
+        figure.legend([drawn], [marked], fontsize=9, frameon=False, loc="outside upper center")
     told = "; ".join(f"{name} {down:.1f} and {up:.1f}" for name, (down, up) in values.items())
     return Picture(
         figure, alt or f"Bar chart of {lost} to the left and {won} to the right: {told}."

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -14,10 +12,10 @@ import pytest
 from test_reports import Page, write_notebook
 
 import opticam_lite as ol
-from opticam_lite import benchmark, reports
+from opticam_lite import reports
 from opticam_lite.methods import METHODS
 from opticam_lite.metrics import METRICS
-from opticam_lite.reports import runner
+from opticam_lite.reports import benchmark, runner, tables
 
 # Papermill and Jupyter's libraries are still on their way to the newest Python.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -27,7 +25,7 @@ QUICK = {"weights": "random", "limit": 3, "methods": "grad-cam, fake-cam", "metr
 
 @pytest.fixture(scope="module")
 def subject():
-    return reports.prepare_benchmark(**QUICK)
+    return reports.Benchmark(**QUICK).prepare()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +55,7 @@ def figures(section):
     ],
 )
 def test_the_papers_tables_have_one_form(number, columns, rows):
-    table = reports.paper_table(number)
+    table = tables.paper_table(number)
     assert list(table.columns) == ["network", "method", *columns.split()]
     assert table.attrs["source"] == f"Table {number}"
     assert table.groupby("network").size().to_dict() == rows
@@ -72,7 +70,7 @@ def test_the_papers_tables_have_one_form(number, columns, rows):
 
 def test_what_the_paper_says_of_its_tables_holds_of_their_transcription():
     def best(number, network, metric):
-        table = reports.paper_table(number)
+        table = tables.paper_table(number)
         table = table[(table["network"] == network) & (table["method"] != "fake-cam")]
         values = table.set_index("method")[metric]
         best = values.min() if metric in ("D", "MS", "OM", "LE", "SM") else values.max()
@@ -90,14 +88,6 @@ def test_what_the_paper_says_of_its_tables_holds_of_their_transcription():
 
 
 # ---------------------------------------------------------------------------------- parameters
-
-
-@pytest.mark.parametrize("report", runner.checks())
-def test_parameters_of_each_notebook_are_those_of_its_check(report):
-    parameters, out, _ = runner.parse([], report=report)
-    signature = inspect.signature(runner.checks()[report]).parameters
-    assert parameters == {name: p.default for name, p in signature.items()}
-    assert out == Path(f"build/{report}_report")
 
 
 @pytest.mark.parametrize(
@@ -149,8 +139,8 @@ def test_all_reports_are_checked_before_the_first_runs(monkeypatch, capsys):
         return [runner.Failure("cell 3", "ValueError: no")] if report == "saliency" else []
 
     monkeypatch.setattr(runner, "run", run)
-    monkeypatch.setattr(runner, "prepare", lambda **_: None)
-    monkeypatch.setattr(runner, "prepare_benchmark", lambda **_: None)
+    monkeypatch.setattr(reports.Saliency, "prepare", lambda _: None)
+    monkeypatch.setattr(reports.Benchmark, "prepare", lambda _: None)
     assert runner.main([]) == 1
     assert ran == ["saliency", "benchmark"]
     shown = capsys.readouterr()
@@ -162,11 +152,11 @@ def test_all_reports_are_checked_before_the_first_runs(monkeypatch, capsys):
     ]
     assert "cell 3 failed with ValueError: no" in shown.err
 
-    def wrong(**_):
+    def wrong(_):
         raise ValueError("the second is wrong")
 
     ran.clear()
-    monkeypatch.setattr(runner, "prepare_benchmark", wrong)
+    monkeypatch.setattr(reports.Benchmark, "prepare", wrong)
     assert runner.main([]) == 2
     assert ran == []
 
@@ -175,9 +165,9 @@ def test_all_reports_are_checked_before_the_first_runs(monkeypatch, capsys):
 
 
 def test_all_stands_for_every_method_and_metric_that_applies():
-    subject = reports.prepare_benchmark(
+    subject = reports.Benchmark(
         model="squeezenet1_1", weights="random", methods="all", metrics="all"
-    )
+    ).prepare()
     assert {"grad-cam", "opti-cam"} <= set(subject.methods)
     assert {"AD", "I", "ADCC"} <= set(subject.metrics)
     # The scenes' boxes are of classes that this network does not know.
@@ -187,21 +177,20 @@ def test_all_stands_for_every_method_and_metric_that_applies():
 
 
 def test_rows_resume_where_nothing_else_changed(subject, tmp_path, monkeypatch):
-    settings = {"seed": 0, "limit": 3, "iterations": 5}
-    first = benchmark.rows_folder(str(tmp_path), subject, settings)
-    assert first == benchmark.rows_folder(str(tmp_path), subject, settings)
+    def rows(subject):
+        return benchmark.rows_folder(str(tmp_path), subject)
+
+    first = rows(subject)
+    assert first == rows(subject)
     assert first.parent == tmp_path
-    assert benchmark.rows_folder("", subject, settings) is None
-    more = replace(subject, methods=["cam"], metrics=("AI",))
-    assert benchmark.rows_folder(str(tmp_path), more, settings) == first
-    shown = {first}
-    shown.add(benchmark.rows_folder(str(tmp_path), subject, {**settings, "iterations": 6}))
+    assert benchmark.rows_folder("", subject) is None
+    assert rows(replace(subject, methods={"cam": {}}, metrics=("AI",))) == first
+    asked = replace(subject.parameters, iterations=6)
     other = replace(subject, classifier=subject.classifier.at("layer3"))
-    shown.add(benchmark.rows_folder(str(tmp_path), other, settings))
-    assert len(shown) == 3
+    assert len({first, rows(replace(subject, parameters=asked)), rows(other)}) == 3
     package = shutil.copytree(benchmark._PACKAGE, tmp_path / "package")
     monkeypatch.setattr(benchmark, "_PACKAGE", package)
-    assert benchmark.rows_folder(str(tmp_path), subject, settings) == first
+    assert rows(subject) == first
     for name, measures in {
         "rearrange.py": True,
         "datasets/images.py": True,
@@ -210,7 +199,7 @@ def test_rows_resume_where_nothing_else_changed(subject, tmp_path, monkeypatch):
         file = package / name
         code = file.read_text(encoding="utf-8")
         file.write_text(code + "\n# changed", encoding="utf-8")
-        assert (benchmark.rows_folder(str(tmp_path), subject, settings) != first) == measures
+        assert (rows(subject) != first) == measures
         file.write_text(code, encoding="utf-8")
 
 
@@ -229,17 +218,17 @@ def test_the_papers_network_of_the_same_kind(subject, monkeypatch, name, network
 
 
 def test_transformers_have_their_own_tables():
-    subject = reports.prepare_benchmark(**{**QUICK, "model": "scenes_vit"})
+    subject = reports.Benchmark(**{**QUICK, "model": "scenes_vit"}).prepare()
     assert benchmark.counterpart(subject) == ("ViT-B", False)
     table = pd.DataFrame(
         {"AD": [1.0], "AD ±": [0.5], "MS": [1.5], "MS ±": [0.1], "T": [1.0]}, index=["rollout"]
     )
     shown = benchmark.section("What the mask keeps", subject, table)
-    assert "the paper&#39;s Table 2" in shown
-    assert figures(shown).row(reports.title("rollout")) == ["1.0±0.5", "1.00", "42.1", "0.02"]
+    assert "the paper's Table 2" in shown
+    assert figures(shown).row(tables.title("rollout")) == ["1.0±0.5", "1.00", "42.1", "0.02"]
     # The paper's Table 4 has no transformer.
     shown = benchmark.section("AOPC, sensitivity, ADCC", subject, table)
-    assert figures(shown).row(reports.title("rollout")) == ["1.50±0.10"]
+    assert figures(shown).row(tables.title("rollout")) == ["1.50±0.10"]
     assert "Table 4 has no network of this kind" in shown
 
 
@@ -262,11 +251,11 @@ def test_a_section_shows_measured_and_printed_figures(subject, frame):
 
 
 def test_a_cell_that_the_scan_lost_is_a_dash(subject):
-    paper = reports.paper_table(4)
+    paper = tables.paper_table(4)
     paper = paper[paper["network"] == "ResNet50"].copy()
     paper.loc[paper["method"] == "score-cam", "MS"] = float("nan")
     table = pd.DataFrame({"MS": [1.5]}, index=["grad-cam"])
-    page = Page(reports.comparison(table, paper, here="mine"))
+    page = Page(tables.comparison(table, paper, here="mine"))
     assert page.row("Score-CAM") == ["–", "–"]
     assert page.row("Grad-CAM") == ["1.50", "1.05"]
 
@@ -278,7 +267,7 @@ def test_best_and_worst_are_those_whose_probability_changes_most(subject, frame)
         change = of_method["o"] - of_method["p"]
         for best, row in ((True, change.idxmax()), (False, change.idxmin())):
             p, o = of_method.loc[row, ["p", "o"]]
-            told = next(line for line in shown[best].split("Row ") if reports.title(method) in line)
+            told = next(line for line in shown[best].split("Row ") if tables.title(method) in line)
             assert of_method.loc[row, "image"] in told
             assert f"{p:.2f} → {o:.2f}" in told
 

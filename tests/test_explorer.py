@@ -28,6 +28,7 @@ from opticam_lite.explorer import (
     panels,
 )
 from opticam_lite.explorer.state import State
+from opticam_lite.scene_networks import NETWORKS
 
 LABELS = ["cup", "key", "bolt", "ring"]
 

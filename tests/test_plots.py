@@ -175,18 +175,29 @@ def test_bars_show_errors_where_they_are_known() -> None:
     assert {label.get_rotation() for label in ax.get_xticklabels()} == {35}
 
 
-def test_what_is_lost_stands_left_of_the_line_and_what_is_won_right_of_it() -> None:
-    picture = plots.lost_and_won({"grad-cam": (12.2, 17.6), "opti-cam": (1.5, 68.8)})
-    (ax,) = picture.figure.axes
-    assert [round(bar.get_width(), 1) for bar in ax.patches] == [-12.2, 17.6, -1.5, 68.8]
-    assert [t.get_text() for t in ax.texts] == ["12.2", "17.6", "1.5", "68.8"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["grad-cam", "opti-cam"]
-    picture.png  # noqa: B018 - ticks are formatted when it is drawn
-    assert not [t for t in ax.get_xticklabels() if "−" in t.get_text()]
+def test_what_is_lost_stands_left_of_the_names_and_what_is_won_right_of_them() -> None:
+    values = {"grad-cam": (12.2, 17.6), "opti-cam": (1.5, 68.8)}
+    marks = {"opti-cam": (2.0, 70.0), "cam": (9.0, 9.0)}
+    picture = plots.lost_and_won(values, marks=marks, marked="theirs")
+    picture.png  # noqa: B018 - axes have their place once they are drawn
+    left, right = picture.figure.axes
+    assert left.get_position().x1 < right.get_position().x0
+    assert left.xaxis_inverted()
+    assert not right.xaxis_inverted()
+    for side, ax in enumerate((left, right)):
+        figures = [pair[side] for pair in values.values()]
+        assert [bar.get_width() for bar in ax.patches] == figures
+        assert [t.get_text() for t in ax.texts] == [str(figure) for figure in figures]
+        # Marks of names that are not drawn are left out.
+        assert ax.collections[0].get_offsets().tolist() == [[marks["opti-cam"][side], 1]]
+    assert [label.get_text() for label in right.get_yticklabels()] == ["grad-cam", "opti-cam"]
+    assert left.yaxis_inverted()  # the first name is at the top
+    assert [t.get_text() for t in picture.figure.legends[0].get_texts()] == ["theirs"]
     assert picture.alt == (
         "Bar chart of lost (AD, %) to the left and won (AG, %) to the right: "
         "grad-cam 12.2 and 17.6; opti-cam 1.5 and 68.8."
     )
+    assert plots.lost_and_won(values).figure.legends == []
 
 
 def test_pictures_are_drawn_in_any_thread(images: Tensor) -> None:

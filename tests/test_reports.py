@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import errno
-import inspect
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 import opticam_lite as ol
 from opticam_lite import reports
-from opticam_lite.reports import runner
+from opticam_lite.reports import records, runner, saliency, tables
 
 # Papermill and Jupyter's libraries are still on their way to the newest Python.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -90,21 +92,36 @@ def table():
 # ---------------------------------------------------------------------------------- parameters
 
 
-def test_parameters_of_the_notebook_are_those_of_prepare():
-    parameters, out, _ = runner.parse([])
-    defaults = {
-        name: p.default for name, p in inspect.signature(reports.prepare).parameters.items()
-    }
-    assert parameters == defaults
-    assert out == Path("build/saliency_report")
+@pytest.mark.parametrize("report", reports.REPORTS)
+def test_the_parameters_cell_of_a_notebook_is_its_dataclass(report):
+    cell = papermill.inspect_notebook(str(runner.notebook_path(report)))
+    written = [
+        (p["name"], p["inferred_type_name"], ast.literal_eval(p["default"]), p["help"])
+        for p in cell.values()
+        if p["name"] not in ("out", "rows")
+    ]
+    assert written == [
+        (p.name, type(p.default).__name__, p.default, p.metadata["explanation"])
+        for p in reports.REPORTS[report].known()
+    ]
+    for name, kind, default, explanation in written:
+        assert reports.REPORTS[report].__annotations__.get(name, kind) == kind
+        assert explanation or default == "", name
+
+
+@pytest.mark.parametrize("report", reports.REPORTS)
+def test_a_report_has_the_defaults_of_its_dataclass(report):
+    parameters, out, timeout = runner.parse([], report)
+    assert parameters == reports.REPORTS[report]()
+    assert (out, timeout) == (Path(f"build/{report}_report"), 7200)
+    assert type(parameters).of(globals() | parameters.settings()) == parameters
 
 
 def test_parameters_are_converted_and_empty_ones_left_at_their_default():
     parameters, out, timeout = runner.parse(
         ["LIMIT=7", "normalize=No", "IMAGES=my = photos", "LAYER=", "OUT=some where", "TIMEOUT=9.5"]
     )
-    assert (parameters["limit"], parameters["normalize"]) == (7, False)
-    assert (parameters["images"], parameters["layer"]) == ("my = photos", "")
+    assert parameters == reports.Saliency(limit=7, normalize=False, images="my = photos")
     assert (out, timeout) == (Path("some where"), 9.5)
 
 
@@ -130,6 +147,7 @@ def test_wrong_parameters_are_told(argument, words):
     [
         (["LIMIT=0"], ["LIMIT is 0", "at least 1"]),
         (["EXAMPLES=-1"], ["EXAMPLES is -1"]),
+        (["SEED=-1"], ["SEED is -1", "at least 0"]),
         (["METHODS=grad-cam, opticam"], ["'opticam'", "'opti-cam'"]),
         (["METHODS=,"], ["METHODS", "opti-cam"]),
         (["MODEL=resnt50"], ["'resnt50'", "'resnet50'"]),
@@ -155,7 +173,7 @@ def test_a_wrong_parameter_ends_before_anything_runs(arguments, words, tmp_path,
 def test_damaged_images_are_left_out_with_the_reason(photos):
     for name in ("a.png", "c.png"):
         (photos / name).write_bytes((photos / name).read_bytes()[:200])
-    subject = reports.prepare(weights="random", images=str(photos))
+    subject = reports.Saliency(weights="random", images=str(photos)).prepare()
     assert (subject.indices, subject.examples) == ([1], [1])
     assert list(subject.broken) == ["a.png", "c.png"]
     assert "damaged" in subject.broken["c.png"]
@@ -182,42 +200,45 @@ def test_a_file_in_place_of_the_folder_is_told(tmp_path, capsys):
 def test_help_names_every_parameter(capsys):
     assert runner.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(
-        f"  {name.upper()} " in shown for name in inspect.signature(reports.prepare).parameters
-    )
-    assert "OUT" in shown
-    assert "TIMEOUT" in shown
+    for report, parameters in reports.REPORTS.items():
+        part = shown.partition(f"REPORT={report}:")[2].partition("REPORT=")[0]
+        for known in parameters.known():
+            assert f"  {known.name.upper():<12}{known.metadata['explanation']}" in part
+        assert f"OUT         folder to write to [build/{report}_report]" in part
+        assert "TIMEOUT     seconds that one cell of the notebook may take [7200]" in part
 
 
 # ------------------------------------------------------------------------- what is reported on
 
 
 def test_methods_that_do_not_apply_are_left_out_with_the_reason():
-    subject = reports.prepare(model="scenes_vit", weights="random", methods="cam grad-cam")
-    assert subject.methods == ["grad-cam"]
+    subject = reports.Saliency(
+        model="scenes_vit", weights="random", methods="cam grad-cam"
+    ).prepare()
+    assert subject.methods == {"grad-cam": {}}
     assert list(subject.left_out) == ["cam"]
     assert subject.left_out["cam"]
     assert subject.transformer
-    assert not reports.prepare(weights="random", limit=1).transformer
+    assert not reports.Saliency(weights="random", limit=1).prepare().transformer
 
 
 def test_examples_are_of_different_classes():
-    subject = reports.prepare(weights="random", limit=40, examples=4)
+    subject = reports.Saliency(weights="random", limit=40, examples=4).prepare()
     assert len({subject.dataset[i].target for i in subject.examples}) == 4
     assert set(subject.examples) <= set(subject.indices)
     assert len(subject.indices) == 40
 
 
 def test_more_examples_than_classes_are_filled_up(photos):
-    subject = reports.prepare(weights="random", images=str(photos), examples=9)
+    subject = reports.Saliency(weights="random", images=str(photos), examples=9).prepare()
     assert subject.examples == [0, 1, 2]
-    few = reports.prepare(weights="random", images=str(photos), examples=2)
+    few = reports.Saliency(weights="random", images=str(photos), examples=2).prepare()
     assert len(few.examples) == 2
 
 
 def test_photos_without_labels_are_explained_for_the_predicted_class(photos):
-    subject = reports.prepare(weights="random", images=str(photos))
-    targets, predicted = reports.predictions(subject, batch_size=2)
+    subject = reports.Saliency(weights="random", images=str(photos)).prepare()
+    targets, predicted = saliency.predictions(subject, batch_size=2)
     assert not subject.labelled
     assert "predicted" in subject.targets
     assert targets.tolist() == predicted.tolist()
@@ -226,13 +247,13 @@ def test_photos_without_labels_are_explained_for_the_predicted_class(photos):
 def test_photos_with_labels_are_explained_for_the_true_class(photos, tmp_path):
     labels = tmp_path / "labels.csv"
     labels.write_text("file,class_index\na.png,2\nc.png,5\n")
-    subject = reports.prepare(weights="random", images=str(photos), labels=str(labels))
+    subject = reports.Saliency(weights="random", images=str(photos), labels=str(labels)).prepare()
     assert subject.labelled
-    assert reports.predictions(subject)[0].tolist() == [2, 5]
+    assert saliency.predictions(subject)[0].tolist() == [2, 5]
 
 
 def test_scenes_have_no_true_class_for_a_network_of_other_classes():
-    subject = reports.prepare(model="squeezenet1_1", weights="random", limit=2)
+    subject = reports.Saliency(model="squeezenet1_1", weights="random", limit=2).prepare()
     assert not subject.labelled
     assert subject.dataset[0].target is None
     assert len(subject.dataset) == len(ol.load_dataset("scenes"))
@@ -242,14 +263,14 @@ def test_scenes_have_no_true_class_for_a_network_of_other_classes():
 
 
 def test_the_papers_tables_are_whole():
-    cnns, transformers = reports.paper_table(1), reports.paper_table(2)
+    cnns, transformers = tables.paper_table(1), tables.paper_table(2)
     assert cnns.groupby("network").size().to_dict() == {"ResNet50": 12, "VGG16": 12}
     assert transformers.groupby("network").size().to_dict() == {"DeiT-B": 14, "ViT-B": 14}
     for paper in (cnns, transformers):
         # The claims that reports check are the paper's own: they hold of its figures, but for
         # Fake-CAM's AG and AD, which they bound; so a slip in transcription would show.
         for _, rows in paper.groupby("network"):
-            assert all(holds for holds, _ in reports.ordering(rows.set_index("method")).values())
+            assert all(holds for holds, _ in tables.ordering(rows.set_index("method")).values())
 
 
 @pytest.mark.parametrize(
@@ -262,64 +283,67 @@ def test_the_papers_tables_are_whole():
     ],
 )
 def test_ordering_fails_where_a_figure_breaks_it(table, method, metric, value, broken):
-    assert all(holds for holds, _ in reports.ordering(table).values())
-    assert "ordering holds here" in reports.checklist(reports.ordering(table))
+    assert all(holds for holds, _ in tables.ordering(table).values())
+    assert "ordering holds here" in tables.checklist(tables.ordering(table))
     other = table.copy()
     other.loc[method, metric] = value
-    failing = [claim for claim, (holds, _) in reports.ordering(other).items() if not holds]
+    failing = [claim for claim, (holds, _) in tables.ordering(other).items() if not holds]
     assert len(failing) == 1
     assert broken in failing[0]
-    assert "does not hold here: 1 of 3" in reports.checklist(reports.ordering(other))
+    assert "does not hold here: 1 of 3" in tables.checklist(tables.ordering(other))
 
 
 def test_ordering_says_nothing_of_methods_that_were_not_measured(table):
-    assert list(reports.ordering(table.loc[["grad-cam"]])) == []
-    assert "can't be judged" in reports.checklist({})
-    assert len(reports.ordering(table.loc[["grad-cam", "fake-cam"]])) == 1
+    assert list(tables.ordering(table.loc[["grad-cam"]])) == []
+    assert "can't be judged" in tables.checklist({})
+    assert len(tables.ordering(table.loc[["grad-cam", "fake-cam"]])) == 1
 
 
 def test_ordering_is_that_of_the_papers_methods(table):
     faster = table.assign(AD=0.0, AG=99.0).loc[["opti-cam"]].rename({"opti-cam": "opti-cam-fast"})
-    assert reports.ordering(pd.concat([table, faster])) == reports.ordering(table)
+    assert tables.ordering(pd.concat([table, faster])) == tables.ordering(table)
 
 
 def test_the_verdict_on_few_images_and_iterations_has_caveats(table, photos):
-    subject = reports.prepare(weights="random", images=str(photos), iterations=20)
-    said = reports.checklist(reports.ordering(table), reports.caveats(subject))
+    subject = reports.Saliency(weights="random", images=str(photos), iterations=20).prepare()
+    said = tables.checklist(tables.ordering(table), tables.caveats(subject))
     assert "Opti-CAM took 20 iterations here, 100 in the paper. 3 images are few" in said
-    whole = reports.prepare(weights="random", limit=100)
-    assert reports.caveats(whole) == []
-    assert reports.checklist(reports.ordering(table)).endswith("</ul>")
+    whole = reports.Saliency(weights="random", limit=100).prepare()
+    assert tables.caveats(whole) == []
+    assert tables.checklist(tables.ordering(table)).endswith("</ul>")
 
 
-def test_settings_are_those_that_were_used(photos):
-    classifier = ol.load_model("scenes_vgg", weights="random")
-    given = {"weights": "hub", "checkpoint": "", "layer": "", "device": "auto"}
-    rows = dict(row.strip("| ").split(" | ") for row in reports.settings_table(
-        given, classifier).splitlines()[2:])  # fmt: skip
-    assert (rows["layer"], rows["device"], rows["weights"]) == ("features.21", "cpu", "hub")
-    assert rows["checkpoint"] == "–"
-    assert "weights" not in reports.settings_table({**given, "checkpoint": "my.pt"}, classifier)
-    assert "layer" not in reports.settings_table({"device": "auto"}, classifier)
+def test_settings_are_those_that_were_used():
+    def rows(subject):
+        lines = records.settings_table(subject).splitlines()[2:]
+        return dict(line.strip("| ").split(" | ") for line in lines)
+
+    subject = reports.Saliency(model="scenes_vgg", weights="random", device="cpu").prepare()
+    shown = rows(subject)
+    assert (shown["layer"], shown["device"], shown["weights"]) == ("features.21", "cpu", "random")
+    assert shown["checkpoint"] == "–"
+    own = reports.Saliency(checkpoint="my.pt")
+    assert "weights" not in rows(replace(subject, parameters=own))
+    assert "layer" not in rows(replace(subject, parameters=reports.Boxes()))
 
 
 def test_tables_are_written_to_copy(table, tmp_path):
     table = table.rename_axis("method").assign(**{"AD ±": 0.5})
-    reports.write_table(tmp_path, table)
+    records.write_table(tmp_path, table)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table.csv", index_col="method"), table)
     text = (tmp_path / "table.tex").read_text(encoding="utf-8")
     assert r"& AD $\pm$ \\" in text
     assert "Grad-CAM & 12.00 & 10.00 &" in text
     boxes = pd.DataFrame({"network": ["scenes_vgg"], "mask": ["S∖B"], "AD": [1.25]})
-    reports.write_table(tmp_path, boxes)
+    records.write_table(tmp_path, boxes)
     assert (tmp_path / "table.csv").read_text(encoding="utf-8").startswith("network,mask,AD\n")
     text = (tmp_path / "table.tex").read_text(encoding="utf-8")
     assert r"scenes\_vgg & S$\setminus$B & 1.25 \\" in text
-    reports.write_table("", boxes)
+    records.write_table("", boxes)
 
 
 def test_the_comparison_shows_measured_and_printed_figures(table):
-    shown = reports.comparison(table, reports.paper_table(1), here="<mine>")
+    shown = tables.comparison(table, tables.paper_table(1), here="<mine>")
     page = Page(shown)
     assert page.row("Opti-CAM")[:4] == ["0.5", "60.0", "90.0", "6.00"]
     paper = ["8.6", "26.6", "56.7", "15.22", "13.5", "15.6", "41.7", "3.11"]
@@ -332,31 +356,31 @@ def test_the_comparison_shows_measured_and_printed_figures(table):
 
 
 def test_tables_bring_their_style_to_a_notebook_opened_by_hand(table):
-    shown = reports.comparison(table, reports.paper_table(1), here="mine")
+    shown = tables.comparison(table, tables.paper_table(1), here="mine")
     style, _, shown = shown.partition("</style>")
     rules = {rule.partition("{")[0].strip() for rule in style.split("}")}
     assert {"table.figures td.best", "table.figures tr.other > *"} <= rules
     # Without any style the network still stands apart from what is said of it.
     assert "mine<br><small>measured</small>" in shown
-    assert reports.styled("<table>").endswith("</style><table>")
+    assert tables.styled("<table>").endswith("</style><table>")
 
 
 def test_the_chart_tells_its_figures_to_those_who_can_not_see_it(table):
-    picture = reports.chart(table, reports.paper_table(1))
+    picture = saliency.chart(table, tables.paper_table(1))
     assert "Opti-CAM 0.5 and 60.0" in picture.alt
     assert picture.png.startswith(b"\x89PNG")
 
 
 def test_metrics_never_hold_what_json_does_not_know(table, tmp_path):
-    subject = reports.prepare(weights="random", limit=1)
+    subject = reports.Saliency(weights="random", limit=1).prepare()
     quality = {"top1": None, "mean_probability": float("nan")}
-    reports.write_metrics(tmp_path, subject, {"limit": 1}, table, quality)
+    saliency.write_metrics(tmp_path, subject, table, quality)
     written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert written["mean_probability"] is None
     assert written["ordering_holds"] is True
 
 
-@pytest.mark.parametrize("report", runner.checks())
+@pytest.mark.parametrize("report", reports.REPORTS)
 def test_notebooks_speak_of_parameters_as_they_are_written_there(report):
     notebook = nbformat.read(runner.notebook_path(report), as_version=4)
     for cell in notebook.cells:
@@ -397,7 +421,10 @@ def test_the_page_is_self_contained_and_told_to_those_who_can_not_see_it(made):
     assert len(images) == 3
     assert all(image["src"].startswith("data:image/png;base64,") for image in images)
     assert all(len(image["alt"]) > 40 for image in images)
-    ids = [ol.load_dataset("scenes").id(i) for i in reports.prepare(limit=4, examples=2).examples]
+    ids = [
+        ol.load_dataset("scenes").id(i)
+        for i in reports.Saliency(limit=4, examples=2).prepare().examples
+    ]
     assert all(name in images[0]["alt"] for name in ids)
     assert all(anchor["href"].startswith("#") for anchor in page.all("a"))
     assert not any("role" in division for division in page.all("div"))
@@ -411,7 +438,7 @@ def test_the_page_shows_the_metrics_that_the_file_holds(made):
         *("cam", "grad-cam", "opti-cam", "fake-cam")
     ]
     for row in metrics["methods"]:
-        measured = [float(figure) for figure in page.row(reports.title(row["method"]))[:3]]
+        measured = [float(figure) for figure in page.row(tables.title(row["method"]))[:3]]
         assert measured == pytest.approx([row["AD"], row["AG"], row["AI"]], abs=0.051)
         assert row["n"] == 4
         assert row["seconds"] >= 0
@@ -459,7 +486,7 @@ def test_a_widget_leaves_no_text_on_the_page(tmp_path):
 def test_main_returns_1_for_a_failing_cell(tmp_path, capsys, monkeypatch):
     bad = write_notebook(tmp_path / "bad.ipynb", "raise ValueError('<so> it is')")
     monkeypatch.setattr(runner, "notebook_path", lambda *_: bad)
-    monkeypatch.setattr(runner, "prepare", lambda **_: None)
+    monkeypatch.setattr(reports.Saliency, "prepare", lambda _: None)
     assert runner.main([f"OUT={tmp_path / 'out'}"]) == 1
     shown = capsys.readouterr()
     assert "failed with ValueError: <so> it is" in shown.err

@@ -12,8 +12,28 @@ from conftest import make_classifier, make_images
 from scipy.stats import spearmanr
 
 import opticam_lite as ol
-from opticam_lite import studies
 from opticam_lite.datasets import Dataset, Sample, Scenes
+from opticam_lite.reports import Boxes
+from opticam_lite.reports.boxes import have_twins, in_words
+from opticam_lite.studies.boxes import (
+    BOX,
+    box_mask,
+    box_or_complement,
+    box_study,
+    box_table,
+    mass_shares,
+)
+from opticam_lite.studies.truth import (
+    ALL,
+    CLAIMS,
+    FEWEST,
+    QUANTITIES,
+    agreement,
+    claims,
+    reliance,
+    spearman,
+    verdict,
+)
 
 BOXES = [
     torch.tensor([[2, 3, 9, 11]]),
@@ -57,7 +77,7 @@ def network():
 
 @pytest.mark.parametrize("boxes", [*BOXES, torch.tensor([[-4, -2, 3, 5], [-9, 1, -2, 4]])])
 def test_box_mask_is_the_union_of_the_boxes(boxes):
-    assert torch.equal(studies.box_mask(boxes, (32, 32)), slow_union(boxes, 32, 32))
+    assert torch.equal(box_mask(boxes, (32, 32)), slow_union(boxes, 32, 32))
 
 
 def test_box_study_against_plain_loops(network):
@@ -65,7 +85,7 @@ def test_box_study_against_plain_loops(network):
     # The third image has no box and no objects.
     data.sample = lambda i: Boxed.sample(data, i) if i < 2 else without_box(data)
     methods = {"grad-cam": {}, "opti-cam": {"iterations": 2}}
-    frame = studies.box_study(network, data, methods, batch_size=2)
+    frame = box_study(network, data, methods, batch_size=2)
     assert len(frame) == 2 * (2 + 2 * 3)
     assert set(frame["dataset"]) == {"boxed"}
     for i in range(2):
@@ -102,21 +122,21 @@ def without_box(data):
 
 
 def test_pixels_that_nobody_knows_have_no_share_and_no_mass_is_nowhere(network):
-    frame = studies.box_study(network, Boxed(known=False), ["grad-cam"], indices=[0])
+    frame = box_study(network, Boxed(known=False), ["grad-cam"], indices=[0])
     assert frame[["object", "environment"]].isna().all(axis=None)
     objects = torch.ones(1, 32, 32, dtype=torch.bool)
-    assert studies._shares(torch.zeros(1, 32, 32), objects) == (0, 0)
+    assert mass_shares(torch.zeros(1, 32, 32), objects) == (0, 0)
 
 
 def test_box_table_by_hand():
     about = {"dataset": "d", "network": "n", "method": "m", "mask": "S"}
     frame = pd.DataFrame({**about, "image": ["a", "b"], "p": [0.5, 0.8], "o": [0.25, 0.9]})
-    row = studies.box_table(frame).iloc[0]
+    row = box_table(frame).iloc[0]
     assert row[["AD", "AG", "AI"]].tolist() == pytest.approx([25, 25, 50])
     # Drops of 50 and 0 percent: a deviation of 50/√2, over √2 images.
     assert row["AD ±"] == pytest.approx(25)
     assert row["n"] == 2
-    assert math.isnan(studies.box_table(frame[:1]).iloc[0]["AD ±"])
+    assert math.isnan(box_table(frame[:1]).iloc[0]["AD ±"])
 
 
 def test_box_or_complement_by_hand():
@@ -124,7 +144,7 @@ def test_box_or_complement_by_hand():
         {
             "dataset": "d",
             "network": "n",
-            "method": studies.BOX,
+            "method": BOX,
             "image": ["b", "b", "a", "a"],
             "mask": ["B", "I∖B", "I∖B", "B"],
             "p": [0.5, 0.5, 0.8, 0.8],
@@ -132,29 +152,29 @@ def test_box_or_complement_by_hand():
         }
     )
     frame = pd.concat([box, box[::2].assign(method="cam", mask="S", o=0.0)])
-    row = studies.box_or_complement(frame).iloc[0]
+    row = box_or_complement(frame).iloc[0]
     assert row[["inside", "outside"]].tolist() == pytest.approx([25, 37.5])
     # Differences of 50 and −75: a deviation of 125/√2, over √2 images.
     assert row["±"] == pytest.approx(62.5)
-    assert math.isnan(studies.box_or_complement(frame[:2]).iloc[0]["±"])
+    assert math.isnan(box_or_complement(frame[:2]).iloc[0]["±"])
 
 
 def test_box_study_says_what_is_missing(network):
     with pytest.raises(ValueError, match="images has no boxes"):
-        studies.box_study(network, ol.datasets.Images(make_images(), [0, 1, 2]), ["cam"])
+        box_study(network, ol.datasets.Images(make_images(), [0, 1, 2]), ["cam"])
     with pytest.raises(ValueError, match="i0 has no true class"):
-        studies.box_study(network, Boxed(targets=(None, 3, 1)), ["cam"], indices=[0])
+        box_study(network, Boxed(targets=(None, 3, 1)), ["cam"], indices=[0])
     bare = Boxed()
     bare.sample = lambda _: without_box(bare)
     with pytest.raises(ValueError, match="none of the 2 images of boxed has a box"):
-        studies.box_study(network, bare, ["cam"], indices=[0, 2])
+        box_study(network, bare, ["cam"], indices=[0, 2])
 
 
 def test_reliance_by_hand():
     scenes = ol.load_dataset("scenes")
     classifier = ol.load_model("scenes_shortcut", device="cpu")
     indices = [3, 0, 40]
-    frame = studies.reliance(classifier, scenes, indices=indices, batch_size=2)
+    frame = reliance(classifier, scenes, indices=indices, batch_size=2)
     assert frame["image"].tolist() == [scenes.id(i) for i in indices]
     for row, i in zip(frame.to_dict("records"), indices, strict=True):
         p = [
@@ -171,9 +191,9 @@ def test_reliance_by_hand():
 def test_studies_need_a_network_that_knows_the_classes(network):
     scenes = ol.load_dataset("scenes")
     with pytest.raises(ValueError, match="does not know the classes of scenes"):
-        studies.reliance(network, scenes, indices=[0])
+        reliance(network, scenes, indices=[0])
     with pytest.raises(ValueError, match="does not know the classes of scenes"):
-        studies.box_study(network, scenes, ["fake-cam"], indices=[0])
+        box_study(network, scenes, ["fake-cam"], indices=[0])
 
 
 def test_claims_by_hand():
@@ -193,7 +213,7 @@ def test_claims_by_hand():
         ]
     )
     frame["environment"] = 1 - frame["object"]
-    found = studies.claims(frame).set_index(["claim", "image"])
+    found = claims(frame).set_index(["claim", "image"])
     expected = {
         ("mass", "a"): [0.25, 0.75, -0.5],
         ("mass", "b"): [0.5, 0.5, 0.0],
@@ -202,15 +222,15 @@ def test_claims_by_hand():
     }
     assert len(found) == len(expected)
     for key, values in expected.items():
-        assert found.loc[key, list(studies.QUANTITIES)].tolist() == pytest.approx(values)
+        assert found.loc[key, list(QUANTITIES)].tolist() == pytest.approx(values)
 
 
 def test_spearman_is_scipys_and_nan_for_a_constant():
     generator = np.random.default_rng(0)
     x, y = generator.integers(5, size=(2, 7, 12))  # with ties
     expected = [spearmanr(a, b).statistic for a, b in zip(x, y, strict=True)]
-    assert studies.spearman(x, y) == pytest.approx(expected)
-    assert np.isnan(studies.spearman(np.ones(4), np.arange(4)))
+    assert spearman(x, y) == pytest.approx(expected)
+    assert np.isnan(spearman(np.ones(4), np.arange(4)))
 
 
 def made_up(networks=("u", "v"), n=40):
@@ -224,16 +244,11 @@ def made_up(networks=("u", "v"), n=40):
             values = {"object": object_, "environment": environment}
             truth.append(key | values | {"balance": object_ - environment})
             noise = generator.random(3)
-            for claim in studies.CLAIMS:
+            for claim in CLAIMS:
                 row = key | {"claim": claim}
-                true = {
-                    q: truth[-1][q] + 0.2 * e
-                    for q, e in zip(studies.QUANTITIES, noise, strict=True)
-                }
+                true = {q: truth[-1][q] + 0.2 * e for q, e in zip(QUANTITIES, noise, strict=True)}
                 told.append(row | {"method": "honest"} | true)
-                told.append(
-                    row | {"method": "fake-cam"} | dict.fromkeys(studies.QUANTITIES, noise[0])
-                )
+                told.append(row | {"method": "fake-cam"} | dict.fromkeys(QUANTITIES, noise[0]))
                 if network == networks[0]:
                     told.append(row | {"method": "one"} | true)
     return pd.DataFrame(truth), pd.DataFrame(told)
@@ -241,10 +256,10 @@ def made_up(networks=("u", "v"), n=40):
 
 def test_agreement_against_a_loop_over_draws():
     truth, told = made_up()
-    found = studies.agreement(truth, told, draws=50, seed=3)
-    assert found.equals(studies.agreement(truth, told, draws=50, seed=3))
+    found = agreement(truth, told, draws=50, seed=3)
+    assert found.equals(agreement(truth, told, draws=50, seed=3))
     resamples = np.random.default_rng(3).integers(40, size=(50, 40))
-    for group, members in {"u": ["u"], studies.ALL: ["u", "v"]}.items():
+    for group, members in {"u": ["u"], ALL: ["u", "v"]}.items():
         rhos = {}
         for method in ("honest", "fake-cam"):
             rows = told[(told["method"] == method) & (told["claim"] == "mass")]
@@ -266,7 +281,7 @@ def test_agreement_against_a_loop_over_draws():
                 np.percentile(behind, [2.5, 97.5])
             )
             assert row["n"] == 40 * len(members)
-    pooled = found[found["network"] == studies.ALL]
+    pooled = found[found["network"] == ALL]
     assert set(pooled["method"]) == {"honest", "fake-cam"}  # "one" explains one network only
     assert set(found[found["network"] == "u"]["method"]) == {"honest", "fake-cam", "one"}
 
@@ -274,60 +289,60 @@ def test_agreement_against_a_loop_over_draws():
 def test_agreement_refuses_images_without_a_claim():
     truth, told = made_up(n=5)
     with pytest.raises(ValueError, match="image i2 of u is in one of truth and claims only"):
-        studies.agreement(truth, told[told["image"] != "i2"])
+        agreement(truth, told[told["image"] != "i2"])
     with pytest.raises(ValueError, match="of v is in one of truth and claims only"):
-        studies.agreement(truth[truth["network"] == "u"], told)
+        agreement(truth[truth["network"] == "u"], told)
     unknown = told.assign(object=told["object"].where(told["image"] != "i2"))
     with pytest.raises(ValueError, match="object is not known for every network and image"):
-        studies.agreement(truth, unknown)
+        agreement(truth, unknown)
 
 
 def test_studies_of_the_same_image_are_not_averaged(network):
     data = Boxed()
-    frame = studies.box_study(network, data, ["fake-cam"], indices=[0, 0, 1])
+    frame = box_study(network, data, ["fake-cam"], indices=[0, 0, 1])
     assert frame["image"].unique().tolist() == ["i0", "i1"]
-    assert studies.box_table(frame)["n"].eq(2).all()
+    assert box_table(frame)["n"].eq(2).all()
     for joined, message in [
         (pd.concat([frame, frame]), "image i0 of Sequential is there twice for box"),
         (pd.concat([frame, frame.assign(dataset="other")]), "rows of boxed, other are joined"),
     ]:
-        for study in (studies.box_table, studies.box_or_complement, studies.claims):
+        for study in (box_table, box_or_complement, claims):
             with pytest.raises(ValueError, match=message):
                 study(joined)
 
 
 def test_one_network_is_not_pooled():
     truth, told = made_up(networks=("u",), n=8)
-    assert set(studies.agreement(truth, told, draws=5)["network"]) == {"u"}
+    assert set(agreement(truth, told, draws=5)["network"]) == {"u"}
 
 
 def test_verdict():
     truth, told = made_up()
-    found = studies.agreement(truth, told, draws=200)
-    pooled = studies.verdict(found[found["network"] == studies.ALL], "mass")
+    found = agreement(truth, told, draws=200)
+    pooled = verdict(found[found["network"] == ALL], "mass")
     assert (pooled["best"], pooled["true"], pooled["beats_control"]) == ("honest", True, True)
     assert pooled["within_noise"] == []
     assert pooled["n"] == 80
     # Of two methods with the same map neither is better.
-    own = studies.verdict(found[found["network"] == "u"], "mass")
+    own = verdict(found[found["network"] == "u"], "mass")
     assert own["within_noise"] == ["one"]
     control = found[found["method"] == "fake-cam"]
-    assert studies.verdict(control[control["network"] == "u"], "mass")["beats_control"] is None
-    assert studies.verdict(found.assign(rho=np.nan), "mass") == {"best": None}
+    assert verdict(control[control["network"] == "u"], "mass")["beats_control"] is None
+    assert verdict(found.assign(rho=np.nan), "mass") == {"best": None}
 
 
 def test_few_images_say_nothing_surely():
-    truth, told = made_up(networks=("u",), n=studies.FEWEST - 1)
-    found = studies.agreement(truth, told, draws=200)
+    truth, told = made_up(networks=("u",), n=FEWEST - 1)
+    found = agreement(truth, told, draws=200)
     assert found[["low", "high", "behind_low", "behind_high"]].isna().all(axis=None)
-    said = studies.verdict(found, "mass")
+    said = verdict(found, "mass")
     assert (said["true"], said["beats_control"]) == (False, False)
     assert "fake-cam" in said["within_noise"]
-    truth, told = made_up(networks=("u",), n=studies.FEWEST)
-    honest = studies.agreement(truth, told, draws=200).query("method == 'honest'")
+    truth, told = made_up(networks=("u",), n=FEWEST)
+    honest = agreement(truth, told, draws=200).query("method == 'honest'")
     assert honest[["low", "high"]].notna().all(axis=None)
     told.loc[told["image"] != "i0", "balance"] = 0.0  # a third of the resamples has no i0
-    lone = studies.agreement(truth, told, draws=200).query("quantity == 'balance'")
+    lone = agreement(truth, told, draws=200).query("quantity == 'balance'")
     assert lone["rho"].notna().all()
     assert lone["low"].isna().all()
 
@@ -335,35 +350,36 @@ def test_few_images_say_nothing_surely():
 def test_a_verdict_in_words():
     found = {"best": "grad-cam", "rho": 0.5, "low": 0.2, "high": 0.7, "true": True, "n": 40}
     found |= {"within_noise": ["layer-cam"], "beats_control": True}
-    said = studies.in_words(found)
+    said = in_words(found)
     assert said.startswith("**Grad-CAM** follows the truth best, ρ = 0.50 (0.20 to 0.70, n = 40).")
     assert said.endswith("Within the noise of it: Layer-CAM.")
-    unsure = studies.in_words(found | {"low": -0.1, "true": False, "beats_control": False})
+    unsure = in_words(found | {"low": -0.1, "true": False, "beats_control": False})
     assert "may well be 0" in unsure
     assert unsure.endswith("add anything to the control.")
     few = {"low": math.nan, "high": math.nan}
-    assert "too few images" in studies.in_words(found | few)
+    assert "too few images" in in_words(found | few)
     # Who runs against the truth does not follow it, however few or many the images.
-    assert studies.in_words(found | {"rho": -0.5} | few) == (
+    assert in_words(found | {"rho": -0.5} | few) == (
         "no method follows the truth; the highest is **Grad-CAM**, ρ = -0.50 (n = 40); these are "
         "too few images to say how surely."
     )
-    against = studies.in_words(found | {"rho": -0.5, "low": -0.7, "high": -0.2})
+    against = in_words(found | {"rho": -0.5, "low": -0.7, "high": -0.2})
     assert against.endswith("ρ = -0.50 (-0.70 to -0.20, n = 40).")
-    assert studies.in_words({"best": None}) == "no correlation is defined."
+    assert in_words({"best": None}) == "no correlation is defined."
 
 
 def test_prepare_leaves_out_what_does_not_apply():
-    study = studies.prepare(
+    subjects = Boxes(
         models="scenes_resnet scenes_vit", methods="cam, opti-cam", limit=3, iterations=7
-    )
-    assert [list(methods) for methods in study.methods] == [["cam", "opti-cam"], ["opti-cam"]]
-    assert study.methods[0]["opti-cam"] == {"iterations": 7}
-    assert list(study.left_out["scenes_vit"]) == ["cam"]
-    assert len(study.indices) == 3
-    assert study.twins
-    swapped = studies.prepare(models="scenes_vgg", images="scenes-swapped", methods="grad-cam")
-    assert not swapped.twins
+    ).prepare()
+    options = {"opti-cam": {"iterations": 7}}
+    assert [subject.methods for subject in subjects] == [{"cam": {}, **options}, options]
+    assert [list(subject.left_out) for subject in subjects] == [[], ["cam"]]
+    assert subjects[0].indices == subjects[1].indices
+    assert len(subjects[0].indices) == 3
+    assert have_twins(subjects)
+    swapped = Boxes(models="scenes_vgg", images="scenes-swapped", methods="grad-cam")
+    assert not have_twins(swapped.prepare())
 
 
 def test_prepare_takes_weights_of_ones_own(tmp_path):
@@ -372,14 +388,15 @@ def test_prepare_takes_weights_of_ones_own(tmp_path):
     with torch.no_grad():
         network.get_parameter("features.0.weight").mul_(0.5)
     torch.save(network.state_dict(), own)
-    study = studies.prepare(models=f"scenes_vgg, scenes_vgg:{own}", methods="grad-cam", limit=1)
-    assert [c.name for c in study.classifiers] == ["scenes_vgg", "my own"]
-    theirs, ours = (c.network.get_parameter("features.0.weight") for c in study.classifiers)
+    subjects = Boxes(models=f"scenes_vgg, scenes_vgg:{own}", methods="grad-cam", limit=1).prepare()
+    classifiers = [subject.classifier for subject in subjects]
+    assert [c.name for c in classifiers] == ["scenes_vgg", "my own"]
+    theirs, ours = (c.network.get_parameter("features.0.weight") for c in classifiers)
     assert torch.equal(ours, 0.5 * theirs)
     with pytest.raises(ValueError, match="MODELS has two networks called 'my own'"):
-        studies.prepare(models=f"scenes_vgg:{own}, scenes_vgg : {own}")
+        Boxes(models=f"scenes_vgg:{own}, scenes_vgg : {own}").prepare()
     with pytest.raises(FileNotFoundError, match="no such file"):
-        studies.prepare(models="scenes_vgg:gone.pt")
+        Boxes(models="scenes_vgg:gone.pt").prepare()
 
 
 @pytest.mark.parametrize(
@@ -387,6 +404,7 @@ def test_prepare_takes_weights_of_ones_own(tmp_path):
     [
         ({"limit": 0}, "LIMIT is 0"),
         ({"models": " ,"}, "MODELS names none"),
+        ({"methods": ","}, "METHODS names none"),
         ({"methods": "gradcam"}, "did you mean 'grad-cam'"),
         ({"images": "scenes-empty"}, "has no boxes"),
         ({"models": "scenes_vit", "methods": "cam"}, "no method of METHODS can explain scenes_vit"),
@@ -394,7 +412,7 @@ def test_prepare_takes_weights_of_ones_own(tmp_path):
 )
 def test_prepare_says_what_is_wrong(wrong, message):
     with pytest.raises(ValueError, match=message):
-        studies.prepare(**{"models": "scenes_resnet"} | wrong)
+        Boxes(**{"models": "scenes_resnet"} | wrong).prepare()
 
 
 def test_intervals_are_drawn_and_told():

@@ -1,45 +1,21 @@
 """Reports: notebooks with parameters, each executed and made one HTML page by `make report`.
 
-What a report is about is in `subject`, what the saliency report shows in `contents`, what the
-benchmark report shows in `opticam_lite.benchmark`; `runner` makes the page.
+    Saliency(model=…) ──prepare──▶ Subject ──the notebook──▶ figures, metrics.json, table.*
+
+A report is a file here, with the dataclass of its parameters and what this report alone shows, a
+notebook, and its name in `REPORTS`. `parameters` is the base of the dataclasses, `subject` loads
+what they name, `tables` and `records` are what reports have in common, `runner` makes the page.
 """
 
-from .contents import (
-    about,
-    caveats,
-    chart,
-    checklist,
-    comparison,
-    ordering,
-    paper_table,
-    settings_table,
-    styled,
-    title,
-    versions,
-    write_json,
-    write_metrics,
-    write_table,
-)
-from .subject import ReportError, Subject, predictions, prepare, prepare_benchmark
+from .benchmark import Benchmark
+from .boxes import Boxes
+from .parameters import Parameters, ReportError
+from .saliency import Saliency
 
-__all__ = [
-    "ReportError",
-    "Subject",
-    "about",
-    "caveats",
-    "chart",
-    "checklist",
-    "comparison",
-    "ordering",
-    "paper_table",
-    "predictions",
-    "prepare",
-    "prepare_benchmark",
-    "settings_table",
-    "styled",
-    "title",
-    "versions",
-    "write_json",
-    "write_metrics",
-    "write_table",
-]
+__all__ = ["REPORTS", "Benchmark", "Boxes", "Parameters", "ReportError", "Saliency"]
+
+REPORTS: dict[str, type[Parameters]] = {
+    "saliency": Saliency,
+    "benchmark": Benchmark,
+    "boxes": Boxes,
+}

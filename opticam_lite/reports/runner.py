@@ -1,22 +1,20 @@
 """Execute a report's notebook and make one HTML page of it.
 
-    NAME=value … ──parse, check──▶ notebook ──papermill──▶ .ipynb, metrics.json, table.* ──▶ .html
+    NAME=value … ──parse, prepare──▶ notebook ──papermill──▶ .ipynb, metrics.json, table.* ──▶ .html
 
-`make report` calls `main`. A report's parameters are those of its notebook's parameters cell, and
-of the function in `checks` that the notebook begins with, such as `prepare`. That function checks
-everything before anything runs; so what passes the check is what runs. No notebook imports this
-file: papermill and its like take seconds to import, in every kernel again.
+`make report` calls `main`. A report's parameters are the fields of its dataclass in `REPORTS`. Its
+`prepare` checks everything before anything runs, and the notebook calls the same `prepare`. No
+notebook imports this file, because papermill takes seconds to import in every kernel.
 """
 
 from __future__ import annotations
 
-import ast
 import copy
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,30 +27,21 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
 
-from .. import studies
 from ..registry import unknown_name
-from .contents import FIGURES
-from .subject import ReportError, Subject, prepare, prepare_benchmark
+from . import REPORTS
+from .parameters import Parameters, ReportError, convert
+from .tables import FIGURES, HERE
 
 DEFAULT = "saliency"
-ESSENTIAL = ("saliency", "benchmark")  # what `make report` makes when it is told nothing
-SECONDS_A_CELL = 7200
-_PACKAGE = Path(__file__).resolve().parents[1]
-_TYPES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "yes or no"}
+ESSENTIAL = ("saliency", "benchmark")  # made by `make report` without arguments
+SECONDS_A_CELL = 7200.0
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# Where a notebook puts its numbers is the runner's business, not a parameter of the report.
-_PLACES = ("out", "rows")
+_PACKAGE = HERE.parent
 # What a notebook writes to `out`.
 _NUMBERS = ("metrics.json", "table.csv", "table.tex")
-_TRUTH = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
 # ---------------------------------------------------------------------------------- parameters
-
-
-def checks() -> dict[str, Callable[..., Subject | studies.Study]]:
-    """Return report → the function that checks its parameters and loads what they name."""
-    return {"saliency": prepare, "benchmark": prepare_benchmark, "boxes": studies.prepare}
 
 
 def notebook_path(report: str = DEFAULT) -> Path:
@@ -89,36 +78,30 @@ def choose_reports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     others = [a for a in arguments if a not in named]
     chosen = [name for a in named if (name := a.partition("=")[2].strip().lower())]
     for name in chosen:
-        if name not in checks():
-            raise ReportError(unknown_name("report", name, checks()))
+        if name not in REPORTS:
+            raise ReportError(unknown_name("report", name, REPORTS))
     return chosen or ([DEFAULT] if others else list(ESSENTIAL)), others
 
 
-def parse(
-    arguments: Sequence[str], notebook: Path | None = None, report: str = DEFAULT
-) -> tuple[dict[str, Any], Path, float]:
-    """Turn `NAME=value` arguments into parameters of the notebook.
+def parse(arguments: Sequence[str], report: str = DEFAULT) -> tuple[Parameters, Path, float]:
+    """Turn `NAME=value` arguments into a report's parameters.
 
     Names may be in upper or lower case; an empty value stands for the default.
 
     Args:
-        arguments: Such as `["MODEL=resnet50", "LIMIT=20"]`; besides the notebook's parameters OUT
+        arguments: Such as `["MODEL=resnet50", "LIMIT=20"]`; besides the report's parameters OUT
             (folder) and TIMEOUT (seconds a cell) are known.
-        notebook: Whose parameters. Default: the report's.
         report: Its name.
 
     Returns:
-        All parameters of the notebook, those given in place of its defaults; the folder to write
-        to; the seconds that a cell may take.
+        The parameters; the folder to write to; the seconds that a cell may take.
 
     Raises:
         ReportError: For an unknown name or a value of the wrong type.
     """
-    known = _parameters(notebook or notebook_path(report))
-    values = {name: default for name, (default, _, _) in known.items()}
-    types = {name: kind for name, (_, kind, _) in known.items()}
-    types |= {"out": "str", "timeout": "float"}
-    values |= {"out": str(folder(report)), "timeout": SECONDS_A_CELL}
+    types = {known.name: type(known.default) for known in REPORTS[report].known()}
+    types |= {"out": str, "timeout": float}
+    values: dict[str, Any] = {}
     for argument in arguments:
         name, equals, text = argument.partition("=")
         if not equals:
@@ -129,29 +112,12 @@ def parse(
                 unknown_name("parameter", name.strip().upper(), [n.upper() for n in types])
             )
         if text.strip():
-            values[key] = _convert(key, text.strip(), types[key])
-    out, timeout = Path(values.pop("out")).expanduser(), values.pop("timeout")
-    if timeout <= 0:
+            values[key] = convert(key, text.strip(), types[key])
+    out = Path(values.pop("out", folder(report))).expanduser()
+    timeout = values.pop("timeout", SECONDS_A_CELL)
+    if not timeout > 0:
         raise ReportError(f"TIMEOUT is {timeout:g}; it must be above 0, in seconds a cell")
-    return values, out, timeout
-
-
-def _parameters(notebook: Path) -> dict[str, tuple[Any, str, str]]:
-    """Return name → (default, type, explanation) of the notebook's parameters cell."""
-    return {
-        name: (ast.literal_eval(p["default"]), p["inferred_type_name"], p["help"])
-        for name, p in papermill.inspect_notebook(str(notebook)).items()
-        if name not in _PLACES
-    }
-
-
-def _convert(name: str, text: str, kind: str) -> Any:
-    try:
-        if kind == "bool":
-            return _TRUTH[text.lower()]
-        return {"str": str, "int": int, "float": float}[kind](text)
-    except (KeyError, ValueError) as error:
-        raise ReportError(f"{name.upper()} is {text!r}; it must be {_TYPES[kind]}") from error
+    return REPORTS[report](**values), out, timeout
 
 
 def usage() -> str:
@@ -161,14 +127,14 @@ def usage() -> str:
         "make report NAME=value … the saliency report with parameters",
         "make report REPORT=name NAME=value …",
     ]
-    for report in checks():
+    for report, parameters in REPORTS.items():
         lines += ["", f"Parameters of REPORT={report}:", ""]
-        rows = [(n, d, h) for n, (d, _, h) in _parameters(notebook_path(report)).items()]
-        rows += [("out", str(folder(report)), "folder to write to")]
-        rows += [("timeout", SECONDS_A_CELL, "seconds that one cell of the notebook may take")]
-        for name, default, explanation in rows:
-            shown = "" if default == "" else f" [{default}]"
-            lines.append(f"  {name.upper():<12}{explanation}{shown}")
+        rows = [(p.name, p.metadata["explanation"], p.default) for p in parameters.known()]
+        rows += [("out", "folder to write to", str(folder(report)))]
+        rows += [("timeout", "seconds that one cell of the notebook may take", SECONDS_A_CELL)]
+        for name, explanation, default in rows:
+            shown = f" [{default:g}]" if isinstance(default, float) else f" [{default}]"
+            lines.append(f"  {name.upper():<12}{explanation}{shown if default != '' else ''}")
     return "\n".join(lines) + "\n"
 
 
@@ -211,7 +177,7 @@ def _where(cell: NotebookNode, index: int) -> str:
 
 def run(
     parameters: Mapping[str, Any],
-    out: Path | None = None,
+    out: Path,
     timeout: float = SECONDS_A_CELL,
     notebook: Path | None = None,
     report: str = DEFAULT,
@@ -224,8 +190,8 @@ def run(
 
     Args:
         parameters: Of the notebook, checked.
-        out: The folder; created if need be. Default: `folder(report)`. Rows that a notebook
-            measures are kept in its `rows/`, whatever happens, so that a later run resumes.
+        out: The folder; created if need be. Rows that a notebook measures are kept in its `rows/`,
+            whatever happens, so that a later run resumes.
         timeout: Seconds that a cell may take.
         notebook: Default: the report's.
         report: Its name.
@@ -233,18 +199,18 @@ def run(
     Returns:
         What failed; empty for a good run.
     """
-    out, notebook = out or folder(report), notebook or notebook_path(report)
-    name = f"{report}_report"
+    notebook, name = notebook or notebook_path(report), f"{report}_report"
     with tempfile.TemporaryDirectory(prefix="opticam-") as temporary:
         executed = Path(temporary) / f"{name}.ipynb"
+        # Where a notebook puts its figures is no parameter of the report.
         places = {"out": temporary, "rows": str(out.absolute() / "rows")}
         wanted = papermill.inspect_notebook(str(notebook))
-        error = None
+        stopped = None
         try:
             papermill.execute_notebook(
                 str(notebook),
                 str(executed),
-                {**parameters, **{key: places[key] for key in _PLACES if key in wanted}},
+                {**parameters, **{key: place for key, place in places.items() if key in wanted}},
                 cwd=str(Path.cwd()),
                 progress_bar=sys.stderr.isatty(),
                 execution_timeout=timeout,
@@ -252,18 +218,17 @@ def run(
                 # Kernels otherwise warn, on everybody's terminal, that TCP is not encrypted.
                 extra_arguments=["--log-level=ERROR"],
             )
-        except Exception as caught:
-            # A failed cell, a cell that took too long, a kernel that died: all end on the page.
-            error = caught
-            result = nbformat.read(executed if executed.exists() else notebook, as_version=4)
-            if not isinstance(caught, PapermillExecutionError):
-                _mark(result, caught, timeout)
-        else:
-            result = nbformat.read(executed, as_version=4)
+        except PapermillExecutionError:
+            pass  # the cell that failed shows its error
+        except Exception as error:
+            stopped = error  # a cell that took too long, a kernel that died: no cell shows it
+        result = nbformat.read(executed if executed.exists() else notebook, as_version=4)
+        if stopped is not None:
+            _mark(result, stopped, timeout)
         found = failures(result)
         nbformat.write(result, executed)
         write_html(result, Path(temporary) / f"{name}.html", found)
-        if error is not None or found:
+        if found:
             for file in _NUMBERS:
                 (Path(temporary) / file).unlink(missing_ok=True)
         _publish(Path(temporary), out, name)
@@ -279,7 +244,7 @@ def _mark(notebook: NotebookNode, error: Exception, timeout: float) -> None:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, CellTimeoutError):
         text = f"the cell took longer than {timeout:g} s; allow it more with TIMEOUT=seconds"
-    # A cell that is stopped shows a KeyboardInterrupt, which nobody caused.
+    # A cell that is stopped shows a KeyboardInterrupt, which is not its own error.
     running.outputs = [o for o in running.outputs if o.output_type != "error"]
     running.outputs.append(
         nbformat.v4.new_output("error", ename=type(error).__name__, evalue=text, traceback=[text])
@@ -319,7 +284,7 @@ def write_html(notebook: NotebookNode, path: Path, failed: Sequence[Failure] = (
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell["outputs"] = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]
-    template = (_PACKAGE / "report.html.j2").read_text(encoding="utf-8")
+    template = (HERE / "report.html.j2").read_text(encoding="utf-8")
     exporter = HTMLExporter(raw_template=template, embed_images=True)
     resources = {"failed": list(failed), "figures": FIGURES}
     page, _ = exporter.from_notebook_node(notebook, resources=resources)
@@ -338,13 +303,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(a in ("-h", "--help") for a in arguments):
         sys.stdout.write(usage())
         return 0
-    plans: dict[str, tuple[dict[str, Any], Path, float]] = {}
+    plans: dict[str, tuple[Parameters, Path, float]] = {}
     try:
         chosen, others = choose_reports(arguments)
         for report in chosen:
-            plans[report] = parse(others, report=report)
+            plans[report] = parse(others, report)
             _check_folder(plans[report][1])
-            checks()[report](**plans[report][0])
+            plans[report][0].prepare()
     except (OSError, TypeError, ValueError) as error:
         sys.stderr.write(f"report: {' '.join(str(error).split())}\n")
         return 2
@@ -352,11 +317,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for report, (parameters, out, timeout) in plans.items():
         sys.stderr.write(f"Executing the {report} report's notebook; it is written to {out}\n")
         try:
-            found = run(parameters, out, timeout, report=report)
+            found = run(parameters.settings(), out, timeout, report=report)
         except KeyboardInterrupt:
-            kept = (
-                f" but the rows measured so far, {out / 'rows'}" if (out / "rows").exists() else ""
-            )
+            rows = out / "rows"
+            kept = f" but the rows measured so far, {rows}" if rows.exists() else ""
             sys.stderr.write(f"report: interrupted; nothing was written{kept}\n")
             return 130
         except OSError as error:

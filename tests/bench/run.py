@@ -101,7 +101,7 @@ def precisions() -> list[str]:
 
 def load_case(parameters: dict[str, Any]) -> Case:
     """Load what the parameters of a report name, and eight of its images."""
-    subject = reports.prepare(**parameters)
+    subject = reports.Saliency(**parameters).prepare()
     images, targets = subject.dataset.batch(subject.indices)
     device = subject.classifier.device
     images = images.to(device)
@@ -436,7 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         title, out = values.pop("title"), Path(values.pop("out")).expanduser()
         models = [model.strip() for model in values.pop("model").split(",")]
         cases = [{**values, "model": model, "limit": BATCH} for model in models]
-        subjects = [reports.prepare(**case) for case in cases]
+        subjects = [reports.Saliency(**case).prepare() for case in cases]
     except (OSError, TypeError, ValueError) as error:
         sys.stderr.write(f"bench: {' '.join(str(error).split())}\n")
         return 2
@@ -456,7 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         run |= bench(
             partial(load_case, case),
-            subject.methods,
+            list(subject.methods),
             repeats=repeats,
             budget=budget,
             curves=curves,

@@ -1,0 +1,128 @@
+"""What a report writes: `metrics.json`, `table.csv`, `table.tex`, and the table of its settings."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from .subject import Subject
+from .tables import ordering, title
+
+
+def write(
+    folder: str | Path,
+    report: str,
+    subject: Subject,
+    table: pd.DataFrame,
+    methods: list[dict[str, Any]],
+    **more: Any,
+) -> dict[str, Any]:
+    """Write what a report on one network measured: `metrics.json` and the table.
+
+    Args:
+        folder: Where to; `""` writes nothing.
+        report: Its name.
+        subject: What was measured.
+        table: What `summarize` returned.
+        methods: The figures of each method.
+        more: What else the report has to say.
+
+    Returns:
+        What was written to `metrics.json`.
+    """
+    classifier, dataset = subject.classifier, subject.dataset
+    record = {
+        "report": f"{report}_report",
+        "settings": subject.parameters.settings(),
+        "network": {
+            "name": classifier.name,
+            "layer": classifier.layer,
+            "classes": classifier.classes,
+            "device": str(classifier.device),
+        },
+        "data": {
+            "name": dataset.name,
+            "n": len(subject.indices),
+            "of": len(dataset),
+            "targets": subject.targets,
+        },
+        "left_out": subject.left_out,
+        "versions": versions(),
+        **more,
+        "methods": methods,
+        "ordering": {claim: holds for claim, (holds, _) in ordering(table).items()},
+    }
+    write_json(folder, record)
+    write_table(folder, table)
+    return record
+
+
+def write_json(folder: str | Path, record: Mapping[str, Any]) -> None:
+    """Write `metrics.json` into a folder; `""` writes nothing. NaN becomes null."""
+    if folder:
+        text = json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False)
+        (Path(folder) / "metrics.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN, which JSON does not know, by None."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_table(folder: str | Path, table: pd.DataFrame) -> None:
+    """Write `table.csv` and `table.tex` (LaTeX) into a folder, to copy from; `""` writes nothing.
+
+    Args:
+        folder: Where to.
+        table: What `summarize` or `box_table` returned.
+    """
+    if not folder:
+        return
+    index = bool(table.index.name)  # methods, not mere numbers
+    table.to_csv(Path(folder) / "table.csv", index=index, encoding="utf-8")
+    text = table.rename(index=title).to_latex(
+        index=index, index_names=False, escape=True, float_format="%.2f", na_rep="--"
+    )
+    for sign, command in {"±": r"$\pm$", "∩": r"$\cap$", "∖": r"$\setminus$"}.items():
+        text = text.replace(sign, command)
+    (Path(folder) / "table.tex").write_text(text, encoding="utf-8")
+
+
+def settings_table(subject: Subject) -> str:
+    """Return settings and versions as a table in Markdown, with the values that were used."""
+    shown = subject.parameters.settings() | {"device": subject.classifier.device}
+    if "layer" in shown:
+        shown["layer"] = subject.classifier.layer
+    if shown.get("checkpoint"):
+        shown.pop("weights")  # the checkpoint's are used
+    rows = [*shown.items(), *versions().items()]
+    lines = [f"| {name} | {'–' if value == '' else value} |" for name, value in rows]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that figures may depend on, and the number of threads."""
+    packages = ("opticam-lite", "torch", "torchvision", "timm", "numpy", "pillow")
+    found = dict.fromkeys(packages, "not installed")  # as the package is, run from its sources
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return {
+        "python": platform.python_version(),
+        **found,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+    }

@@ -1,0 +1,151 @@
+"""What pages have in common: measured figures beside the paper's, and whether its claims hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+
+from ..methods import METHODS
+from ..metrics import METRICS
+from ..paths import data_dir
+from .subject import Subject
+
+HERE = Path(__file__).resolve().parent
+FIGURES = (HERE / "figures.css").read_text(encoding="utf-8")
+"""Style of the tables. It is part of each table, because a notebook opened by hand has no page
+around it. The variables are the page's, then JupyterLab's, whose theme may be dark. A class named
+twice takes precedence over JupyterLab's own rules for tables."""
+
+_TEMPLATES = Environment(autoescape=True, loader=FileSystemLoader(HERE), trim_blocks=True)
+_UNITS = {
+    "T": "T is seconds per batch of 8 images, here on this machine, in the paper on the authors'",
+    **{m: f"{m} is a {METRICS[m].unit}" for m in METRICS if METRICS[m].unit != "percent"},
+}
+
+
+def title(method: str) -> str:
+    """Return how a method is written in text, such as Grad-CAM++."""
+    return METHODS[method].title if method in METHODS else method
+
+
+def paper_table(number: int | str) -> pd.DataFrame:
+    """Return a table of the paper: 1 to 5, A7 or A8.
+
+    Returns:
+        Columns network, method, and the metrics as the paper prints them; T is seconds per batch
+        of 8 on the authors' hardware. `attrs["source"]` names the table.
+    """
+    table = pd.read_csv(data_dir() / "paper" / f"table{number}.csv")
+    table.attrs["source"] = f"Table {number}"
+    return table
+
+
+def styled(table: str) -> str:
+    """Return an HTML table of the class `figures` with its style."""
+    return f"<style>{FIGURES}</style>{table}"
+
+
+def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = "paper") -> str:
+    """Return an HTML table of the measured figures beside the paper's.
+
+    Args:
+        table: What `summarize` returned, with the standard errors or without.
+        paper: What `paper_table` returned, or the rows of some of its networks. Its methods that
+            were not measured follow in grey, its metrics that were not measured are left out.
+        here: Heads the measured columns.
+        note: Under the names of the paper's networks.
+    """
+    columns = [c for c in paper.columns if c in table.columns]
+    networks = {n: rows.set_index("method") for n, rows in paper.groupby("network", sort=False)}
+    page = _TEMPLATES.get_template("comparison.html.j2").render(
+        groups=[(here, "measured", table), *((n, note, rows) for n, rows in networks.items())],
+        columns=columns,
+        methods={method: title(method) for method in [*table.index, *paper["method"]]},
+        measured=set(table.index),
+        errors=any(f"{c} ±" in table.columns for c in columns),
+        source=paper.attrs["source"] if networks else "",
+        units=[text for c, text in _UNITS.items() if c in columns],
+        metrics=METRICS,
+        cell=_cell,
+    )
+    return styled(page)
+
+
+def _cell(group: pd.DataFrame, method: str, column: str) -> dict[str, Any]:
+    """Return a figure as it is printed, whether it is the best of its column, and its error."""
+    if method not in group.index or pd.isna(group.loc[method, column]):
+        return {"text": "–", "best": False}
+    digits = 2 if column in _UNITS else 1
+    values = group[column].round(digits)
+    # Bold as in the paper: Fake-CAM aside, whose AD is lowest although it explains nothing.
+    rivals = values.drop(index="fake-cam", errors="ignore")
+    best = None
+    if column in METRICS and method != "fake-cam":
+        best = rivals.min() if METRICS[column].better == "lower" else rivals.max()
+    error = group.loc[method].get(f"{column} ±", math.nan)
+    return {
+        "text": f"{values[method]:.{digits}f}",
+        "best": values[method] == best,
+        "error": "" if math.isnan(error) else f"{error:.{digits}f}",
+    }
+
+
+def ordering(table: pd.DataFrame) -> dict[str, tuple[bool, str]]:
+    """Check whether measured figures are ordered as those of the paper's Tables 1 and 2.
+
+    Args:
+        table: What `summarize` returned: a row a method, AD and AG in percent.
+
+    Returns:
+        Claim → (whether it holds here, the figures that decide it). Claims about methods or
+        metrics that were not measured are absent.
+    """
+    claims: dict[str, tuple[bool, str]] = {}
+    if not {"AD", "AG"} <= set(table):
+        return claims
+    table = table.drop(index="opti-cam-fast", errors="ignore")  # it is not in the paper
+    others = table.drop(index=["fake-cam", "opti-cam"], errors="ignore")
+    if "fake-cam" in table.index:
+        drop, gain = table.loc["fake-cam", ["AD", "AG"]]
+        claims["Fake-CAM, a mask that explains nothing, hardly changes the probability"] = (
+            bool(drop < 1 and gain < 2),
+            f"AD {drop:.2f} % (below 1), AG {gain:.2f} % (below 2)",
+        )
+    if "opti-cam" in table.index and len(others):
+        drop, gain = table.loc["opti-cam", ["AD", "AG"]]
+        best = others["AD"].idxmin()
+        claims["Opti-CAM has the lowest average drop, Fake-CAM aside"] = (
+            bool(drop < others["AD"].min()),
+            f"AD {drop:.2f} % against {others.loc[best, 'AD']:.2f} % of the next, {title(best)}",
+        )
+        rivals = table.drop(index="opti-cam")["AG"]
+        second = rivals.idxmax()
+        claims["Opti-CAM has at least twice the average gain of any other"] = (
+            bool(gain >= 2 * rivals.max()),
+            f"AG {gain:.1f} % against {rivals.max():.1f} % of the next, {title(second)}"
+            + (f": {gain / rivals.max():.1f} times" if rivals.max() > 0 else ""),
+        )
+    return claims
+
+
+def caveats(subject: Subject) -> list[str]:
+    """Return what speaks against comparing a subject's figures with the paper's, in sentences."""
+    n, iterations = len(subject.indices), subject.methods.get("opti-cam", {}).get("iterations", 100)
+    found = []
+    if iterations != 100:
+        found.append(f"Opti-CAM took {iterations} iterations here, 100 in the paper.")
+    if n < 100:
+        found.append(f"{n} images are few: on others a claim may turn out otherwise.")
+    return found
+
+
+def checklist(claims: Mapping[str, tuple[bool, str]], caveats: Sequence[str] = ()) -> str:
+    """Return an HTML list of what `ordering` found, a verdict above it and caveats below."""
+    template = _TEMPLATES.get_template("checklist.html.j2")
+    failed = sum(not holds for holds, _ in claims.values())
+    return template.render(claims=claims, failed=failed, caveats=caveats)
