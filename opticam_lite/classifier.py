@@ -106,6 +106,7 @@ class Classifier:
         mean, std = _channels("mean", mean, 0.0), _channels("std", std, 1.0)
         if min(std) <= 0:
             raise ValueError(f"std must be positive, not {std}")
+        self.mean, self.std = mean, std
         self._scale = torch.tensor([1 / s for s in std], device=self.device).view(1, 3, 1, 1)
         self._shift = torch.tensor(
             [-m / s for m, s in zip(mean, std, strict=True)], device=self.device
@@ -147,6 +148,11 @@ class Classifier:
         self._cut: Cut = self._traced.cut(layer)
         self._memory: _Memory | None = None
         self.layer = layer
+
+    @property
+    def graph_text(self) -> str:
+        """The traced graph of the network as text: what it computes, without its weights."""
+        return str(self._traced.graph)
 
     @property
     def layers(self) -> list[str]:
@@ -222,13 +228,11 @@ class Classifier:
         other.__dict__.update(self.__dict__)
         return other
 
-    def _arguments(self) -> dict[str, Any]:
-        """Return what the constructor makes an equal classifier of."""
-        std = [1 / s for s in self._scale.flatten().tolist()]
-        mean = [-m * s for m, s in zip(self._shift.flatten().tolist(), std, strict=True)]
+    def rebuild_arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments for an equal classifier, on the CPU's copy."""
         return {
             "network": copy.deepcopy(self.network).cpu(),
-            **{"layer": self.layer, "mean": mean, "std": std, "labels": self.labels},
+            **{"layer": self.layer, "mean": self.mean, "std": self.std, "labels": self.labels},
             **{"size": self.size, "preprocessing": self.preprocessing, "name": self.name},
             **{"normalize": self.normalize, "device": self.device.type},
         }
@@ -239,7 +243,7 @@ class Classifier:
             untouched = copy.copy(self)
             untouched.precision = None
             return type(self).at_precision, (untouched, str(self.precision).removeprefix("torch."))
-        arguments = self._arguments()
+        arguments = self.rebuild_arguments()
         if arguments["device"] != "cpu":
             arguments["device"] = "auto"
         return partial(type(self), **arguments), ()

@@ -377,7 +377,7 @@ def test_the_error_of_a_metric_that_is_no_mean(monkeypatch: pytest.MonkeyPatch) 
         rows = pd.DataFrame({"value": 100 * box_accuracy(overlaps).numpy(), "metric": "BA"})
         rows["detail"] = overlaps.tolist()
         rows["image"] = rows.index.astype(str)
-        about = {"dataset": "d", "network": "n", "layer": "l", "method": "m", "options": "{}"}
+        about = {"dataset": "d", "network": "n", "layer": "l", "method": "m", "options": "{}", "error": None}
         return rows.assign(seconds=1.0, **about)
 
     samples = [sample() for _ in range(60)]

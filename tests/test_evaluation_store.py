@@ -385,7 +385,7 @@ def test_other_layers_with_the_same_weights_are_refused(tmp_path: Path) -> None:
             gelu.set_submodule(name, torch.nn.GELU())
     settings: dict[str, Any] = {"methods": METHODS, "progress": None, "out": tmp_path}
     ol.evaluate(relu, Lazy(3), **settings)
-    arguments = {**relu._arguments(), "network": gelu}
+    arguments = {**relu.rebuild_arguments(), "network": gelu}
     with pytest.raises(StoreError, match="weights or layers have changed"):
         ol.evaluate(ol.Classifier(**arguments), Lazy(3), **settings)
 

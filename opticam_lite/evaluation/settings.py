@@ -57,14 +57,18 @@ def _version() -> str:
 def weights_digest(classifier: Classifier) -> str:
     """Return a digest of the network's weights, its layers and its normalisation."""
     state = hashlib.blake2b(digest_size=16)
-    tensors = {**classifier.network.state_dict(), **dict(classifier.network.named_buffers())}
-    tensors["mean"] = classifier._shift
-    tensors["std"] = classifier._scale
+    tensors = classifier.network.state_dict() | dict(classifier.network.named_buffers())
+    # The network reads x / std − mean / std, in float32.
+    mean, std = (
+        torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1)
+        for v in (classifier.mean, classifier.std)
+    )
+    tensors |= {"mean": (-mean / std).float(), "std": (1 / std).float()}
     for name, tensor in tensors.items():
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         state.update(_bytes(tensor))
     # Two networks may have the same weights and do different things with them.
-    function = f"{classifier.network!r} {classifier._traced.graph} {classifier.normalize}"
+    function = f"{classifier.network!r} {classifier.graph_text} {classifier.normalize}"
     state.update(re.sub(r" at 0x[0-9a-f]+", "", function).encode())
     return state.hexdigest()
 
