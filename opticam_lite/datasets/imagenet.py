@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import tempfile
@@ -11,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pandas as pd
 import torch
 from PIL import ExifTags, Image
 from timm.data import ImageNetInfo
@@ -104,7 +104,6 @@ class ImageNet(Files):
                 _has(place / f, lambda p: p.suffix == ".xml") for f in within
             ):
                 self._annotations.append(place)
-        self.has_boxes = bool(self._annotations)
         if not places:
             raise FileNotFoundError(
                 f"there are no validation images below {root}: neither "
@@ -116,6 +115,7 @@ class ImageNet(Files):
             )
         images, within = places[0]
         found = _in_synsets(images) if within else _in_one_folder(images, truths, root)
+        self.has_boxes = bool(self._annotations)
         super().__init__("imagenet", images, found, _labels(classifier), preprocessing(classifier))
 
     def sample(self, index: int) -> Sample:
@@ -226,16 +226,14 @@ def _read_ids(truth: Path) -> dict[int, str]:
 
 def _read_solution(truth: Path) -> dict[int, str]:
     """Return the synset of each image's number, the first word of Kaggle's prediction."""
-    known = {}
-    with truth.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"ImageId", "PredictionString"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{truth} needs the columns ImageId and PredictionString")
-        for row in reader:
-            synset = (row.get("PredictionString") or "").partition(" ")[0]
-            if synset not in synsets():
-                raise ValueError(f"{truth}: {synset!r} is none of ImageNet's 1,000 synsets")
-            known[int(row["ImageId"].removeprefix("ILSVRC2012_val_"))] = synset
+    rows = pd.read_csv(truth, dtype=str, keep_default_na=False)
+    if not {"ImageId", "PredictionString"} <= set(rows):
+        raise ValueError(f"{truth} needs the columns ImageId and PredictionString")
+    numbers = rows["ImageId"].str.removeprefix("ILSVRC2012_val_").astype(int)
+    known = dict(zip(numbers, rows["PredictionString"].str.split(" ").str[0], strict=True))
+    for synset in known.values():
+        if synset not in synsets():
+            raise ValueError(f"{truth}: {synset!r} is none of ImageNet's 1,000 synsets")
     return known
 
 

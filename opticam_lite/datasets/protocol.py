@@ -1,4 +1,4 @@
-"""What every dataset gives: numbered samples of an id, an image, and what is known of it."""
+"""The interface of datasets: numbered samples, each with an id, an image and its annotations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sample:
     Attributes:
         id: Unique in its dataset.
         image: float32 `(3, H, W)`, RGB in [0, 1].
-        target: The true class, or None if nobody knows.
+        target: The true class, or None if it is unknown.
         boxes: int64 `(M, 4)`, corners x0, y0, x1, y1 in pixels, right and bottom exclusive.
         extra: More; scenes have `environment`, `home` (whether that is the class's home) and
             `masks`, bool `(M, H, W)`, the visible pixels of each object of the class.
@@ -116,7 +116,7 @@ class Dataset(ABC):
 
 
 def checksum(data: bytes) -> str:
-    """Return a checksum, which accidents don't repeat."""
+    """Return a checksum (CRC-32), which tells accidental changes."""
     return f"{zlib.crc32(data):08x}"
 
 
