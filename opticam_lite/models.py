@@ -51,7 +51,7 @@ def check_model_name(name: str) -> str:
         return "embedded"
     if source in ("", "torchvision") and bare in _torchvision_names():
         return "torchvision"
-    # timm's names may carry a tag that tells the weights apart: "resnet50.a1_in1k".
+    # timm's names may end with a tag that names the weights: "resnet50.a1_in1k".
     if source in ("", "timm") and isinstance(bare, str) and timm.is_model(bare):
         return "timm"
     raise ValueError(unknown_name("network", name, list_models()))
@@ -143,7 +143,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what torch warns of, the error below says
+                warnings.simplefilter("ignore")  # the error below says the same
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of any other kind can make the readers fail in any way
         raise ValueError(
@@ -256,11 +256,11 @@ _BUILDERS: dict[str, Callable[..., tuple[nn.Module, dict[str, Any]]]] = {
 
 @contextmanager
 def _quick_when_offline() -> Iterator[None]:
-    """Let the hub look into its local cache at once if nobody answers, not after two minutes."""
+    """Make the hub use its local cache at once, not after two minutes, if no server answers."""
     url = urllib.parse.urlsplit(hub.ENDPOINT)  # HF_ENDPOINT may name a mirror
     port = url.port or {"http": 80}.get(url.scheme, 443)
     before = hub.HF_HUB_OFFLINE
-    # Behind a proxy only the proxy can tell.
+    # Behind a proxy a direct connection says nothing about the hub.
     if not urllib.request.getproxies():
         try:
             socket.create_connection((url.hostname or "", port), timeout=5).close()

@@ -54,7 +54,7 @@ def _labels(classifier: Classifier | None) -> list[str]:
 
 
 class ImageNet(Files):
-    """ImageNet's validation images (ILSVRC 2012), in any of the forms in which they lie on disks.
+    """ImageNet's validation images (ILSVRC 2012), in any of the layouts in which they are shared.
 
     The parts are found by their names, wherever they are below the folder (what is called train or
     test is not entered):
@@ -63,7 +63,7 @@ class ImageNet(Files):
       (`n01440764/…`), all 1,000 or some of them;
     - the classes, for images in one folder: `ILSVRC2012_validation_ground_truth.txt` of the
       development kit, one id a line, or Kaggle's `LOC_val_solution.csv`. The kit's ids are not in
-      the order of the classes; its `meta.mat` is not needed, the package knows the order;
+      the order of the classes; its `meta.mat` is not needed, the package has the order;
     - the boxes, if there are any: `ILSVRC2012_val_00000001.xml` … in one folder, beside the images,
       or in a folder for each synset.
 
@@ -265,7 +265,7 @@ def imagenette(path: str | Path, split: str = "val", classifier: Classifier | No
 
 
 def _download_imagenette(path: Path, split: str, size: str = "320px") -> Path:
-    """Download and unpack beside the place, then move: it is there whole or not at all."""
+    """Download and unpack beside the place, then move, so that the folder is complete or absent."""
     folder, url = IMAGENETTE_FOLDERS[size], Imagenette._ARCHIVES[size][0]
     whole = path.absolute()
     nearest = next(place for place in (whole, *whole.parents) if place.is_dir())

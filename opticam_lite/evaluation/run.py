@@ -47,8 +47,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Measure methods on a dataset.
 
-    With `out`, rows are written there every few seconds, and the same call, repeated after
-    whatever ended the first one, computes only what is missing. Methods and metrics can be added
+    With `out`, rows are written there every few seconds, and the same call, repeated after an
+    interruption of any kind, computes only what is missing. Methods and metrics can be added
     later in the same way.
 
     Args:
@@ -87,7 +87,7 @@ def evaluate(
         ValueError: For unknown names, options or limits, or an `out` that holds another run,
             before anything is computed. After it, if no image at all could be read.
         OSError: If the disk is full, or the folder of the images is gone; what was written stays
-            valid, and the same call goes on from there.
+            valid, and the same call continues from there.
     """
     if engine not in ENGINES:
         raise ValueError(unknown_name("engine", engine, ENGINES))
@@ -222,7 +222,7 @@ def _plan(job: Job, rows: store.Memory) -> tuple[list[Task], dict[str, int]]:
 
 
 def _check_some_readable(rows: store.Memory, job: Job) -> None:
-    """Raise ValueError if every single image is broken: then the dataset is at fault."""
+    """Raise ValueError if every single image is broken, which is a fault of the dataset."""
     errors = rows.table(["error"])["error"].drop_null()
     if len(errors) >= len(job.chosen):
         raise ValueError(

@@ -67,7 +67,7 @@ def weights_digest(classifier: Classifier) -> str:
     for name, tensor in tensors.items():
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         state.update(_bytes(tensor))
-    # Two networks may have the same weights and do different things with them.
+    # Networks of the same weights may compute different functions of them.
     function = f"{classifier.network!r} {classifier.graph_text} {classifier.normalize}"
     state.update(re.sub(r" at 0x[0-9a-f]+", "", function).encode())
     return state.hexdigest()
@@ -79,7 +79,7 @@ def digest(data: bytes) -> str:
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as JSON knows them; tensors by their digest, callbacks not at all."""
+    """Return options as JSON values: tensors become their digest, callbacks are left out."""
     return {name: _plain(value) for name, value in sorted(options.items()) if not callable(value)}
 
 

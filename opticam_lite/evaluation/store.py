@@ -1,4 +1,4 @@
-"""Rows in a folder, as Parquet parts that are written whole or not at all.
+"""Rows in a folder, as Parquet parts, each of which is complete or absent.
 
     out/settings.json        what is measured; a run of other settings is refused
     out/part-000000.parquet  rows, always all of a batch and a method
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
         "error": pa.string(),
     }
 )
-# Settings whose values tell a reader nothing.
+# Settings whose values are digests; a message says what they stand for instead.
 DIGESTS = {
     "weights": "the network's weights or layers have changed",
     "ids": "other images were chosen",
@@ -103,7 +103,7 @@ class Store(Memory):
 
     Args:
         folder: Created if need be.
-        settings: What is measured, as JSON knows it. `methods` (name → options) and `metrics` may
+        settings: What is measured, as JSON values. `methods` (name → options) and `metrics` may
             be more or fewer than in the folder: rows of new ones are added. All else must agree.
 
     Raises:

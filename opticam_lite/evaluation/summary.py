@@ -28,8 +28,8 @@ def summarize(
     Args:
         rows: What `evaluate` returned, or the folder or folders that it wrote to. Several frames
             may be joined by `pd.concat`. Where dataset, network, layer or options differ, they
-            become part of the index. So do folders where they alone tell runs apart, such as those
-            of two checkpoints.
+            become part of the index. So do folders where nothing else distinguishes the runs, such
+            as those of two checkpoints.
         errors: Add `AD ±`, …, each metric's standard error over images, and `images`, how many
             were measured. A metric that is no mean over images, such as BA, has it from a
             bootstrap of 100 draws.
@@ -69,7 +69,7 @@ def summarize(
 
 
 def _read(folders: str | Path | Sequence[str | Path]) -> pd.DataFrame:
-    """Return the rows of folders, with the folder's name where nothing else tells them apart."""
+    """Return the rows of folders, with the folder's name where nothing else distinguishes them."""
     folders = [folders] if isinstance(folders, str | Path) else folders
     paths = {Path(folder).resolve(): str(folder) for folder in folders}
     frames = {name: store.read(path, COLUMNS) for path, name in paths.items()}

@@ -1,4 +1,4 @@
-"""A callback that remembers an optimisation, to be looked at afterwards."""
+"""A callback that records an optimisation, to be plotted afterwards."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..classifier import Classifier
 from .registry import Step
 
 MAPS = 100
-"""Of a longer run, about so many maps are kept at most, and every value of the objective."""
+"""About so many maps of a run are kept at most; values of the objective are all kept."""
 
 
 class Trace:
-    """Remembers each step of a method that optimises; `plot` draws them.
+    """Records each step of a method that optimises; `plot` draws them.
 
         trace = ol.Trace(classifier, images, targets)
         masks = ol.explain("opti-cam", classifier, images, targets, callback=trace)
@@ -26,7 +26,7 @@ class Trace:
     A trace holds one run.
 
     Args:
-        classifier: The network, which judges the masks on the way.
+        classifier: The network, which gives the probabilities of the recorded masks.
         images: `(N, 3, H, W)`, as given to `ol.explain`.
         targets: `(N,)` or one for all. Default: the predicted classes.
     """
@@ -45,7 +45,7 @@ class Trace:
         self._batches: list[list[Step]] = []
 
     def __call__(self, step: Step) -> None:
-        """Remember a step.
+        """Record a step.
 
         Raises:
             ValueError: If the method optimises nothing, or the trace is full.
@@ -72,7 +72,7 @@ class Trace:
         return torch.stack([step.objective[row] for step in steps if step.objective is not None])
 
     def masks(self, image: int = 0) -> dict[int, Tensor]:
-        """Return iteration → mask `(1, H, W)`; of long runs not for every iteration."""
+        """Return iteration → mask `(1, H, W)`; long runs keep masks of some iterations only."""
         steps, row = self._steps(image)
         kept = {s.index: s.masks() for s in steps if s.saliency is not None}
         return {t: masks[row] for t, masks in kept.items() if masks is not None}
