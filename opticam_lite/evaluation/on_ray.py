@@ -67,7 +67,12 @@ def on_ray(
         ValueError: If the cluster has too few GPUs, or the dataset can't be sent to it.
         RuntimeError: If batches lose one worker after another.
     """
-    ray = _ray()
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            "engine='ray' needs Ray, which is not installed: pip install 'opticam-lite[ray]'"
+        ) from error
     if num_gpus is None:
         num_gpus = 0.0 if job.classifier.device.type == "cpu" else 1.0
     with _cluster(ray):
@@ -134,16 +139,6 @@ def _drive(ray: ModuleType, start: Any, count: int, tasks: Sequence[Task]) -> It
             asked[worker.measure.remote(chunk)] = worker, chunk
     for worker, _ in asked.values():
         ray.kill(worker)
-
-
-def _ray() -> ModuleType:
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError(
-            "engine='ray' needs Ray, which is not installed: pip install 'opticam-lite[ray]'"
-        ) from error
-    return ray
 
 
 @contextmanager

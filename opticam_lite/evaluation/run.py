@@ -133,7 +133,12 @@ def evaluate(
             if measured.method is not None:
                 shown.update(measured.method, measured.images, measured.seconds)
         rows.flush()
-        _check_some_readable(rows, job)
+        errors = rows.table(["error"])["error"].drop_null()
+        if len(errors) >= len(job.chosen):
+            raise ValueError(
+                f"none of the {len(job.chosen)} images of {dataset.name} can be measured; the "
+                f"first says: {errors[0]}"
+            )
         table = rows.table(store.SCHEMA.names) if collect else store.SCHEMA.empty_table()
     return store.to_frame(table, list(job.methods), job.metrics)
 
@@ -219,13 +224,3 @@ def _plan(job: Job, rows: store.Memory) -> tuple[list[Task], dict[str, int]]:
         if wanted:
             tasks.append(Task(batch, wanted, frozenset(i for i in positions if broken[i])))
     return tasks, done
-
-
-def _check_some_readable(rows: store.Memory, job: Job) -> None:
-    """Raise ValueError if every single image is broken, which is a fault of the dataset."""
-    errors = rows.table(["error"])["error"].drop_null()
-    if len(errors) >= len(job.chosen):
-        raise ValueError(
-            f"none of the {len(job.chosen)} images of {job.dataset.name} can be measured; the "
-            f"first says: {errors[0]}"
-        )

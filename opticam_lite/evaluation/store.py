@@ -160,30 +160,29 @@ class Store(Memory):
 
     def _agree(self) -> dict[str, Any]:
         """Compare the settings with those of the folder, and return both together."""
-        path, parts = self.folder / "settings.json", _parts(self.folder)
-        if not path.exists():
-            if parts:
-                raise StoreError(
-                    f"{self.folder} holds results without settings.json, so it can't be told what "
-                    "they are; name another folder"
-                )
-            held = self._settings
-        elif not parts:
-            read_settings(self.folder)  # raises an error if the file is not ours to overwrite
-            held = self._settings  # without rows, the settings of an earlier run do not matter
-        else:
-            held = read_settings(self.folder)
-            with_rows = set(read_table(self.folder, ["method"])["method"].unique().to_pylist())
-            for method in set(held["methods"]) - with_rows:
-                del held["methods"][method]  # nor do the options of a method without rows
-            found = differences(held, self._settings)
-            if found:
-                raise StoreError(
-                    f"{self.folder} holds another run: {'; '.join(found)}. Name another folder, or "
-                    "delete this one"
-                )
-            held["methods"] |= self._settings["methods"]
-            held["metrics"] = list(dict.fromkeys(held["metrics"] + self._settings["metrics"]))
+        parts, held = _parts(self.folder), None
+        if (self.folder / "settings.json").exists():
+            held = read_settings(
+                self.folder
+            )  # raises an error if the file is not ours to overwrite
+        elif parts:
+            raise StoreError(
+                f"{self.folder} holds results without settings.json, so it can't be told what "
+                "they are; name another folder"
+            )
+        if held is None or not parts:
+            return self._settings  # without rows, the settings of an earlier run do not matter
+        with_rows = set(read_table(self.folder, ["method"])["method"].unique().to_pylist())
+        for method in set(held["methods"]) - with_rows:
+            del held["methods"][method]  # nor do the options of a method without rows
+        found = differences(held, self._settings)
+        if found:
+            raise StoreError(
+                f"{self.folder} holds another run: {'; '.join(found)}. Name another folder, or "
+                "delete this one"
+            )
+        held["methods"] |= self._settings["methods"]
+        held["metrics"] = list(dict.fromkeys(held["metrics"] + self._settings["metrics"]))
         return held
 
     def _save(self, settings: Mapping[str, Any]) -> None:
@@ -290,9 +289,8 @@ def read(folder: str | Path, columns: Sequence[str] | None = None) -> pd.DataFra
 def to_frame(table: pa.Table, methods: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """Sort rows by image, method and metric; those of other methods and metrics are left out."""
     for name, order in (("metric", metrics), ("method", methods)):
-        rank = pc.index_in(table[name], pa.array(order, pa.string()))
-        broken = pc.is_valid(table["error"])
-        table = table.append_column(f"{name} rank", pc.if_else(broken, -1, rank))
+        rank = pc.if_else(pc.is_valid(table["error"]), -1, _ranks(table[name], order))
+        table = table.append_column(f"{name} rank", rank)
         table = table.filter(pc.is_valid(table[f"{name} rank"]))
     order_of = [(n, "ascending") for n in ("position", "method rank", "metric rank")]
     shown = [name for name in SCHEMA.names[1:] if name in table.column_names]
@@ -311,17 +309,20 @@ def done(
         Bool `(images, methods, metrics)`: whether there is such a row. Bool `(images,)`: whether
         the image is known to be broken.
     """
-    measured = np.zeros((images, len(methods), len(metrics)), bool)
-    broken = np.zeros(images, bool)
     position = table["position"].to_numpy()
+    broken = np.zeros(images, bool)
     broken[position[table["error"].is_valid().to_numpy()]] = True
-    index = [
-        pc.index_in(table[name], pa.array(names, pa.string())).fill_null(-1).to_numpy()
-        for name, names in (("method", methods), ("metric", metrics))
-    ]
-    asked = (index[0] >= 0) & (index[1] >= 0)
-    measured[position[asked], index[0][asked], index[1][asked]] = True
+    method = _ranks(table["method"], methods).fill_null(-1).to_numpy()
+    metric = _ranks(table["metric"], metrics).fill_null(-1).to_numpy()
+    asked = (method >= 0) & (metric >= 0)
+    measured = np.zeros((images, len(methods), len(metrics)), bool)
+    measured[position[asked], method[asked], metric[asked]] = True
     return measured, broken
+
+
+def _ranks(names: pa.ChunkedArray, order: Sequence[str]) -> pa.ChunkedArray:
+    """Return each name's place in an order, null for others."""
+    return pc.index_in(names, pa.array(order, pa.string()))
 
 
 def differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
