@@ -42,7 +42,8 @@ class Trace:
         if targets is None:
             targets = classifier.predict(images)
         self.targets = classifier.check_targets(targets, len(images))
-        self._batches: list[list[Step]] = []
+        # For each image traced so far: the steps of its batch, and its row in them.
+        self._traced: list[tuple[list[Step], int]] = []
 
     def __call__(self, step: Step) -> None:
         """Record a step.
@@ -55,13 +56,15 @@ class Trace:
                 "the method optimises nothing, so there is nothing to trace; opti-cam does"
             )
         if step.index == 1:
-            self._batches.append([])
-        (steps := self._batches[-1]).append(step)
-        if sum(map(_size, self._batches)) > len(self.images):
-            raise ValueError(
-                f"a trace holds one run, and this one has its {len(self.images)} images already; "
-                "make another with ol.Trace(classifier, images, targets)"
-            )
+            if len(self._traced) + len(step.objective) > len(self.images):
+                raise ValueError(
+                    f"a trace holds one run, and this one has its {len(self.images)} images "
+                    "already; make another with ol.Trace(classifier, images, targets)"
+                )
+            batch: list[Step] = []
+            self._traced += [(batch, row) for row in range(len(step.objective))]
+        steps, _ = self._traced[-1]
+        steps.append(step)
         stride = -(-step.total // MAPS)
         if len(steps) > 1 and (steps[-2].index - 1) % stride:  # a map is kept until the next step
             steps[-2] = replace(steps[-2], saliency=None)
@@ -111,12 +114,6 @@ class Trace:
         """Return the steps of the batch that an image was in, and its row there."""
         if not 0 <= image < len(self.images):
             raise IndexError(f"image {image} is none of the {len(self.images)} of this trace")
-        for steps in self._batches:
-            if image < _size(steps):
-                return steps, image
-            image -= _size(steps)
-        raise ValueError("nothing is traced yet: pass the trace as callback= to ol.explain")
-
-
-def _size(steps: list[Step]) -> int:
-    return 0 if not steps or steps[0].objective is None else len(steps[0].objective)
+        if image >= len(self._traced):
+            raise ValueError("nothing is traced yet: pass the trace as callback= to ol.explain")
+        return self._traced[image]
