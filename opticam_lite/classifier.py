@@ -229,7 +229,7 @@ class Classifier:
         return other
 
     def rebuild_arguments(self) -> dict[str, Any]:
-        """Return the constructor's arguments for an equal classifier, on the CPU's copy."""
+        """Return the constructor's arguments for an equal classifier, with a copy of the network."""
         return {
             "network": copy.deepcopy(self.network).cpu(),
             **{"layer": self.layer, "mean": self.mean, "std": self.std, "labels": self.labels},

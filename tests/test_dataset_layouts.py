@@ -608,11 +608,6 @@ def test_wrong_names(given: str, error: type[Exception], message: str) -> None:
         ol.load_dataset(given)
 
 
-def test_labels_belong_to_photographs_only(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has its own labels; leave labels='t\.csv' out"):
-        ol.load_dataset(f"folders:{tmp_path}", labels="t.csv")
-
-
 def test_paths_with_colons_and_tildes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     birds(tmp_path / "of:today")

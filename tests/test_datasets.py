@@ -290,6 +290,10 @@ def test_missing_places(folder: Path, tmp_path: Path) -> None:
         ol.load_dataset(tmp_path / "void")
     with pytest.raises(ValueError, match="scenes has its own labels"):
         ol.load_dataset("scenes", labels="labels.csv")
+    with pytest.raises(ValueError, match=r"has its own labels; leave labels='t\.csv' out"):
+        ol.load_dataset(f"folders:{tmp_path}", labels="t.csv")
+    with pytest.raises(TypeError, match="name is 123; the name of a dataset or a path is needed"):
+        ol.load_dataset(123)  # type: ignore[arg-type]
 
 
 def test_images_in_memory(images: torch.Tensor) -> None:
@@ -450,11 +454,6 @@ def test_a_table_for_one_image(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("file,target\nb.png,3\n")
     photo = ol.load_dataset(folder / "b.png", labels=tmp_path / "labels.csv")
     assert photo[0].target == photo.target(0) == 3
-
-
-def test_a_name_that_is_no_name() -> None:
-    with pytest.raises(TypeError, match="name is 123; the name of a dataset or a path is needed"):
-        ol.load_dataset(123)  # type: ignore[arg-type]
 
 
 def test_targets_are_known_without_reading_images() -> None:

@@ -115,7 +115,10 @@ def test_the_choice_of_images() -> None:
         ({"methods": ["gradcam"]}, "unknown method 'gradcam'"),
         ({"metrics": ["ad"]}, "unknown metric 'ad'"),
         ({"limit": 0}, "limit is 0"),
+        ({"limit": 1.5}, "limit is 1.5; a whole number ≥ 1 is needed"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": "8"}, "batch_size is '8'; a whole number ≥ 1 is needed"),
+        ({"options": ["x"]}, r"options is \['x'\]; a mapping"),
         ({"options": {"optic": {}}}, "unknown method 'optic'"),
         (
             {"options": {"opti-cam": {"iterations": 5}}},
@@ -127,10 +130,11 @@ def test_the_choice_of_images() -> None:
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(
-    arguments: dict, message: str, images: Tensor
+    arguments: dict, message: str, images: Tensor, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        run(images, **{"methods": ["grad-cam"], **arguments})
+    with pytest.raises((TypeError, ValueError), match=message):
+        run(images, **{"methods": ["grad-cam"], "out": tmp_path / "out", **arguments})
+    assert not (tmp_path / "out").exists()
 
 
 class Boxed(ol.Images):

@@ -324,6 +324,8 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
     (tmp_path / "run" / "settings.json").unlink()
     with pytest.raises(StoreError, match="results without settings"):
         measure(tmp_path / "run")
+    with pytest.raises(StoreError, match=r"no folder can be made there .*; name another"):
+        measure(tmp_path / ("long" * 100))
 
 
 def test_a_damaged_part_is_named_and_can_be_replaced(tmp_path: Path) -> None:
@@ -496,21 +498,6 @@ def test_a_method_without_rows_binds_nobody(begun: list[str] | None, tmp_path: P
     assert len(frame) == 7 * 3 * len(methods)
     with pytest.raises(StoreError, match="the options of opti-cam are"):
         measure(tmp_path, methods=methods, options={"opti-cam": {"iterations": 3}})
-
-
-def test_a_place_where_no_folder_can_be(tmp_path: Path) -> None:
-    nowhere = tmp_path / ("long" * 100)
-    with pytest.raises(StoreError, match=r"no folder can be made there .*; name another"):
-        measure(nowhere)
-    with pytest.raises(TypeError, match=r"options is \['x'\]; a mapping"):
-        measure(options=["x"])
-
-
-@pytest.mark.parametrize("wrong", [{"limit": 1.5}, {"batch_size": 2.5}, {"batch_size": "8"}])
-def test_numbers_that_are_none(wrong: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is .*; a whole number ≥ 1 is needed"):
-        measure(tmp_path / "out", **wrong)
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_of_broken_images_only_is_an_error() -> None:
