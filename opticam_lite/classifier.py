@@ -229,7 +229,7 @@ class Classifier:
         return other
 
     def rebuild_arguments(self) -> dict[str, Any]:
-        """Return the constructor's arguments for an equal classifier, with a copy of the network."""
+        """Return the arguments of the constructor that make an equal classifier."""
         return {
             "network": copy.deepcopy(self.network).cpu(),
             **{"layer": self.layer, "mean": self.mean, "std": self.std, "labels": self.labels},

@@ -392,8 +392,8 @@ def test_the_summary_of_several_runs(images: Tensor) -> None:
     joined = ol.summarize(pd.concat(runs, ignore_index=True))
     assert joined.index.names == ["network", "layer", "method", "options"]
     assert len(joined) == 3
-    for run, value in zip(runs, joined["AD"], strict=True):
-        assert ol.summarize(run)["AD"].item() == pytest.approx(value)
+    for rows, value in zip(runs, joined["AD"], strict=True):
+        assert ol.summarize(rows)["AD"].item() == pytest.approx(value)
     with pytest.raises(ValueError, match="opti-cam has AD twice for the image 0: these are rows"):
         ol.summarize(pd.concat([runs[0], runs[0]]))
     two = ol.summarize(pd.concat([runs[0], runs[2]]))
