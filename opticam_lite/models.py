@@ -8,7 +8,7 @@ import socket
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def check_model_name(name: str) -> str:
         return "embedded"
     if source in ("", "torchvision") and bare in _torchvision_names():
         return "torchvision"
-    # timm's names may carry a tag that tells the weights apart: "resnet50.a1_in1k".
+    # timm's names may end with a tag that names the weights: "resnet50.a1_in1k".
     if source in ("", "timm") and isinstance(bare, str) and timm.is_model(bare):
         return "timm"
     raise ValueError(unknown_name("network", name, list_models()))
@@ -94,33 +94,28 @@ def load_model(
     """
     if weights not in WEIGHTS:
         raise ValueError(unknown_name("weights", weights, WEIGHTS))
-    source = check_model_name(name)
-    bare = name.rpartition("/")[2]
+    build = _BUILDERS[check_model_name(name)]
+    name = name.rpartition("/")[2]
     state = None if checkpoint is None else read_checkpoint(checkpoint)
-    loaders: dict[str, Callable[..., tuple[nn.Module, dict[str, Any]]]] = {
-        "embedded": _embedded,
-        "torchvision": _torchvision,
-        "timm": _timm,
-    }
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        network, settings = loaders[source](bare, state is None and weights == "hub")
-    if checkpoint is not None and labels is None:
-        labels = _names_beside(Path(checkpoint))
-    if state is not None:
-        network, same_classes = _fill(bare, network, state, checkpoint, loaders[source])
-        if not same_classes:
-            settings["labels"] = None  # the names of the original classes do not apply
+        network, settings = build(name, state is None and weights == "hub")
+        if checkpoint is not None and state is not None:
+            state = _renamed(state, network.state_dict())
+            classes = _other_classes(state, network.state_dict())
+            if classes is not None:
+                network, _ = build(name, False, num_classes=classes)
+                settings["labels"] = None  # the names of the original classes do not apply
+            _fill(name, network, state, checkpoint)
+            labels = _names_beside(Path(checkpoint)) if labels is None else labels
     if labels is not None:
         settings["labels"] = labels
-    default = settings.pop("layer", None)
-    return Classifier(
-        network, layer or default, device=device, normalize=normalize, name=bare, **settings
-    )
+    settings["layer"] = layer or settings.get("layer")
+    return Classifier(network, device=device, normalize=normalize, name=name, **settings)
 
 
 def _names_beside(checkpoint: Path) -> list[str] | None:
-    """Return the classes' names that lie beside a checkpoint, or None."""
+    """Return the names of the classes from the text file beside a checkpoint, if there is one."""
     path = checkpoint.with_suffix(".classes.txt")
     if not path.is_file():
         return None
@@ -148,7 +143,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what torch warns of, the error below says
+                warnings.simplefilter("ignore")  # the error below says the same
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of any other kind can make the readers fail in any way
         raise ValueError(
@@ -175,15 +170,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def _embedded(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-    network = scene_networks.build(name, **options)
-    if pretrained:
-        path = data_dir() / "networks" / f"{name}.safetensors"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"the weights of {name!r} are not at {path}; restore the repository's data/ folder "
-                f"or train them again with python -m opticam_lite.making.training {name}"
-            )
-        network = scene_networks.load(name, path)
+    path = data_dir() / "networks" / f"{name}.safetensors"
+    if pretrained and not path.is_file():
+        raise FileNotFoundError(
+            f"the weights of {name!r} are not at {path}; restore the repository's data/ folder "
+            f"or train them again with python -m opticam_lite.making.training {name}"
+        )
+    network = (
+        scene_networks.load(name, path) if pretrained else scene_networks.build(name, **options)
+    )
     return network, {
         "layer": scene_networks.NETWORKS[name].layer,
         "mean": IMAGENET_MEAN,
@@ -252,13 +247,22 @@ def _timm(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[
     }
 
 
+# All take a name, whether trained weights are loaded, and options of the network, and return the
+# network with the settings of its classifier.
+_BUILDERS: dict[str, Callable[..., tuple[nn.Module, dict[str, Any]]]] = {
+    "embedded": _embedded,
+    "torchvision": _torchvision,
+    "timm": _timm,
+}
+
+
 @contextmanager
 def _quick_when_offline() -> Iterator[None]:
-    """Let the hub look into its local cache at once if nobody answers, not after two minutes."""
+    """Make the hub use its local cache at once, not after two minutes, if no server answers."""
     url = urllib.parse.urlsplit(hub.ENDPOINT)  # HF_ENDPOINT may name a mirror
     port = url.port or {"http": 80}.get(url.scheme, 443)
     before = hub.HF_HUB_OFFLINE
-    # Behind a proxy only the proxy can tell.
+    # Behind a proxy a direct connection says nothing about the hub.
     if not urllib.request.getproxies():
         try:
             socket.create_connection((url.hostname or "", port), timeout=5).close()
@@ -279,47 +283,43 @@ def _hub_error(name: str, place: str, error: Exception) -> HubError:
     )
 
 
-def _without_prefix(state: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
-    """Take off what parallel training, torch.compile or a module around put before every name."""
+def _renamed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors under the names that the network has for them.
+
+    Args:
+        state: Names → tensors of the checkpoint, perhaps with a prefix from parallel training,
+            torch.compile or an enclosing module.
+        own: The network's state.
+    """
     some = [f".{k}" for k in itertools.islice(own, 20)]  # of thousands of names
-    prefixes = {k[: 1 - len(o)] for k in state for o in some if k.endswith(o)}
-    versions = [state] + [
+    prefixes = {"", *(k[: 1 - len(o)] for k in state for o in some if k.endswith(o))}
+    versions = [
         {k.removeprefix(prefix): v for k, v in state.items()}
         for prefix in sorted(prefixes)
         if all(k.startswith(prefix) for k in state)
     ]
-    names = set(own)
-    return max(versions, key=lambda version: len(names & version.keys()))
-
-
-def _fill(
-    name: str,
-    network: nn.Module,
-    state: dict[str, Tensor],
-    path: str | Path | None,
-    loader: Callable[..., tuple[nn.Module, dict[str, Any]]],
-) -> tuple[nn.Module, bool]:
-    """Load a state dict into a network, which is rebuilt if the checkpoint has other classes.
-
-    Returns:
-        The network, and whether it has its original number of classes.
-    """
-    own = network.state_dict()
-    state = _without_prefix(state, own)
-    resized = {k for k, v in state.items() if k in own and v.shape != own[k].shape}
-    classes = {state[k].shape[0] for k in resized if state[k].shape[1:] == own[k].shape[1:]}
-    rebuilt = len(classes) == 1
-    if rebuilt:
-        # Only the first dimension differs, everywhere by the same number: another class count.
-        network, _ = loader(name, False, num_classes=classes.pop())
-        own = network.state_dict()
-    # Auxiliary heads serve training only; DenseNet's first published names are still about.
-    auxiliary = ("AuxLogits.", "aux1.", "aux2.")
-    state = {
+    best = max(versions, key=lambda version: len(own.keys() & version.keys()))
+    # Auxiliary heads serve training only; DenseNet's first published files have other names.
+    return {
         re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", k): v
-        for k, v in state.items()
-        if k in own or not k.startswith(auxiliary)
+        for k, v in best.items()
+        if k in own or not k.startswith(("AuxLogits.", "aux1.", "aux2."))
     }
+
+
+def _other_classes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int | None:
+    """Return a checkpoint's number of classes if it is another than the network's.
+
+    Tensors then differ in their first dimension only, and all in the same way.
+    """
+    resized = [(v, own[k]) for k, v in state.items() if k in own and v.shape != own[k].shape]
+    classes = {v.shape[0] for v, mine in resized if v.shape[1:] == mine.shape[1:]}
+    return classes.pop() if len(classes) == 1 else None
+
+
+def _fill(name: str, network: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """Load a state dict into a network, or say in one sentence why it does not fit."""
+    own = network.state_dict()
     # Batch counters matter to training only, and some files leave them out.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
@@ -339,4 +339,3 @@ def _fill(
             "network that it was saved from"
         )
     network.load_state_dict(own | state)
-    return network, not rebuilt

@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ from torch import Tensor
 from .registry import unknown_name, whole_number
 
 COLORMAP = "viridis"
-# Okabe and Ito's colours, told apart by every kind of colour vision.
+# Okabe and Ito's colours, distinguishable with every kind of colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (3, 5)), (0, (1, 1)))
 STYLES = ("overlay", "mask", "masked")
@@ -42,7 +43,7 @@ class Picture:
 
     Attributes:
         figure: The `matplotlib.figure.Figure`.
-        alt: What a reader who can't see it is told.
+        alt: The figure in words, for readers who can't see it.
     """
 
     def __init__(self, figure: Figure, alt: str) -> None:
@@ -145,29 +146,42 @@ def grid(
                 f"masks of {name!r} have shape {tuple(column.shape)}; {rows} images of "
                 f"{images.shape[2]}×{images.shape[3]} need {(rows, 1, *images.shape[2:])}"
             )
-    given: list[tuple[str, Sized | None]] = [("row_titles", row_titles), ("classes", classes)]
-    for name, pair in (probabilities or {}).items():
-        given += [(f"probabilities of {name!r}", values) for values in pair]
-    for what, one_each in given:
-        if one_each is not None and len(one_each) != rows:
+    probabilities, captions = probabilities or {}, captions or {}
+    counted: list[tuple[str, Sized | None]] = [("row_titles", row_titles), ("classes", classes)]
+    counted += [(f"probabilities of {n!r}", v) for n, pair in probabilities.items() for v in pair]
+    counted += [(f"captions of {name!r}", lines) for name, lines in captions.items()]
+    for what, values in counted:
+        if values is not None and len(values) != rows:
             raise ValueError(
-                f"there are {len(one_each)} {what} for {rows} images; one each is needed"
+                f"there are {len(values)} {what} for {rows} images; one each is needed"
             )
-    room = _room(width, 8) - len(" 0.12 → 0.34")  # letters of a class that fit beside them
-    short = classes and [_cut(c, room) for c in classes]
-    told = {**_before_after(probabilities, classes), **(captions or {})}
-    captions = {**_before_after(probabilities, short), **(captions or {})}
-    for name, lines in captions.items():
+    for name in [*probabilities, *captions]:
         if name not in columns:
             raise ValueError(unknown_name("column", name, columns))
-        if len(lines) != rows:
-            raise ValueError(f"{name!r} has {len(lines)} captions for {rows} images")
+
+    def below(classes: Sequence[str]) -> dict[str, Sequence[str]]:
+        """Column title → one line a row: its caption, or class and p → o."""
+        changes = {
+            name: [
+                f"{c} {before:.2f} → {after:.2f}".lstrip()
+                for c, before, after in zip(classes, p.tolist(), o.tolist(), strict=True)
+            ]
+            for name, (p, o) in probabilities.items()
+        }
+        return {**changes, **captions}
+
+    classes = classes or [""] * rows
+    told = _describe(columns[1:], row_titles or [""] * rows, below(classes), style)
     height = width * images.shape[2] / images.shape[3]
     heads = [_fit(name, width, 10) for name in columns]
     sides = [_fit(text, height, 9) for text in row_titles or []]
-    captions = {name: [_fit(text, width, 8) for text in lines] for name, lines in captions.items()}
-    below = [text for lines in captions.values() for text in lines]
-    panel = height + (0.25 + _more(below, 8) if captions else 0.06)
+    room = _room(width, 8) - len(" 0.12 → 0.34")  # letters of a class that fit beside them
+    shown = {
+        name: [_fit(text, width, 8) for text in lines]
+        for name, lines in below([_cut(c, room) for c in classes]).items()
+    }
+    lines = [text for texts in shown.values() for text in texts]
+    panel = height + (0.25 + _more(lines, 8) if shown else 0.06)
     bar = style != "masked" and bool(masks)
     figure = Figure(
         figsize=(
@@ -180,24 +194,33 @@ def grid(
         ),
     )
     axes = figure.subplots(rows, len(columns), squeeze=False)
-    for r in range(rows):
-        for c, name in enumerate(columns):
-            ax = axes[r, c]
-            ax.imshow(_panel(images[r], None if c == 0 else masks[name][r], style), vmin=0, vmax=1)
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.spines[:].set_visible(False)
-            if r == 0:
-                ax.set_title(heads[c], fontsize=10)
-            if c == 0 and row_titles is not None:
-                ax.set_ylabel(sides[r], fontsize=9)
-            if name in captions:
-                ax.set_xlabel(captions[name][r], fontsize=8, labelpad=2)
-    if title:
-        figure.suptitle(title, fontsize=11)
+    for (r, c), ax in np.ndenumerate(axes):
+        name = columns[c]
+        _show(ax, _panel(images[r], masks[name][r] if c else None, style))
+        if r == 0:
+            ax.set_title(heads[c], fontsize=10)
+        if c == 0 and sides:
+            ax.set_ylabel(sides[r], fontsize=9)
+        if name in shown:
+            ax.set_xlabel(shown[name][r], fontsize=8, labelpad=2)
     if bar:
         _colorbar(figure, axes, rows)
-    return Picture(figure, alt or _describe(title, rows, list(masks), row_titles, told, style))
+    return _titled(figure, title, alt, told)
+
+
+def _show(ax: Axes, image: np.ndarray) -> None:
+    """Draw an image without a frame; labels beside it stay."""
+    ax.imshow(image, vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+def _titled(figure: Figure, title: str, alt: str | None, told: str) -> Picture:
+    """Return a figure with its title, if any; the default alt text is the title and `told`."""
+    if title:
+        figure.suptitle(title, fontsize=11)
+        told = f"{title}: {told}"
+    return Picture(figure, alt or told.replace("\n", " "))
 
 
 def _room(inches: float, size: float) -> int:
@@ -226,23 +249,10 @@ def _more(texts: Sequence[str], size: float) -> float:
     return max((text.count("\n") for text in texts), default=0) * size * 1.3 / 72
 
 
-def _before_after(
-    probabilities: Mapping[str, tuple[Tensor, Tensor]] | None, classes: Sequence[str] | None
-) -> dict[str, list[str]]:
-    captions = {}
-    for name, (p, o) in (probabilities or {}).items():
-        pairs = zip(p.tolist(), o.tolist(), strict=True)
-        captions[name] = [f"{before:.2f} → {after:.2f}" for before, after in pairs]
-        if classes is not None:
-            lines = zip(classes, captions[name], strict=True)
-            captions[name] = [f"{c} {line}" for c, line in lines]
-    return captions
-
-
 def _colorbar(figure: Figure, axes: np.ndarray, rows: int) -> None:
     scale = ScalarMappable(cmap=COLORMAP)
     scale.set_clim(0, 1)
-    tall = min(rows, 4)  # a scale taller than four rows tells no more
+    tall = min(rows, 4)  # a longer scale would add nothing
     colorbar = figure.colorbar(
         scale, ax=axes, fraction=0.03, shrink=tall / rows, anchor=(0, 1), aspect=18 * tall, pad=0.01
     )
@@ -253,35 +263,31 @@ def _colorbar(figure: Figure, axes: np.ndarray, rows: int) -> None:
 def _panel(image: Tensor, mask: Tensor | None, style: str) -> np.ndarray:
     if mask is None:
         return to_array(image)
-    if style == "overlay":
-        return overlay(image, mask)
     if style == "masked":
         return to_array(image.cpu() * mask.cpu())
-    return matplotlib.colormaps[COLORMAP](to_array(mask)[..., 0])[..., :3]
+    return overlay(image, mask, 1.0) if style == "mask" else overlay(image, mask)
 
 
 def _describe(
-    title: str,
-    rows: int,
-    columns: list[str],
-    row_titles: Sequence[str] | None,
+    columns: Sequence[str],
+    row_titles: Sequence[str],
     captions: Mapping[str, Sequence[str]],
     style: str,
 ) -> str:
+    """Return the alt text of a grid, without its title."""
+    rows = len(row_titles)
     shown = "masked image" if style == "masked" else "saliency map"
-    what = f"1 image and its {shown}" if rows == 1 else f"{rows} images and their {shown}"
-    several = "s" if rows > 1 or len(columns) > 1 else ""
-    lines = [f"{title + ': ' if title else ''}{what}{several}"]
+    shown += "s" if rows > 1 or len(columns) > 1 else ""
     # A name with a comma in it would read as two.
-    quoted = [f"“{name}”" if "," in name else name for name in columns]
-    lines[0] += f" by {', '.join(quoted)}." if columns else "."
-    for r in range(rows):
+    names = ", ".join(f"“{name}”" if "," in name else name for name in columns)
+    lines = [f"1 image and its {shown}" if rows == 1 else f"{rows} images and their {shown}"]
+    lines[0] += f" by {names}." if names else "."
+    for r, row_title in enumerate(row_titles):
         parts = [f"{name} {captions[name][r]}" for name in ["input", *columns] if name in captions]
-        if row_titles is not None or parts:
-            name = row_titles[r] if row_titles is not None else ""
-            row = f"Row {r + 1} {name}".rstrip()
+        row = f"Row {r + 1} {row_title}".rstrip()
+        if row_title or parts:
             lines.append(f"{row}: {'; '.join(parts)}." if parts else f"{row}.")
-    return " ".join(line.replace("\n", " ") for line in lines)
+    return " ".join(lines)
 
 
 def gallery(
@@ -322,12 +328,9 @@ def gallery(
         if i < n:
             ax.imshow(to_array(images[i]))
             ax.set_title(short[i], fontsize=8, y=0, va="top", pad=-3)
-    if title:
-        figure.suptitle(title, fontsize=11)
     listed = "; ".join(f"{i} {caption}" for i, caption in enumerate(captions))
-    what = f"1 image: {captions[0]}" if n == 1 else f"{n} images, by number: {listed}"
-    told = f"{title + ': ' if title else ''}{what}."
-    return Picture(figure, alt or told.replace("\n", " "))
+    told = f"1 image: {captions[0]}." if n == 1 else f"{n} images, by number: {listed}."
+    return _titled(figure, title, alt, told)
 
 
 def curves(
@@ -340,7 +343,7 @@ def curves(
     alt: str | None = None,
     size: tuple[float, float] = (5.5, 3.2),
 ) -> Picture:
-    """Draw one line a name, told apart by colour and by dashes.
+    """Draw one line a name; colours and dashes distinguish them.
 
     Args:
         series: Name → values.
@@ -349,8 +352,7 @@ def curves(
         alt: Alt text. Default: each line's first and last value.
         size: Width and height, inches.
     """
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
-    ax = figure.subplots()
+    figure, ax = _chart(size, xlabel, ylabel, title)
     told = []
     if x is None or all(float(value).is_integer() for value in x):
         ax.xaxis.set_major_locator(_whole_numbers())
@@ -365,16 +367,23 @@ def curves(
         )
         if len(y):
             told.append(f"{name} goes from {y[0]:.3g} to {y[-1]:.3g}")
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    ax.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         ax.legend(frameon=False, fontsize=8)
     what = f"{title or ylabel or 'Line plot'} against {xlabel or 'the index'}"
     return Picture(figure, alt or f"{what}: {'; '.join(told)}.")
 
 
+def _chart(size: tuple[float, float], xlabel: str, ylabel: str, title: str) -> tuple[Figure, Axes]:
+    """Return a figure and its axes, without the upper and the right side of their frame."""
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    ax = figure.subplots()
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure, ax
+
+
 def _whole_numbers() -> MaxNLocator:
-    """Return what places ticks where something is counted: there is no iteration 1.5."""
+    """Return a locator for axes that count, such as iterations: ticks at whole numbers only."""
     return MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
@@ -436,23 +445,17 @@ def trace(
         ax.xaxis.set_major_locator(_whole_numbers())
     axes = below.subplots(1, len(shown), squeeze=False)
     for ax, t in zip(axes[0], shown, strict=True):
-        ax.imshow(overlay(image, masks[t]))
+        _show(ax, overlay(image, masks[t]))
         ax.set_title(f"iteration {t}", fontsize=9)
         ax.set_xlabel(f"p = {p[t]:.2f}", fontsize=8, labelpad=2)
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.spines[:].set_visible(False)
     _colorbar(below, axes, 1)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    told = f"{title + ': ' if title else ''}the objective goes from {y[0]:.3g} to {y[-1]:.3g} in "
-    told += f"{len(y)} iteration{'s' if len(y) > 1 else ''}"
+    told = f"the objective goes from {y[0]:.3g} to {y[-1]:.3g} in {len(y)} iteration"
+    told += "s" if len(y) > 1 else ""
     if whole is not None:
         told += f". The probability of the class is {whole:.2f} in the whole image"
     listed = "; ".join(f"iteration {t} {p[t]:.2f}" for t in shown)
-    return Picture(
-        figure, alt or f"{told}. Masks on the way and the probability with each: {listed}."
-    )
+    told += f". Masks on the way and the probability with each: {listed}."
+    return _titled(figure, title, alt, told)
 
 
 def bars(
@@ -473,8 +476,7 @@ def bars(
         alt: Alt text. Default: each value, with its error.
         size: Width and height, inches.
     """
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
-    ax = figure.subplots()
+    figure, ax = _chart(size, "", ylabel, title)
     shown = {name: (errors or {}).get(name, math.nan) for name in values}
     drawn = ax.bar(
         list(values),
@@ -490,12 +492,10 @@ def bars(
     labels = {name: f"{round(value, decimals) + 0.0:g}" for name, value in values.items()}
     ax.bar_label(drawn, labels=list(labels.values()), fontsize=8)
     ax.margins(y=0.12)  # keeps the values below the title
-    ax.set(ylabel=ylabel, title=title)
     ax.tick_params(axis="x", labelsize=8)
     if sum(map(len, values)) > 12 * size[0]:  # names would run into each other
         for label in ax.get_xticklabels():
             label.set(rotation=35, ha="right", rotation_mode="anchor")
-    ax.spines[["top", "right"]].set_visible(False)
     told = "; ".join(
         f"{name} {label}" + ("" if math.isnan(shown[name]) else f" ± {shown[name]:.2g}")
         for name, label in labels.items()
@@ -565,7 +565,7 @@ def intervals(
     alt: str | None = None,
     width: float = 7.0,
 ) -> Picture:
-    """Draw a point with its interval for each row and series, told apart by colour and marker.
+    """Draw a point with its interval for each row and series, which have a colour and a marker.
 
     Args:
         values: Series → row → (value, low, high). A series may lack rows.
@@ -576,8 +576,7 @@ def intervals(
     rows = list(dict.fromkeys(row for series in values.values() for row in series))
     step = 0.7 / max(1, len(values))
     height = 1.0 + len(rows) * (0.25 + 0.16 * len(values))
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    ax = figure.subplots()
+    figure, ax = _chart((width, height), xlabel, "", title)
     told = []
     for i, (name, series) in enumerate(values.items()):
         y = [rows.index(row) + (i - (len(values) - 1) / 2) * step for row in series]
@@ -590,8 +589,6 @@ def intervals(
     ax.axvline(0, color="#9aa3b2", linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(rows)), rows)
     ax.invert_yaxis()
-    ax.set(xlabel=xlabel, title=title)
-    ax.spines[["top", "right"]].set_visible(False)
     if len(values) > 1:
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return Picture(figure, alt or f"{title or xlabel or 'Intervals'}. {'; '.join(told)}.")

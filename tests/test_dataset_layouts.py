@@ -144,7 +144,6 @@ def test_the_official_layout(tmp_path: Path) -> None:
     assert dataset.has_boxes
     assert ids(dataset) == [f"{name(i)}.JPEG" for i in range(1, 11)]
     assert targets(dataset) == CLASSES
-    assert dataset.labels is not None
     assert dataset.labels[65] == "sea snake"
     assert dataset[0].image.shape == (3, 32, 32)
     assert dataset[0].image[0].mean() > 0.9 > dataset[1].image[0].mean()
@@ -225,29 +224,39 @@ def test_a_fingerprint_is_of_the_image_and_its_annotation(tmp_path: Path) -> Non
     assert dataset.fingerprint(2) != before[2]
 
 
+def rectangle(corners: list[float]) -> Image.Image:
+    image = Image.new("RGB", (80, 60), "blue")
+    ImageDraw.Draw(image).rectangle([round(c) for c in corners], RED)
+    return image
+
+
+def encloses(
+    root: Path, image: Image.Image, orientation: int, box: tuple[int, ...], stated: tuple[int, int]
+) -> bool:
+    """Whether the box of an image that is stored so encloses its red pixels."""
+    official(root, 1)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(root / "ILSVRC2012_img_val" / f"{name(1)}.JPEG", "JPEG", exif=exif, quality=95)
+    xml = root / "ILSVRC2012_bbox_val_v3" / "val" / f"{name(1)}.xml"
+    xml.write_text(annotation("n01751748", box, size=stated))
+    (sample,) = ol.load_dataset(f"imagenet:{root}", classifier=small(60, 60))
+    assert sample.boxes.shape == (1, 4)
+    return torch.allclose(sample.boxes[0], torch.tensor(coloured(sample.image)), atol=1, rtol=0)
+
+
 @pytest.mark.parametrize("stated", [(80, 60), (160, 120), (40, 90)], ids=str)
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_boxes_scale_from_the_stated_to_the_upright_size(
     orientation: int, stated: tuple[int, int], tmp_path: Path
 ) -> None:
     """The rectangle of the XML, drawn on the upright image, is what the box encloses."""
-    official(tmp_path, 1)
-    width, height = 80, 60
     x0, y0, x1, y1 = (3 * stated[0] // 8, stated[1] // 4, 5 * stated[0] // 8, stated[1] // 2)
-    kx, ky = width / stated[0], height / stated[1]
-    image = Image.new("RGB", (width, height), "blue")
-    corners = [kx * x0, ky * y0, kx * (x1 + 1) - 1, ky * (y1 + 1) - 1]
-    ImageDraw.Draw(image).rectangle([round(c) for c in corners], RED)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    kx, ky = 80 / stated[0], 60 / stated[1]
+    image = rectangle([kx * x0, ky * y0, kx * (x1 + 1) - 1, ky * (y1 + 1) - 1])
     if orientation == 6:
         image = image.transpose(Image.Transpose.ROTATE_90)
-    image.save(tmp_path / "ILSVRC2012_img_val" / f"{name(1)}.JPEG", "JPEG", exif=exif, quality=95)
-    xml = tmp_path / "ILSVRC2012_bbox_val_v3" / "val" / f"{name(1)}.xml"
-    xml.write_text(annotation("n01751748", (x0, y0, x1, y1), size=stated))
-    sample = ol.load_dataset(f"imagenet:{tmp_path}", classifier=small(48, 56))[0]
-    assert sample.boxes.shape == (1, 4)
-    assert torch.allclose(sample.boxes[0], torch.tensor(coloured(sample.image)), atol=1, rtol=0)
+    assert encloses(tmp_path, image, orientation, (x0, y0, x1, y1), stated)
 
 
 @pytest.mark.parametrize("stated", [(80, 60), (160, 120), (53, 40), (0, 0)], ids=str)
@@ -255,19 +264,10 @@ def test_boxes_scale_from_the_stated_to_the_upright_size(
 def test_boxes_on_the_stored_pixels_turn_with_them(
     orientation: int, stated: tuple[int, int], tmp_path: Path
 ) -> None:
-    official(tmp_path, 1)
     w, h = stated if any(stated) else (80, 60)
     box = (w // 4, h // 2, w // 2, 7 * h // 8)
-    k = 80 / w
-    image = Image.new("RGB", (80, 60), "blue")
-    ImageDraw.Draw(image).rectangle([round(k * c) for c in box], RED)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / "ILSVRC2012_img_val" / f"{name(1)}.JPEG", "JPEG", exif=exif, quality=95)
-    xml = tmp_path / "ILSVRC2012_bbox_val_v3" / "val" / f"{name(1)}.xml"
-    xml.write_text(annotation("n01751748", box, size=stated))
-    sample = ol.load_dataset(f"imagenet:{tmp_path}", classifier=small(60, 60))[0]
-    assert torch.allclose(sample.boxes[0], torch.tensor(coloured(sample.image)), atol=1, rtol=0)
+    image = rectangle([80 / w * c for c in box])
+    assert encloses(tmp_path, image, orientation, box, stated)
 
 
 def test_boxes_of_an_annotation_without_size_or_beyond_it(tmp_path: Path) -> None:
@@ -329,24 +329,22 @@ def test_imagenet_with_a_class_folder_too_many(tmp_path: Path) -> None:
 def test_imagenet_without_a_part(tmp_path: Path) -> None:
     official(tmp_path / "set")
     truth = next(tmp_path.rglob("*ground_truth.txt"))
-    truth.write_text("490\n361\n")
-    message = r"ground_truth\.txt knows 2 images, but not ILSVRC2012_val_00000003\.JPEG"
-    with pytest.raises(ValueError, match=message):
-        ol.load_dataset(f"imagenet:{tmp_path / 'set'}")
-    truth.write_text("490\n1001\n171\n")
-    with pytest.raises(ValueError, match="line 2: '1001' is no id from 1 to 1000"):
-        ol.load_dataset(f"imagenet:{tmp_path / 'set'}")
-    truth.unlink()
-    with pytest.raises(FileNotFoundError, match=r"copy ILSVRC2012_validation_ground_truth\.txt"):
-        ol.load_dataset(f"imagenet:{tmp_path / 'set'}")
-    picture(tmp_path / "set" / "val" / SYNSETS[0] / "1.JPEG")
-    with pytest.raises(ValueError, match=r"images in .*img_val and in .*val; name one"):
-        ol.load_dataset(f"imagenet:{tmp_path / 'set'}")
     (tmp_path / "void").mkdir()
-    with pytest.raises(FileNotFoundError, match="there are no validation images below"):
-        ol.load_dataset(f"imagenet:{tmp_path / 'void'}")
-    with pytest.raises(FileNotFoundError, match=r"there is no folder at .*nowhere"):
-        ol.load_dataset(f"imagenet:{tmp_path / 'nowhere'}")
+
+    def fails(error: type[Exception], message: str, folder: str = "set") -> None:
+        with pytest.raises(error, match=message):
+            ol.load_dataset(f"imagenet:{tmp_path / folder}")
+
+    truth.write_text("490\n361\n")
+    fails(ValueError, r"truth\.txt knows 2 images, but not ILSVRC2012_val_00000003\.JPEG")
+    truth.write_text("490\n1001\n171\n")
+    fails(ValueError, "line 2: '1001' is no id from 1 to 1000")
+    truth.unlink()
+    fails(FileNotFoundError, r"copy ILSVRC2012_validation_ground_truth\.txt")
+    picture(tmp_path / "set" / "val" / SYNSETS[0] / "1.JPEG")
+    fails(ValueError, r"images in .*img_val and in .*val; name one")
+    fails(FileNotFoundError, "there are no validation images below", "void")
+    fails(FileNotFoundError, r"there is no folder at .*nowhere", "nowhere")
 
 
 # -------------------------------------------------------------------------------------- Imagenette
@@ -362,7 +360,6 @@ def test_imagenette_that_is_there(folder: str, tmp_path: Path) -> None:
     train = ol.load_dataset(f"imagenette:{tmp_path}:train")
     assert train.name == "imagenette-train"
     assert targets(train) == [217]
-    assert train.labels is not None
     assert "English springer" in train.labels[217]
     assert not train.has_boxes
     with pytest.raises(ValueError, match="unknown split 'vale'; did you mean 'val'"):
@@ -573,11 +570,8 @@ def test_folders_are_the_networks_classes(tmp_path: Path) -> None:
     classifier = ol.Classifier(cnn(5), "4", labels=labels, size=32, device="cpu")
     dataset = ol.load_dataset(f"folders:{tmp_path}", classifier=classifier)
     assert dataset.labels == labels
-    assert {d.id.split("/")[0]: d.target for d in dataset} == {
-        "Mute_swan": 4,
-        "duck": 2,
-        "goose": 0,
-    }
+    found = {d.id.split("/")[0]: d.target for d in dataset}
+    assert found == {"Mute_swan": 4, "duck": 2, "goose": 0}
     (tmp_path / "ducks").mkdir()
     with pytest.raises(ValueError, match=r"ducks is no class of Sequential: .* mean 'duck'"):
         ol.load_dataset(f"folders:{tmp_path}", classifier=classifier)
@@ -612,11 +606,6 @@ def test_folders_for_a_network_without_class_names(tmp_path: Path) -> None:
 def test_wrong_names(given: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         ol.load_dataset(given)
-
-
-def test_labels_belong_to_photographs_only(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has its own labels; leave labels='t\.csv' out"):
-        ol.load_dataset(f"folders:{tmp_path}", labels="t.csv")
 
 
 def test_paths_with_colons_and_tildes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

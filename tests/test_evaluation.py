@@ -23,18 +23,27 @@ from opticam_lite.evaluation import choose, progress, read, summary
 from opticam_lite.metrics.localization import box_accuracy
 
 METHODS = ["grad-cam", "fake-cam", "opti-cam"]
+TARGETS = [0, 1, 2, 3, 4, 0, 1]
+
+
+def run(
+    images: Tensor | ol.Dataset,
+    methods: Any,
+    metrics: Any = "AD",
+    kind: str = "cnn",
+    **settings: Any,
+) -> pd.DataFrame:
+    """Evaluate methods of a small network."""
+    dataset = ol.Images(images) if isinstance(images, Tensor) else images
+    settings = {"progress": None, **settings}
+    return ol.evaluate(make_classifier(kind), dataset, methods, metrics, **settings)
 
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
-    dataset = ol.Images(make_images(7), [0, 1, 2, 3, 4, 0, 1])
-    return ol.evaluate(
-        make_classifier("cnn"),
-        dataset,
-        METHODS,
-        batch_size=3,
-        options={"opti-cam": {"iterations": 3}},
-    )
+    dataset = ol.Images(make_images(7), TARGETS)
+    options = {"opti-cam": {"iterations": 3}}
+    return run(dataset, METHODS, ["AD", "AG", "AI"], batch_size=3, options=options)
 
 
 def test_rows_are_tidy(frame: pd.DataFrame) -> None:
@@ -52,7 +61,7 @@ def test_rows_are_tidy(frame: pd.DataFrame) -> None:
 
 def test_values_are_those_of_single_calls(frame: pd.DataFrame) -> None:
     classifier, images = make_classifier("cnn"), make_images(7)
-    targets = torch.tensor([0, 1, 2, 3, 4, 0, 1])
+    targets = torch.tensor(TARGETS)
     for method in METHODS:
         options = {"iterations": 3} if method == "opti-cam" else {}
         masks = ol.explain(method, classifier, images, targets, **options)
@@ -79,22 +88,14 @@ def test_the_summary(frame: pd.DataFrame) -> None:
 
 
 def test_images_without_labels_are_explained_for_their_prediction(images: Tensor) -> None:
-    classifier = make_classifier("cnn")
-    frame = ol.evaluate(classifier, ol.Images(images), ["grad-cam"], ["AD"])
-    assert frame["target"].tolist() == classifier.predict(images).tolist()
+    frame = run(images, ["grad-cam"])
+    assert frame["target"].tolist() == make_classifier("cnn").predict(images).tolist()
 
 
-def test_limit_and_progress(images: Tensor) -> None:
+def test_limit_and_progress() -> None:
     seen: list[tuple[str, int, int]] = []
-    frame = ol.evaluate(
-        make_classifier("cnn"),
-        ol.Images(make_images(9)),
-        ["fake-cam"],
-        ["AD"],
-        limit=5,
-        batch_size=2,
-        progress=lambda *step: seen.append(step),
-    )
+    note = {"progress": lambda *step: seen.append(step)}
+    frame = run(make_images(9), ["fake-cam"], limit=5, batch_size=2, **note)
     assert frame["image"].tolist() == [str(i) for i in choose(9, 5)]
     assert seen == [("fake-cam", 2, 5), ("fake-cam", 4, 5), ("fake-cam", 5, 5)]
 
@@ -114,7 +115,10 @@ def test_the_choice_of_images() -> None:
         ({"methods": ["gradcam"]}, "unknown method 'gradcam'"),
         ({"metrics": ["ad"]}, "unknown metric 'ad'"),
         ({"limit": 0}, "limit is 0"),
+        ({"limit": 1.5}, "limit is 1.5; a whole number ≥ 1 is needed"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": "8"}, "batch_size is '8'; a whole number ≥ 1 is needed"),
+        ({"options": ["x"]}, r"options is \['x'\]; a mapping"),
         ({"options": {"optic": {}}}, "unknown method 'optic'"),
         (
             {"options": {"opti-cam": {"iterations": 5}}},
@@ -126,11 +130,11 @@ def test_the_choice_of_images() -> None:
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(
-    arguments: dict, message: str, images: Tensor
+    arguments: dict, message: str, images: Tensor, tmp_path: Path
 ) -> None:
-    settings = {"methods": ["grad-cam"], "metrics": ["AD"], **arguments}
-    with pytest.raises(ValueError, match=message):
-        ol.evaluate(make_classifier("cnn"), ol.Images(images), **settings)
+    with pytest.raises((TypeError, ValueError), match=message):
+        run(images, **{"methods": ["grad-cam"], "out": tmp_path / "out", **arguments})
+    assert not (tmp_path / "out").exists()
 
 
 class Boxed(ol.Images):
@@ -152,26 +156,26 @@ def test_a_wrong_box_is_that_images_fault(box: list[int], images: Tensor) -> Non
     dataset = Boxed(images, [[1, 1, 9, 9], box, [2, 2, 8, 8]])
     # For metrics without boxes, too: all metrics and methods are of the same images.
     for metrics in (["AD"], ["AD", "EP"]):
-        frame = ol.evaluate(make_classifier("cnn"), dataset, ["grad-cam"], metrics, progress=None)
+        frame = run(dataset, ["grad-cam"], metrics)
         assert frame.drop_duplicates("image")["error"].notna().tolist() == [False, True, False]
         error = frame["error"].dropna().item()
         assert f"the box {tuple(box)} is empty or leaves its image" in error
 
 
 def test_options_may_come_with_the_methods(images: Tensor) -> None:
-    classifier, methods = make_classifier("cnn"), {"opti-cam": {"iterations": 1}}
-    frame = ol.evaluate(classifier, ol.Images(images), methods, ["AG"])
-    expected = ol.evaluate(classifier, ol.Images(images), ["opti-cam"], ["AG"], options=methods)
+    methods = {"opti-cam": {"iterations": 1}}
+    frame = run(images, methods, ["AG"])
+    expected = run(images, ["opti-cam"], ["AG"], options=methods)
     assert frame["options"].eq('{"iterations": 1}').all()
     assert frame["value"].tolist() == expected["value"].tolist()
     with pytest.raises(ValueError, match="options are given twice"):
-        ol.evaluate(classifier, ol.Images(images), methods, options=methods)
+        run(images, methods, options=methods)
 
 
 def test_a_callback_is_no_option_of_the_rows(images: Tensor) -> None:
     seen: list[Any] = []
     methods = {"opti-cam": {"iterations": 1, "callback": seen.append}}
-    frame = ol.evaluate(make_classifier("cnn"), ol.Images(images), methods, ["AG"])
+    frame = run(images, methods, ["AG"])
     assert len(seen) == 1
     assert frame["options"].eq('{"iterations": 1}').all()
 
@@ -181,8 +185,7 @@ def test_the_official_metric_needs_the_true_class(images: Tensor) -> None:
         def target(self, index: int) -> int | None:
             return None if index == 1 else 0
 
-    dataset = Some(images, [[1, 1, 30, 30]] * 3)
-    frame = ol.evaluate(make_classifier("cnn"), dataset, "grad-cam", ["OM", "LE"], progress=None)
+    frame = run(Some(images, [[1, 1, 30, 30]] * 3), "grad-cam", ["OM", "LE"])
     assert frame.loc[frame["metric"] == "OM", "value"].isna().tolist() == [False, True, False]
     assert frame.loc[frame["metric"] == "LE", "value"].notna().all()
 
@@ -193,9 +196,7 @@ def test_a_method_that_does_not_fit_is_refused(images: Tensor) -> None:
     with pytest.raises(ValueError, match="cam can't explain DenseNet: no linear layer"):
         ol.evaluate(dense, ol.Images(images), ["cam"])
     with pytest.raises(TypeError, match="grad-cam has no option"):
-        ol.evaluate(
-            make_classifier("cnn"), ol.Images(images), ["grad-cam"], options={"grad-cam": {"a": 1}}
-        )
+        run(images, ["grad-cam"], options={"grad-cam": {"a": 1}})
 
 
 def test_features_are_computed_once_for_all_methods(
@@ -212,9 +213,7 @@ def test_features_are_computed_once_for_all_methods(
     assert len(seen) == 1
     assert classifier._memory is None
     for method in methods:
-        alone = ol.evaluate(
-            classifier, ol.Images(images), [method], options={method: options.get(method, {})}
-        )
+        alone = run(images, {method: options.get(method, {})}, ["AD", "AG", "AI"])
         rows = shared[shared["method"] == method].reset_index(drop=True)
         columns = ["image", "metric", "value", "p", "o"]
         pd.testing.assert_frame_equal(rows[columns], alone[columns], check_exact=True)
@@ -257,14 +256,8 @@ def test_what_is_remembered_is_of_equal_images_and_this_layer(images: Tensor) ->
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_decoding_ahead_changes_nothing(workers: int) -> None:
-    frame = ol.evaluate(
-        make_classifier("cnn"),
-        ol.Images(make_images(9)),
-        ["fake-cam"],
-        batch_size=2,
-        workers=workers,
-    )
-    expected = ol.evaluate(make_classifier("cnn"), ol.Images(make_images(9)), ["fake-cam"])
+    frame = run(make_images(9), ["fake-cam"], batch_size=2, workers=workers)
+    expected = run(make_images(9), ["fake-cam"])
     assert frame["image"].tolist() == expected["image"].tolist()
     assert frame["o"].tolist() == pytest.approx(expected["o"].tolist(), abs=1e-5)
 
@@ -286,9 +279,7 @@ def test_the_next_images_are_decoded_while_the_network_computes() -> None:
         """Hold up the first batch until the second one is being read."""
         arrived.append(dataset.next_batch.wait(60))
 
-    ol.evaluate(
-        make_classifier("cnn"), dataset, ["fake-cam"], batch_size=2, workers=1, progress=hold
-    )
+    run(dataset, ["fake-cam"], batch_size=2, workers=1, progress=hold)
     assert arrived == [True, True]
 
 
@@ -296,13 +287,12 @@ def test_bars_show_rate_and_time_left(
     images: Tensor, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("opticam_lite.evaluation.progress.SECONDS_BEFORE", 0)
-    classifier = make_classifier("cnn")
-    ol.evaluate(classifier, ol.Images(images), ["fake-cam", "grad-cam"], progress=True)
+    run(images, ["fake-cam", "grad-cam"], progress=True)
     shown = capsys.readouterr().err
     for method in ("fake-cam", "grad-cam"):
         assert re.search(rf"{method} 100% .* 3/3, [\d.]+ img/s, 00:00 left", shown)
     for silent in (None, False):
-        ol.evaluate(classifier, ol.Images(images), ["fake-cam"], progress=silent)
+        run(images, ["fake-cam"], progress=silent)
     assert capsys.readouterr().err == ""
 
 
@@ -327,9 +317,8 @@ def test_bars_in_a_notebook_stand_in_line_and_go_at_the_end(
 
 @pytest.mark.parametrize(
     ("rate", "words"),
-    [(1390.4, "1390 img/s"), (9.96, "10 img/s"), (9.94, "9.9 img/s"), (0.545, "0.5 img/s"),
-     (0.02, "50 s/img")],
-)  # fmt: skip
+    [(1390.4, "1390 img/s"), (9.96, "10 img/s"), (0.545, "0.5 img/s"), (0.02, "50 s/img")],
+)
 def test_rates_are_numbers_that_people_read(rate: float, words: str) -> None:
     assert progress.rate_in_words(rate) == words
 
@@ -377,7 +366,14 @@ def test_the_error_of_a_metric_that_is_no_mean(monkeypatch: pytest.MonkeyPatch) 
         rows = pd.DataFrame({"value": 100 * box_accuracy(overlaps).numpy(), "metric": "BA"})
         rows["detail"] = overlaps.tolist()
         rows["image"] = rows.index.astype(str)
-        about = {"dataset": "d", "network": "n", "layer": "l", "method": "m", "options": "{}"}
+        about = {
+            "dataset": "d",
+            "network": "n",
+            "layer": "l",
+            "method": "m",
+            "options": "{}",
+            "error": None,
+        }
         return rows.assign(seconds=1.0, **about)
 
     samples = [sample() for _ in range(60)]
@@ -390,20 +386,14 @@ def test_the_error_of_a_metric_that_is_no_mean(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_summary_of_several_runs(images: Tensor) -> None:
     runs = [
-        ol.evaluate(
-            make_classifier(kind),
-            ol.Images(images),
-            ["opti-cam"],
-            ["AD"],
-            options={"opti-cam": {"iterations": iterations}},
-        ).assign(network=kind)
-        for kind, iterations in (("cnn", 1), ("cnn", 2), ("dense", 1))
+        run(images, {"opti-cam": {"iterations": n}}, kind=kind).assign(network=kind)
+        for kind, n in (("cnn", 1), ("cnn", 2), ("dense", 1))
     ]
     joined = ol.summarize(pd.concat(runs, ignore_index=True))
     assert joined.index.names == ["network", "layer", "method", "options"]
     assert len(joined) == 3
-    for run, value in zip(runs, joined["AD"], strict=True):
-        assert ol.summarize(run)["AD"].item() == pytest.approx(value)
+    for rows, value in zip(runs, joined["AD"], strict=True):
+        assert ol.summarize(rows)["AD"].item() == pytest.approx(value)
     with pytest.raises(ValueError, match="opti-cam has AD twice for the image 0: these are rows"):
         ol.summarize(pd.concat([runs[0], runs[0]]))
     two = ol.summarize(pd.concat([runs[0], runs[2]]))
@@ -421,14 +411,10 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     out = str(tmp_path / "run")
     assert main([*COMMAND, *given, "--out", out]) == 0
     shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines()[2:]] == [
-        "grad-cam",
-        "fake-cam",
-        "opti-cam",
-    ]
+    methods = ["grad-cam", "fake-cam", "opti-cam"]
+    assert [line.split()[0] for line in shown.splitlines()[2:]] == methods
     classifier, scenes = ol.load_model("scenes_resnet"), ol.load_dataset("scenes")
     options = {"opti-cam": {"iterations": 1, "objective": "diff"}}
-    methods = ["grad-cam", "fake-cam", "opti-cam"]
     expected = ol.evaluate(classifier, scenes, methods, ["AD", "AI"], limit=2, options=options)
     found = read(out)
     assert found["value"].tolist() == pytest.approx(expected["value"].tolist(), abs=1e-3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import multiprocessing
@@ -11,6 +10,8 @@ import random
 import re
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,17 @@ class Lazy(ol.Dataset):
         return ol.Sample(f"{index:05d}", image, index % 5)
 
 
-def measure(out: Path | None = None, n: int = 7, **settings: Any) -> pd.DataFrame:
+def measure(
+    out: Path | None = None,
+    n: int = 7,
+    dataset: ol.Dataset | None = None,
+    classifier: ol.Classifier | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
     settings = {"methods": METHODS, "batch_size": 3, "progress": None, **settings}
-    dataset = settings.pop("dataset", None) or Lazy(n)
-    return ol.evaluate(make_classifier("cnn"), dataset, out=out, **settings)
+    return ol.evaluate(
+        classifier or make_classifier("cnn"), dataset or Lazy(n), out=out, **settings
+    )
 
 
 def assert_same(a: pd.DataFrame, b: pd.DataFrame) -> None:
@@ -183,15 +191,69 @@ def test_other_settings_are_refused(
     assert_same(again, first)
 
 
-def test_another_network_is_refused(tmp_path: Path) -> None:
-    measure(tmp_path)
-    other = make_classifier("cnn")
+def heavier() -> ol.Classifier:
+    classifier = make_classifier("cnn")
     with torch.no_grad():
-        next(other.network.parameters())[0] += 1e-3
-    with pytest.raises(StoreError, match="weights or layers have changed"):
-        ol.evaluate(other, Lazy(7), METHODS, batch_size=3, out=tmp_path)
-    with pytest.raises(StoreError, match='layer is "4" there and "1" here'):
-        ol.evaluate(make_classifier("cnn").at("1"), Lazy(7), METHODS, batch_size=3, out=tmp_path)
+        next(classifier.network.parameters())[0] += 1e-3
+    return classifier
+
+
+def with_gelu() -> ol.Classifier:
+    """The small network with the same weights and other layers."""
+    arguments = make_classifier("cnn").rebuild_arguments()
+    for name, module in list(arguments["network"].named_modules()):
+        if isinstance(module, torch.nn.ReLU):
+            arguments["network"].set_submodule(name, torch.nn.GELU())
+    return ol.Classifier(**arguments)
+
+
+class Scaled(torch.nn.Module):
+    """The small network with logits times a number, which no weight holds."""
+
+    def __init__(self, times: float, hidden: bool) -> None:
+        super().__init__()
+        self.inner = cnn()
+        self.times = times
+        if hidden:
+            del self.times
+            self.register_buffer("times", torch.tensor(times), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * self.times
+
+
+def scaled(times: float, hidden: bool) -> ol.Classifier:
+    return ol.Classifier(Scaled(times, hidden), "inner.4", size=32, device="cpu")
+
+
+CHANGED = "weights or layers have changed"
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "message"),
+    [
+        (partial(make_classifier, "cnn"), heavier, CHANGED),
+        (partial(make_classifier, "cnn"), with_gelu, CHANGED),
+        (
+            partial(make_classifier, "cnn"),
+            lambda: make_classifier("cnn").at("1"),
+            'layer is "4" there and "1" here',
+        ),
+        (partial(scaled, 1.0, False), partial(scaled, 5.0, False), CHANGED),
+        (partial(scaled, 1.0, True), partial(scaled, 5.0, True), CHANGED),
+    ],
+    ids=["weights", "layers", "layer", "constant", "buffer"],
+)
+def test_another_network_is_refused(
+    first: Callable[[], ol.Classifier],
+    other: Callable[[], ol.Classifier],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    rows = measure(tmp_path, 3, classifier=first())
+    assert_same(measure(tmp_path, 3, classifier=first()), rows)
+    with pytest.raises(StoreError, match=message):
+        measure(tmp_path, 3, classifier=other())
 
 
 def test_methods_and_metrics_can_be_added(tmp_path: Path) -> None:
@@ -203,10 +265,8 @@ def test_methods_and_metrics_can_be_added(tmp_path: Path) -> None:
     some = measure(tmp_path, methods=["fake-cam"], metrics=["AI"])
     assert_same(some, measure(methods=["fake-cam"], metrics=["AI"]))
     settings = json.loads((tmp_path / "settings.json").read_text())
-    assert (list(settings["methods"]), settings["metrics"]) == (
-        ["fake-cam", "grad-cam"],
-        ["AD", "AI"],
-    )
+    assert list(settings["methods"]) == ["fake-cam", "grad-cam"]
+    assert settings["metrics"] == ["AD", "AI"]
 
 
 def test_two_processes_can_not_write_to_one_folder(tmp_path: Path) -> None:
@@ -264,6 +324,8 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
     (tmp_path / "run" / "settings.json").unlink()
     with pytest.raises(StoreError, match="results without settings"):
         measure(tmp_path / "run")
+    with pytest.raises(StoreError, match=r"no folder can be made there .*; name another"):
+        measure(tmp_path / ("long" * 100))
 
 
 def test_a_damaged_part_is_named_and_can_be_replaced(tmp_path: Path) -> None:
@@ -306,58 +368,13 @@ def test_a_broken_image_stays_broken_for_its_folder(tmp_path: Path) -> None:
     assert_same(frame, measure(dataset=Lazy(7, broken=(1, 4))))
 
 
-def test_a_broken_file_is_told_by_its_name(tmp_path: Path) -> None:
+@pytest.fixture
+def photos(tmp_path: Path) -> ol.Dataset:
+    """Three files of one size in `tmp_path / "photos"`."""
+    (tmp_path / "photos").mkdir()
     for i in range(3):
-        photograph(tmp_path / f"{i}.png", i)
-    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
-    photos = ol.load_dataset(tmp_path, classifier=make_classifier("cnn"))
-    frame = measure(dataset=photos)
-    broken = frame[frame["error"].notna()]
-    assert broken["image"].tolist() == ["1.png"]
-    assert "1.png is damaged or incomplete" in broken["error"].item()
-
-
-def test_other_files_of_the_same_number_are_refused(tmp_path: Path) -> None:
-    class Named(Lazy):
-        def __init__(self, letter: str) -> None:
-            super().__init__(4)
-            self._letter = letter
-
-        def id(self, index: int) -> str:
-            return f"{self._letter}{index}"
-
-    measure(tmp_path, dataset=Named("a"))
-    with pytest.raises(StoreError, match="other images were chosen"):
-        measure(tmp_path, dataset=Named("b"))
-
-
-class Known(Lazy):
-    """Tells its targets, and how its files are resized."""
-
-    def __init__(self, first: int, resize: int = 40) -> None:
-        super().__init__(4)
-        self._first, self.settings = first, Preprocessing((32, 32), resize)
-
-    def target(self, index: int) -> int:
-        return (self._first + index) % 5
-
-
-@pytest.mark.parametrize(
-    ("other", "what"), [(Known(1), "true classes have changed"), (Known(0, 64), "preprocessing is")]
-)
-def test_other_truths_and_other_pixels_are_refused(other: Known, what: str, tmp_path: Path) -> None:
-    measure(tmp_path, dataset=Known(0))
-    measure(tmp_path, dataset=Known(0))
-    with pytest.raises(StoreError, match=what):
-        measure(tmp_path, dataset=other)
-
-
-def test_other_pixels_in_memory_are_refused(tmp_path: Path) -> None:
-    first, second = (ol.Images(make_images(3, 32, 32, seed=seed), [0, 1, 2]) for seed in (0, 1))
-    rows = measure(tmp_path, dataset=first)
-    assert_same(measure(tmp_path, dataset=first), rows)
-    with pytest.raises(StoreError, match="images or boxes have changed"):
-        measure(tmp_path, dataset=second)
+        photograph(tmp_path / "photos" / f"{i}.bmp", i)
+    return ol.load_dataset(tmp_path / "photos", classifier=make_classifier("cnn"))
 
 
 def photograph(path: Path, seed: int) -> None:
@@ -365,57 +382,56 @@ def photograph(path: Path, seed: int) -> None:
     Image.fromarray(image).save(path)
 
 
-def test_another_file_of_the_same_name_is_refused(tmp_path: Path) -> None:
-    for i in range(3):
-        photograph(tmp_path / f"{i}.bmp", i)  # all of one size
-    photos = ol.load_dataset(tmp_path, classifier=make_classifier("cnn"))
+def test_a_broken_file_is_told_by_its_name(photos: ol.Dataset, tmp_path: Path) -> None:
+    file = tmp_path / "photos" / "1.bmp"
+    file.write_bytes(file.read_bytes()[:200])
+    frame = measure(dataset=photos)
+    broken = frame[frame["error"].notna()]
+    assert broken["image"].tolist() == ["1.bmp"]
+    assert "1.bmp is damaged or incomplete" in broken["error"].item()
+
+
+class Known(Lazy):
+    """Tells ids and targets, and how its files are resized."""
+
+    def __init__(self, letter: str, first: int, resize: int = 40) -> None:
+        super().__init__(4)
+        self._letter, self._first = letter, first
+        self.settings = Preprocessing((32, 32), resize)
+
+    def id(self, index: int) -> str:
+        return f"{self._letter}{index}"
+
+    def target(self, index: int) -> int:
+        return (self._first + index) % 5
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "message"),
+    [
+        (Known("a", 0), Known("b", 0), "other images were chosen"),
+        (Known("a", 0), Known("a", 1), "true classes have changed"),
+        (Known("a", 0), Known("a", 0, 64), "preprocessing is"),
+        (ol.Images(make_images()), ol.Images(make_images(seed=1)), "images or boxes have changed"),
+    ],
+)
+def test_other_images_are_refused(
+    first: ol.Dataset, other: ol.Dataset, message: str, tmp_path: Path
+) -> None:
+    rows = measure(tmp_path, dataset=first)
+    assert_same(measure(tmp_path, dataset=first), rows)
+    with pytest.raises(StoreError, match=message):
+        measure(tmp_path, dataset=other)
+
+
+def test_another_file_of_the_same_name_is_refused(photos: ol.Dataset, tmp_path: Path) -> None:
+    file = tmp_path / "photos" / "1.bmp"
     measure(tmp_path / "out", dataset=photos)
-    (tmp_path / "1.bmp").replace(tmp_path / "old")
-    (tmp_path / "old").replace(tmp_path / "1.bmp")  # moved about, but the same
+    file.replace(tmp_path / "old").replace(file)  # moved about, but the same
     measure(tmp_path / "out", dataset=photos)
-    photograph(tmp_path / "1.bmp", 7)
+    photograph(file, 7)
     with pytest.raises(StoreError, match="images or boxes have changed"):
         measure(tmp_path / "out", dataset=photos)
-
-
-def test_other_layers_with_the_same_weights_are_refused(tmp_path: Path) -> None:
-    relu, gelu = make_classifier("cnn"), make_classifier("cnn").network
-    for name, module in list(gelu.named_modules()):
-        if isinstance(module, torch.nn.ReLU):
-            gelu.set_submodule(name, torch.nn.GELU())
-    settings: dict[str, Any] = {"methods": METHODS, "progress": None, "out": tmp_path}
-    ol.evaluate(relu, Lazy(3), **settings)
-    arguments = {**relu._arguments(), "network": gelu}
-    with pytest.raises(StoreError, match="weights or layers have changed"):
-        ol.evaluate(ol.Classifier(**arguments), Lazy(3), **settings)
-
-
-class Scaled(torch.nn.Module):
-    """The small network with logits times a number, which no weight holds."""
-
-    def __init__(self, times: float, hidden: bool) -> None:
-        super().__init__()
-        self.inner = cnn()
-        self.times = times
-        if hidden:
-            del self.times
-            self.register_buffer("times", torch.tensor(times), persistent=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x) * self.times
-
-
-@pytest.mark.parametrize("hidden", [False, True], ids=["constant", "buffer"])
-def test_numbers_that_are_no_weights_tell_networks_apart(hidden: bool, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"methods": METHODS, "progress": None, "out": tmp_path}
-    for times in (1.0, 1.0, 5.0):
-        network = ol.Classifier(Scaled(times, hidden), "inner.4", size=32, device="cpu")
-        with (
-            contextlib.nullcontext()
-            if times == 1
-            else pytest.raises(StoreError, match="weights or layers have changed")
-        ):
-            ol.evaluate(network, Lazy(3), **settings)
 
 
 class Vanishing(Lazy):
@@ -437,26 +453,19 @@ def test_a_passing_fault_breaks_no_image(error: OSError | MemoryError, tmp_path:
     dataset = Vanishing(error)
     with pytest.raises(type(error), match=r"too little|stale"):
         measure(tmp_path, dataset=dataset)
-    kept = read(tmp_path)
-    assert 0 < kept["image"].nunique() < 7
+    assert 0 < read(tmp_path)["image"].nunique() < 7
     assert_same(measure(tmp_path, dataset=dataset), measure())
 
 
-def test_a_folder_that_is_gone_breaks_no_image(tmp_path: Path) -> None:
-    photos, away = tmp_path / "photos", tmp_path / "away"
-    photos.mkdir()
-    for i in range(3):
-        photograph(photos / f"{i}.png", i)
-    dataset = ol.load_dataset(photos, classifier=make_classifier("cnn"))
-    out = tmp_path / "out"
-    measure(out, dataset=dataset, methods=["fake-cam"])
-    photos.rename(away)
+def test_a_folder_that_is_gone_breaks_no_image(photos: ol.Dataset, tmp_path: Path) -> None:
+    measure(tmp_path / "out", dataset=photos, methods=["fake-cam"])
+    away = (tmp_path / "photos").rename(tmp_path / "away")
     with pytest.raises(OSError, match=r"the folder .*photos is gone; bring it back, and repeat"):
-        measure(dataset=dataset)
-    away.rename(photos)
-    assert measure(out, dataset=dataset)["error"].isna().all()
-    (photos / "1.png").unlink()  # a single one is that image's fault
-    assert measure(dataset=dataset)["error"].notna().sum() == 1
+        measure(dataset=photos)
+    away.rename(tmp_path / "photos")
+    assert measure(tmp_path / "out", dataset=photos)["error"].isna().all()
+    (tmp_path / "photos" / "1.bmp").unlink()  # a single one is that image's fault
+    assert measure(dataset=photos)["error"].notna().sum() == 1
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
@@ -473,38 +482,22 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
         ol.summarize(tmp_path)
 
 
-def test_a_method_that_came_to_nothing_binds_nobody(tmp_path: Path) -> None:
-    measure(tmp_path)
-    settings: dict[str, Any] = {"methods": [*METHODS, "opti-cam"]}
-    with pytest.raises(ValueError, match="unknown objective 'nonsense'"):
-        measure(tmp_path, options={"opti-cam": {"objective": "nonsense"}}, **settings)
-    frame = measure(tmp_path, options={"opti-cam": {"iterations": 2}}, **settings)
-    assert frame["method"].nunique() == 3
+@pytest.mark.parametrize("begun", [METHODS, None])
+def test_a_method_without_rows_binds_nobody(begun: list[str] | None, tmp_path: Path) -> None:
+    """Nor does a run without rows."""
+    if begun:
+        measure(tmp_path, methods=begun)
+    methods = [*(begun or []), "opti-cam"]
+    for wrong, message in (
+        ({"objective": "nonsense"}, "unknown objective 'nonsense'"),
+        ({"iterations": "abc"}, "iterations is 'abc'; a whole number ≥ 0 is needed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure(tmp_path, methods=methods, options={"opti-cam": wrong})
+    frame = measure(tmp_path, methods=methods, options={"opti-cam": {"iterations": 2}})
+    assert len(frame) == 7 * 3 * len(methods)
     with pytest.raises(StoreError, match="the options of opti-cam are"):
-        measure(tmp_path, options={"opti-cam": {"iterations": 3}}, **settings)
-
-
-def test_a_run_that_came_to_nothing_binds_nobody(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"methods": ["opti-cam"]}
-    with pytest.raises(ValueError, match="iterations is 'abc'; a whole number ≥ 0 is needed"):
-        measure(tmp_path, options={"opti-cam": {"iterations": "abc"}}, **settings)
-    frame = measure(tmp_path, options={"opti-cam": {"iterations": 2}}, **settings)
-    assert len(frame) == 7 * 3
-
-
-def test_a_place_where_no_folder_can_be(tmp_path: Path) -> None:
-    nowhere = tmp_path / ("long" * 100)
-    with pytest.raises(StoreError, match=r"no folder can be made there .*; name another"):
-        measure(nowhere)
-    with pytest.raises(TypeError, match=r"options is \['x'\]; a mapping"):
-        measure(options=["x"])
-
-
-@pytest.mark.parametrize("wrong", [{"limit": 1.5}, {"batch_size": 2.5}, {"batch_size": "8"}])
-def test_numbers_that_are_none(wrong: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is .*; a whole number ≥ 1 is needed"):
-        measure(tmp_path / "out", **wrong)
-    assert not (tmp_path / "out").exists()
+        measure(tmp_path, methods=methods, options={"opti-cam": {"iterations": 3}})
 
 
 def test_a_run_of_broken_images_only_is_an_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,6 @@ def test_where_a_name_comes_from() -> None:
 def test_unknown_names(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ol.load_model(name)
-
-
-def test_unknown_weights() -> None:
     with pytest.raises(ValueError, match="unknown weights 'none'"):
         ol.load_model("resnet18", weights="none")
 
@@ -124,25 +122,24 @@ def network(classes: int = 1000) -> torch.nn.Module:
     return torchvision.models.squeezenet1_1(weights=None, num_classes=classes).eval()
 
 
-@pytest.mark.parametrize("form", ["safetensors", "pth", "wrapped", "parallel", "half"])
-def test_checkpoints(form: str, tmp_path: Path) -> None:
-    state = network().state_dict()
-    path = tmp_path / ("weights.safetensors" if form in ("safetensors", "half") else "weights.pth")
-    if form == "safetensors":
-        save_file(state, path)
-    elif form == "half":
-        save_file({k: v.half() for k, v in state.items()}, path)
-    elif form == "pth":
-        torch.save(state, path)
-    elif form == "wrapped":
-        torch.save({"state_dict": state, "epoch": 3}, path)
-    else:
-        torch.save({f"module.{k}": v for k, v in state.items()}, path)
-    classifier = ol.load_model("squeezenet1_1", checkpoint=path)
+@pytest.mark.parametrize(
+    ("file", "stored"),
+    [
+        ("weights.safetensors", lambda state: state),
+        ("half.safetensors", lambda state: {k: v.half() for k, v in state.items()}),
+        ("weights.pth", lambda state: state),
+        ("wrapped.pth", lambda state: {"state_dict": state, "epoch": 3}),
+        ("parallel.pth", lambda state: {f"module.{k}": v for k, v in state.items()}),
+    ],
+)
+def test_checkpoints(file: str, stored: Callable[[dict], dict], tmp_path: Path) -> None:
+    save = save_file if file.endswith(".safetensors") else torch.save
+    save(stored(network().state_dict()), tmp_path / file)
+    classifier = ol.load_model("squeezenet1_1", checkpoint=tmp_path / file)
     images = make_images(1, 224, 224)
     mean, std = (torch.tensor(v)[:, None, None] for v in (ol.IMAGENET_MEAN, ol.IMAGENET_STD))
     expected = network()((images - mean) / std)
-    tolerance = 1e-2 if form == "half" else 1e-4
+    tolerance = 1e-2 if file.startswith("half") else 1e-4
     torch.testing.assert_close(classifier.logits(images), expected, rtol=tolerance, atol=tolerance)
 
 
@@ -224,9 +221,16 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         (tmp_path / name).write_text("this is no file of weights")
         with pytest.raises(ValueError, match=re.escape(f"{name} can't be read as weights")):
             ol.load_model("resnet18", checkpoint=tmp_path / name)
-    torch.save([1, 2, 3], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds no state dict"):
-        ol.load_model("resnet18", checkpoint=tmp_path / "list.pth")
+    for held in ([1, 2, 3], {1: torch.zeros(2)}):
+        torch.save(held, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match="holds no state dict"):
+            ol.load_model("resnet18", checkpoint=tmp_path / "other.pth")
+    state = network().state_dict()
+    key = next(iter(state))
+    state[key].view(-1)[3] = torch.nan
+    save_file(state, tmp_path / "broken.SAFETENSORS")
+    with pytest.raises(ValueError, match=f"holds NaN or infinity in {re.escape(key)}"):
+        ol.load_model("squeezenet1_1", checkpoint=tmp_path / "broken.SAFETENSORS")
 
 
 # -------------------------------------------------------------------------------- without a network
@@ -337,15 +341,3 @@ def test_what_others_put_around_weights(wrap, tmp_path: Path) -> None:
     read = ol.load_model("scenes_vgg", checkpoint=tmp_path / "wrapped.pth").network.state_dict()
     assert list(read) == list(state)
     assert all(torch.equal(read[k], v) for k, v in state.items())
-
-
-def test_weights_of_no_use(tmp_path: Path) -> None:
-    state = network().state_dict()
-    key = next(iter(state))
-    state[key].view(-1)[3] = torch.nan
-    save_file(state, tmp_path / "broken.SAFETENSORS")
-    with pytest.raises(ValueError, match=f"holds NaN or infinity in {re.escape(key)}"):
-        models.read_checkpoint(tmp_path / "broken.SAFETENSORS")
-    torch.save({1: torch.zeros(2)}, tmp_path / "numbers.pth")
-    with pytest.raises(ValueError, match="holds no state dict"):
-        models.read_checkpoint(tmp_path / "numbers.pth")

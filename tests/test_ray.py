@@ -271,9 +271,5 @@ def test_a_classifier_can_be_pickled(images: torch.Tensor) -> None:
         other = pickle.loads(pickle.dumps(classifier))
         assert torch.equal(other.logits(images), classifier.logits(images))
         assert torch.equal(other.features(images), classifier.features(images))
-        assert (other.name, other.layer, other.labels) == (
-            classifier.name,
-            classifier.layer,
-            classifier.labels,
-        )
-        assert (other.size, other.preprocessing) == (classifier.size, classifier.preprocessing)
+        for what in ("name", "layer", "labels", "size", "preprocessing", "mean", "std"):
+            assert getattr(other, what) == getattr(classifier, what)

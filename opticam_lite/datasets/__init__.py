@@ -77,13 +77,18 @@ def load_dataset(
     """
     if not isinstance(name, str | Path):
         raise TypeError(f"name is {name!r}; the name of a dataset or a path is needed")
-    form, colon, path = str(name).partition(":")
-    if labels is not None and (form in _FORMS or str(name) in _EMBEDDED):
+    text = str(name)
+    form, colon, path = text.partition(":")
+    if labels is not None and (form in _FORMS or text in _EMBEDDED):
         raise ValueError(f"{name} has its own labels; leave labels={str(labels)!r} out")
-    if str(name) in _EMBEDDED:
-        return Scenes(_EMBEDDED[str(name)])
+    if text in _EMBEDDED:
+        return Scenes(_EMBEDDED[text])
     if form in _FORMS and path:
-        return _load_form(form, path, classifier)
+        loader, splits = _FORMS[form]
+        found = re.fullmatch(r"(.+):([^/\\]*)", path)
+        if splits and found and not Path(path).exists():
+            return loader(Path(found[1]).expanduser(), found[2], classifier)
+        return loader(Path(path).expanduser(), classifier=classifier)
     here = Path(name).expanduser()
     if here.exists():
         return Photos(here, labels, classifier)
@@ -93,15 +98,6 @@ def load_dataset(
     if colon and len(form) > 1:  # not the C: of Windows
         raise ValueError(unknown_name("dataset", form, _FORMS))
     raise FileNotFoundError(
-        f"{str(name)!r} is neither an existing folder or image nor one of {', '.join(known)}; "
+        f"{text!r} is neither an existing folder or image nor one of {', '.join(known)}; "
         f"there is no {here.absolute()}"
     )
-
-
-def _load_form(form: str, path: str, classifier: Classifier | None) -> Dataset:
-    loader, splits = _FORMS[form]
-    options = {}
-    folder, _, last = path.rpartition(":")
-    if splits and folder and not re.search(r"[/\\]", last) and not Path(path).exists():
-        path, options["split"] = folder, last
-    return loader(Path(path).expanduser(), classifier=classifier, **options)

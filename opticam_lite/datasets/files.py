@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class Files(Dataset):
     Args:
         name: What tables call it.
         root: The folder.
-        files: Path below the folder and class (None if nobody knows) of each image.
+        files: Path below the folder and class (None if unknown) of each image.
         labels: Names of the classes.
         settings: How images are resized and cropped.
 
@@ -94,14 +94,14 @@ class Files(Dataset):
 
 
 def check_at_hand(folder: Path, root: Path) -> None:
-    """Raise SourceError if a folder is gone, or the root is empty: a disk's place without it."""
-    lost = f"{folder} is gone"
-    if folder.is_dir():
-        with os.scandir(root) as entries:  # `iterdir` would list all of them
-            if any(True for _ in entries):
-                return
-        lost = f"{root} is empty"
-    raise SourceError(f"the folder {lost}; bring it back, and repeat the same call")
+    """Raise SourceError if a folder is gone, or the root is empty, as an unmounted disk's is."""
+    if not folder.is_dir():
+        raise SourceError(f"the folder {folder} is gone; bring it back, and repeat the same call")
+    with os.scandir(root) as entries:  # `iterdir` would list all of them
+        if next(entries, None) is None:
+            raise SourceError(
+                f"the folder {root} is empty; bring it back, and repeat the same call"
+            )
 
 
 def read_file(path: Path, root: Path) -> Image.Image:
@@ -224,8 +224,8 @@ class Folders(Files):
     """A folder for each class: `PATH/duck/1.jpg`, `PATH/goose/any/depth/2.jpg`.
 
     Files beside the folders, files that are no images and hidden ones are ignored. A folder that is
-    no class of the network is an error, not a warning: leaving its images out, or counting them for
-    another class, would measure something else than you think.
+    no class of the network is an error: without its images, or with them counted for another class,
+    results would be of something else than they say.
 
     Args:
         path: The folder of the folders.
@@ -286,22 +286,22 @@ def class_indices(
                 "are no classes"
             )
         return {folder: c for c, folder in enumerate(folders)}, labels
-    named = defaultdict(list)
-    for c, label in enumerate(labels):
-        named[class_key(label)].append(c)
-    for folder in folders:
-        if not named[class_key(folder)]:
+    keys, found = [class_key(label) for label in labels], {}
+    for folder, key in zip(folders, map(class_key, folders), strict=True):
+        same = [c for c, known in enumerate(keys) if known == key]
+        if not same:
             raise ValueError(
                 f"{root / folder} is no class of {classifier.name}: "
                 f"{unknown_name('class', folder, labels, show=20)} Rename the folder or move it "
                 "away; folders named by synset are read as imagenet:PATH"
             )
-        if len(named[class_key(folder)]) > 1:
+        if len(same) > 1:
             raise ValueError(
-                f"{root / folder}: {classifier.name} has {len(named[class_key(folder)])} classes "
-                "of this name; use a table of labels with the class indices instead"
+                f"{root / folder}: {classifier.name} has {len(same)} classes of this name; use a "
+                "table of labels with the class indices instead"
             )
-    return {folder: named[class_key(folder)][0] for folder in folders}, labels
+        found[folder] = same[0]
+    return found, labels
 
 
 def class_key(name: str) -> str:

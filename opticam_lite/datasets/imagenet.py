@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import tempfile
@@ -11,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pandas as pd
 import torch
 from PIL import ExifTags, Image
 from timm.data import ImageNetInfo
@@ -54,7 +54,7 @@ def _labels(classifier: Classifier | None) -> list[str]:
 
 
 class ImageNet(Files):
-    """ImageNet's validation images (ILSVRC 2012), in any of the forms in which they lie on disks.
+    """ImageNet's validation images (ILSVRC 2012), in any of the layouts in which they are shared.
 
     The parts are found by their names, wherever they are below the folder (what is called train or
     test is not entered):
@@ -63,7 +63,7 @@ class ImageNet(Files):
       (`n01440764/…`), all 1,000 or some of them;
     - the classes, for images in one folder: `ILSVRC2012_validation_ground_truth.txt` of the
       development kit, one id a line, or Kaggle's `LOC_val_solution.csv`. The kit's ids are not in
-      the order of the classes; its `meta.mat` is not needed, the package knows the order;
+      the order of the classes; its `meta.mat` is not needed, the package has the order;
     - the boxes, if there are any: `ILSVRC2012_val_00000001.xml` … in one folder, beside the images,
       or in a folder for each synset.
 
@@ -104,7 +104,6 @@ class ImageNet(Files):
                 _has(place / f, lambda p: p.suffix == ".xml") for f in within
             ):
                 self._annotations.append(place)
-        self.has_boxes = bool(self._annotations)
         if not places:
             raise FileNotFoundError(
                 f"there are no validation images below {root}: neither "
@@ -116,6 +115,7 @@ class ImageNet(Files):
             )
         images, within = places[0]
         found = _in_synsets(images) if within else _in_one_folder(images, truths, root)
+        self.has_boxes = bool(self._annotations)
         super().__init__("imagenet", images, found, _labels(classifier), preprocessing(classifier))
 
     def sample(self, index: int) -> Sample:
@@ -226,16 +226,14 @@ def _read_ids(truth: Path) -> dict[int, str]:
 
 def _read_solution(truth: Path) -> dict[int, str]:
     """Return the synset of each image's number, the first word of Kaggle's prediction."""
-    known = {}
-    with truth.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"ImageId", "PredictionString"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{truth} needs the columns ImageId and PredictionString")
-        for row in reader:
-            synset = (row.get("PredictionString") or "").partition(" ")[0]
-            if synset not in synsets():
-                raise ValueError(f"{truth}: {synset!r} is none of ImageNet's 1,000 synsets")
-            known[int(row["ImageId"].removeprefix("ILSVRC2012_val_"))] = synset
+    rows = pd.read_csv(truth, dtype=str, keep_default_na=False)
+    if not {"ImageId", "PredictionString"} <= set(rows):
+        raise ValueError(f"{truth} needs the columns ImageId and PredictionString")
+    numbers = rows["ImageId"].str.removeprefix("ILSVRC2012_val_").astype(int)
+    known = dict(zip(numbers, rows["PredictionString"].str.split(" ").str[0], strict=True))
+    for synset in known.values():
+        if synset not in synsets():
+            raise ValueError(f"{truth}: {synset!r} is none of ImageNet's 1,000 synsets")
     return known
 
 
@@ -267,7 +265,7 @@ def imagenette(path: str | Path, split: str = "val", classifier: Classifier | No
 
 
 def _download_imagenette(path: Path, split: str, size: str = "320px") -> Path:
-    """Download and unpack beside the place, then move: it is there whole or not at all."""
+    """Download and unpack beside the place, then move, so that the folder is complete or absent."""
     folder, url = IMAGENETTE_FOLDERS[size], Imagenette._ARCHIVES[size][0]
     whole = path.absolute()
     nearest = next(place for place in (whole, *whole.parents) if place.is_dir())

@@ -24,7 +24,7 @@ class ImageError(ValueError):
 
 
 class SourceError(OSError):
-    """The place where a dataset's files lie can't be reached; no single image is at fault."""
+    """The folder of a dataset can't be reached, which is no fault of a single image."""
 
 
 def is_image(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What every dataset gives: numbered samples of an id, an image, and what is known of it."""
+"""The interface of datasets: numbered samples, each with an id, an image and its annotations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sample:
     Attributes:
         id: Unique in its dataset.
         image: float32 `(3, H, W)`, RGB in [0, 1].
-        target: The true class, or None if nobody knows.
+        target: The true class, or None if it is unknown.
         boxes: int64 `(M, 4)`, corners x0, y0, x1, y1 in pixels, right and bottom exclusive.
         extra: More; scenes have `environment`, `home` (whether that is the class's home) and
             `masks`, bool `(M, H, W)`, the visible pixels of each object of the class.
@@ -71,20 +71,20 @@ class Dataset(ABC):
         """
 
     def id(self, index: int) -> str:
-        """Return the id of a sample without reading it; `#index` where that can't be told."""
+        """Return the id of a sample without reading it; `#index` where that is not possible."""
         return f"#{index}"
 
     def target(self, index: int) -> int | None:
-        """Return the true class of a sample without reading it; None where that can't be told."""
+        """Return the true class of a sample without reading it; None where that is not possible."""
         return None
 
     def fingerprint(self, index: int) -> str:
-        """Return what tells a sample's content from another's under the same id.
+        """Return a text that changes with a sample's content, where the id does not.
 
-        A folder of results is continued only with the same contents. A subclass that doesn't
-        define this is told by its ids and targets alone: other images under the same ids are then
-        taken for those of before. Whatever changes with the content will do, such as a file's size
-        and time: `f"{stat.st_size} {stat.st_mtime}"` of `stat = path.stat()`.
+        A folder of results is continued only with the same contents. Without this method only ids
+        and targets are compared: other images under the same ids are then taken for those of
+        before. Anything that changes with the content will do, such as a file's size and time:
+        `f"{stat.st_size} {stat.st_mtime}"` of `stat = path.stat()`.
         """
         return ""
 
@@ -116,7 +116,7 @@ class Dataset(ABC):
 
 
 def checksum(data: bytes) -> str:
-    """Return a checksum, which accidents don't repeat."""
+    """Return a checksum (CRC-32), which detects accidental changes."""
     return f"{zlib.crc32(data):08x}"
 
 

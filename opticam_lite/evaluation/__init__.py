@@ -2,8 +2,8 @@
 
     images ──loading──▶ batches ──measuring──▶ rows ──store──▶ Parquet parts ──summary──▶ table
 
-`run` plans what is still to be measured, an engine (`local`, `on_ray`) has it measured batch by
-batch, and `store` writes what comes back, whole or not at all.
+`run` plans what is still to be measured, this process or a Ray cluster (`on_ray`) measures it batch
+by batch, and `store` writes the rows in parts, each of which is complete or absent.
 """
 
 from .run import choose, evaluate

@@ -61,12 +61,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows of one batch and method, in a whole.
+    """All rows of one batch and method.
 
     Attributes:
         method: Its name; None for the rows of images that can't be read.
         images: How many images the batch has, those that can't be read included.
-        seconds: That the method took.
+        seconds: Time that the method took.
         rows: As `store.SCHEMA` names them.
     """
 

@@ -5,64 +5,44 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from ..datasets import Sample
 from ..datasets.images import SourceError
 from ..metrics.localization import check_boxes
 from .job import Job, Task
 
-# The system's, not the file's: too many open files, no memory, a place on the network that is gone.
+# Errors of the system, not of the file: too many open files, no memory, a lost network drive.
 PASSING = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
 )
 
-
-@dataclass(frozen=True)
-class Loaded:
-    """A batch in memory: position → sample, and position → why it can't be measured."""
-
-    task: Task
-    samples: dict[int, Sample]
-    errors: dict[int, str]
+Batch = tuple[Task, Iterator[tuple[int, Sample | str]]]
+"""A task with position → sample, or why the image can't be measured."""
 
 
-def load(job: Job, tasks: Iterable[Task]) -> Iterator[Loaded]:
+def load(job: Job, tasks: Iterable[Task]) -> Iterator[Batch]:
     """Yield the batches of `tasks`, in their order, decoded ahead by `job.workers` threads.
 
-    Pillow and torch let other threads run while they decode and resize, so threads are enough; and
-    they take any dataset, one defined in a notebook, too.
+    Pillow and torch release the interpreter's lock while they decode and resize, so threads are
+    enough; and unlike processes they take any dataset, one defined in a notebook, too.
     """
-    if not job.workers:
-        for task in tasks:
-            yield _gather(task, {i: _sample(job, i) for i in _readable(job, task)})
-        return
-    ahead = 1 + -(-2 * job.workers // job.batch_size)
-    waiting: deque[tuple[Task, dict[int, Future[Sample | str]]]] = deque()
-    pool = ThreadPoolExecutor(job.workers, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(job.workers or 1, thread_name_prefix="decode")
+    start = pool.map if job.workers else map  # `map` decodes an image when it is asked for
+    ahead = 1 + -(-2 * job.workers // job.batch_size) if job.workers else 0
+    waiting: deque[Batch] = deque()
     try:
         for task in tasks:
-            waiting.append((task, {i: pool.submit(_sample, job, i) for i in _readable(job, task)}))
+            readable = [i for i in job.positions(task.batch) if i not in task.broken]
+            samples = start(partial(_sample, job), readable)
+            waiting.append((task, zip(readable, samples, strict=True)))
             if len(waiting) > ahead:
-                yield _result(*waiting.popleft())
+                yield waiting.popleft()
         while waiting:
-            yield _result(*waiting.popleft())
+            yield waiting.popleft()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _readable(job: Job, task: Task) -> list[int]:
-    return [i for i in job.positions(task.batch) if i not in task.broken]
-
-
-def _result(task: Task, futures: dict[int, Future[Sample | str]]) -> Loaded:
-    return _gather(task, {i: future.result() for i, future in futures.items()})
-
-
-def _gather(task: Task, found: dict[int, Sample | str]) -> Loaded:
-    samples = {i: s for i, s in found.items() if isinstance(s, Sample)}
-    return Loaded(task, samples, {i: s for i, s in found.items() if isinstance(s, str)})
 
 
 def _sample(job: Job, position: int) -> Sample | str:
@@ -72,11 +52,11 @@ def _sample(job: Job, position: int) -> Sample | str:
         job.classifier.check_images(sample.image[None])
         if sample.target is not None:
             job.classifier.check_targets(sample.target, 1)
-        # Whatever the metrics are: those that are added later shall find the same images.
+        # Whatever the metrics are: those that are added later must meet the same images.
         if job.dataset.has_boxes:
             check_boxes(sample.boxes, *sample.image.shape[1:])
         return sample
-    except Exception as error:  # nearly all are this image's fault and stop no other
+    except Exception as error:  # nearly all concern this image only
         if _passes(error):
             raise
         return " ".join(f"{type(error).__name__}: {error}".split())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,9 +14,8 @@ from ..datasets import Sample
 from ..methods import explain
 from ..metrics import METRICS
 from ..metrics.registry import Case
-from ..network import Classifier
-from .job import Job, Measured
-from .loading import Loaded
+from .job import Job, Measured, Task
+from .loading import load
 from .settings import plain
 
 
@@ -25,18 +24,17 @@ class _Group:
 
     def __init__(self, job: Job, samples: dict[int, Sample]) -> None:
         self.job, self.samples = job, samples
-        self.images = torch.stack([s.image for s in samples.values()]).to(job.classifier.device)
+        device = job.classifier.device
+        self.images = torch.stack([s.image for s in samples.values()]).to(device)
         started = _now(job.classifier)
         self.classifier = job.classifier.remember(self.images)
         self.seconds = _now(job.classifier) - started
         probabilities = self.probabilities(self.images)
         self.predicted = probabilities.argmax(1)
-        known = [s.target for s in samples.values()]
-        targets = [
-            c if t is None else t for t, c in zip(known, self.predicted.tolist(), strict=True)
-        ]
-        self.targets = torch.tensor(targets, device=self.images.device)
-        self.known = torch.tensor([t is not None for t in known], device=self.images.device)
+        given = [-1 if s.target is None else s.target for s in samples.values()]
+        true = torch.tensor(given, device=device)
+        self.known = true >= 0
+        self.targets = torch.where(self.known, true, self.predicted)
         self.p = probabilities.gather(1, self.targets[:, None])[:, 0]
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -71,63 +69,70 @@ class _Group:
             seed=self.job.seed,
             known=self.known,
         )
-        values = {name: METRICS[name].per_image(case).tolist() for name in metrics}
-        details = {
-            name: detail(case).tolist()
-            for name in metrics
-            if (detail := METRICS[name].detail) is not None
-        }
-        known = zip(
-            self.samples.items(), self.targets.tolist(), self.p.tolist(), o.tolist(), strict=True
-        )
-        rows = [
+        images = [
             {
                 **_about(self.job, position),
                 "image": sample.id,
                 "method": method,
                 "options": json.dumps(plain(options)),
-                "metric": name,
-                "value": values[name][i],
                 "target": target,
-                "p": p_i,
-                "o": o_i,
+                "p": p,
+                "o": o,
                 "seconds": seconds / len(self.samples),
-                "detail": details[name][i] if name in details else None,
-                "error": None,
             }
-            for i, ((position, sample), target, p_i, o_i) in enumerate(known)
-            for name in metrics
+            for (position, sample), target, p, o in zip(
+                self.samples.items(), *(x.tolist() for x in (self.targets, self.p, o)), strict=True
+            )
         ]
+        rows = []
+        for name in metrics:
+            metric = METRICS[name]
+            values = metric.per_image(case).tolist()
+            details = metric.detail(case).tolist() if metric.detail else [None] * len(values)
+            rows += [
+                {**image, "metric": name, "value": value, "detail": detail}
+                for image, value, detail in zip(images, values, details, strict=True)
+            ]
         return seconds, rows
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def measure(job: Job, loaded: Loaded) -> Iterator[Measured]:
-    """Yield the rows of a batch: first those of broken images, then method after method.
+def measure(job: Job, tasks: Iterable[Task]) -> Generator[Measured, None, None]:
+    """Yield the rows of each batch: first those of broken images, then method after method.
 
     Features and unmasked probabilities are computed once and shared by all methods and metrics.
     A method's seconds include the features if it uses them, as if it were alone.
     """
-    n = len(job.positions(loaded.task.batch))
-    if loaded.errors:
-        rows = [_error_row(job, i, text) for i, text in loaded.errors.items()]
-        yield Measured(None, n, 0.0, rows)
-    # Images of a dataset mostly have one size; where they don't, those of equal size go together.
+    for task, found in load(job, tasks):
+        yield from _measure_batch(job, task, found)
+
+
+def _measure_batch(
+    job: Job, task: Task, found: Iterable[tuple[int, Sample | str]]
+) -> Iterator[Measured]:
+    n = len(job.positions(task.batch))
+    # Images of a dataset mostly have one size; those of other sizes are grouped by it.
     by_shape: dict[tuple[int, ...], dict[int, Sample]] = {}
-    for position, sample in loaded.samples.items():
-        by_shape.setdefault(tuple(sample.image.shape), {})[position] = sample
+    errors: list[dict[str, Any]] = []
+    for position, sample in found:
+        if isinstance(sample, str):
+            image = job.dataset.id(job.chosen[position])
+            errors.append({**_about(job, position), "image": image, "error": sample})
+        else:
+            by_shape.setdefault(tuple(sample.image.shape), {})[position] = sample
+    if errors:
+        yield Measured(None, n, 0.0, errors)
     groups = [_Group(job, samples) for samples in by_shape.values()]
-    for method, metrics in loaded.task.wanted.items():
+    for method, metrics in task.wanted.items():
         try:
             parts = [group.measure(method, metrics) for group in groups]
         except Exception as error:
-            images = ", ".join(s.id for s in loaded.samples.values())
+            images = ", ".join(s.id for group in groups for s in group.samples.values())
             error.add_note(f"while {method} was measured on the images {images}")
             raise
-        yield Measured(
-            method, n, sum(seconds for seconds, _ in parts), [r for _, rows in parts for r in rows]
-        )
+        seconds = sum(seconds for seconds, _ in parts)
+        yield Measured(method, n, seconds, [row for _, rows in parts for row in rows])
 
 
 def _about(job: Job, position: int) -> dict[str, Any]:
@@ -137,11 +142,6 @@ def _about(job: Job, position: int) -> dict[str, Any]:
         "network": job.classifier.name,
         "layer": job.classifier.layer,
     }
-
-
-def _error_row(job: Job, position: int, text: str) -> dict[str, Any]:
-    image = job.dataset.id(job.chosen[position])
-    return {**_about(job, position), "image": image, "error": text}
 
 
 def _now(classifier: Classifier) -> float:

@@ -1,7 +1,7 @@
 """The same evaluation by workers of a Ray cluster, each with a network of its own.
 
-The driver hands out batches and writes what comes back; a worker keeps nothing. So a worker that
-is lost costs the seconds since it was last heard of, and its batches go to another one.
+The driver hands out batches and writes what comes back; workers have no state. If one is lost, only
+the work since its last answer is, and another worker repeats those batches.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..network import Classifier
 from .job import Job, Measured, Task
-from .loading import load
 from .measuring import measure
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 SECONDS_A_CALL = 5.0
-LOSSES = 3  # of one batch, then it is the batch's fault
+LOSSES = 3  # workers that one batch may lose before it is taken for the cause
 NO_BATCH = -1
 
 
@@ -43,19 +42,18 @@ class Worker:
         self._job = job
 
     def ready(self) -> None:
-        """Return once the network is there."""
+        """Return once the network is loaded."""
 
     def measure(self, tasks: Sequence[Task]) -> tuple[list[Measured], float]:
         """Return what was measured, and the seconds it took."""
         started = time.monotonic()
-        measured = [m for loaded in load(self._job, tasks) for m in measure(self._job, loaded)]
-        return measured, time.monotonic() - started
+        return list(measure(self._job, tasks)), time.monotonic() - started
 
 
 def on_ray(
     job: Job, tasks: Sequence[Task], num_gpus: float | None = None, processes: int | None = None
 ) -> Generator[Measured, None, None]:
-    """Measure the tasks on a cluster: as they are done, not in their order.
+    """Measure the tasks on a cluster; results come as they are ready, not in order.
 
     Args:
         job: What to measure.
@@ -69,7 +67,12 @@ def on_ray(
         ValueError: If the cluster has too few GPUs, or the dataset can't be sent to it.
         RuntimeError: If batches lose one worker after another.
     """
-    ray = _ray()
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            "engine='ray' needs Ray, which is not installed: pip install 'opticam-lite[ray]'"
+        ) from error
     if num_gpus is None:
         num_gpus = 0.0 if job.classifier.device.type == "cpu" else 1.0
     with _cluster(ray):
@@ -93,7 +96,7 @@ def on_ray(
 
 
 def _drive(ray: ModuleType, start: Any, count: int, tasks: Sequence[Task]) -> Iterator[Measured]:
-    """Hand out the tasks and yield what comes back, each task's rows once."""
+    """Hand out the tasks and yield the results, those of each task once."""
     waiting, lost = deque(tasks), Counter[int]()
     seconds_a_task = SECONDS_A_CALL  # so the first call has one batch
     asked: dict[Any, tuple[Any, list[Task]]] = {}  # call → worker, its tasks
@@ -110,7 +113,7 @@ def _drive(ray: ModuleType, start: Any, count: int, tasks: Sequence[Task]) -> It
         try:
             result = ray.get(call)
         except ray.exceptions.RayTaskError as error:
-            # The fault of the method, not of Ray: its own error, with Ray's as the cause.
+            # An error of the method, not of Ray, is raised as itself, with Ray's as the cause.
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except ray.exceptions.RayError as error:
             if getattr(error, "actor_init_failed", False):
@@ -138,31 +141,22 @@ def _drive(ray: ModuleType, start: Any, count: int, tasks: Sequence[Task]) -> It
         ray.kill(worker)
 
 
-def _ray() -> ModuleType:
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError(
-            "engine='ray' needs Ray, which is not installed: pip install 'opticam-lite[ray]'"
-        ) from error
-    return ray
-
-
 @contextmanager
 def _cluster(ray: ModuleType) -> Iterator[None]:
-    """Join the cluster that is there (RAY_ADDRESS), or start one on this machine for the while."""
+    """Join the running cluster (RAY_ADDRESS), or start one on this machine for this run."""
     if ray.is_initialized():
         yield
         return
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
     try:
-        if address is None:
-            ray.init("local", include_dashboard=False, **quiet)
-        else:
-            ray.init(**quiet)
+        ray.init(
+            address or "local",
+            include_dashboard=None if address else False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
     except Exception as error:
-        what = "Ray can't start here" if address is None else f"no Ray cluster at {address!r}"
+        what = f"no Ray cluster at {address!r}" if address else "Ray can't start here"
         raise ConnectionError(
             f"{what} ({' '.join(str(error).split())}); try again, or use engine='local'"
         ) from error

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from tqdm.auto import tqdm
 
 Progress = bool | Callable[[str, int, int], object] | None
-SECONDS_BEFORE = 2.0  # a run that is over by then shows nothing
+SECONDS_BEFORE = 2.0  # a shorter run shows no bars
 
 
 class Tracker:
@@ -23,14 +23,13 @@ class Tracker:
     def __init__(self, progress: Progress, done: Mapping[str, int], total: int) -> None:
         self._call = progress if callable(progress) else None
         self._done, self._total = dict(done), total
-        self._begun = dict(done)
         self._seconds = dict.fromkeys(done, 0.0)
         self._bars: dict[str, tqdm] = {}
         if progress is True:
             width = max(map(len, done))
             notebook = any(c.__module__ == "tqdm.notebook" for c in tqdm.__mro__)
             terminal = sys.stderr.isatty()
-            # Spaces align nothing in a notebook's font; boxes of one width do.
+            # A notebook's font is proportional: labels are aligned by a width, not by spaces.
             bar = "{bar} {percentage:3.0f}%" if notebook else "{percentage:3.0f}% {bar}"
             self._bars = {
                 method: tqdm(
@@ -39,7 +38,7 @@ class Tracker:
                     initial=count,
                     delay=SECONDS_BEFORE,
                     mininterval=0.2 if terminal or notebook else 10,  # a log gets fewer lines
-                    leave=not notebook,  # there the table follows, as the map follows `explain`
+                    leave=not notebook,  # in a notebook the result follows directly
                     bar_format=f"{{desc}} {bar} {{n_fmt}}/{{total_fmt}}{{postfix}}",
                     dynamic_ncols=terminal,
                 )
@@ -64,7 +63,7 @@ class Tracker:
             self._call(method, self._done[method], self._total)
         if method in self._bars:
             bar = self._bars[method]
-            rate = (self._done[method] - self._begun[method]) / max(self._seconds[method], 1e-9)
+            rate = (self._done[method] - bar.initial) / max(self._seconds[method], 1e-9)
             left = (self._total - self._done[method]) / rate
             bar.set_postfix_str(
                 f"{rate_in_words(rate)}, {tqdm.format_interval(left)} left", refresh=False
@@ -73,7 +72,7 @@ class Tracker:
 
 
 def rate_in_words(rate: float) -> str:
-    """Return images a second with the digits that matter, or seconds an image if they are few."""
+    """Return images a second with two digits or more, or seconds an image if there are few."""
     if rate < 0.1:
         return f"{1 / rate:.0f} s/img"
     return f"{rate:.0f} img/s" if rate >= 9.95 else f"{rate:.1f} img/s"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from ..metrics import METRICS
 from ..network import Classifier
 from ..registry import unknown_name, whole_number
 from . import store
-from .job import Job, Measured, Task
-from .loading import load
+from .job import Job, Task
 from .measuring import measure
 from .on_ray import on_ray
 from .progress import Progress, Tracker
@@ -47,8 +47,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Measure methods on a dataset.
 
-    With `out`, rows are written there every few seconds, and the same call, repeated after
-    whatever ended the first one, computes only what is missing. Methods and metrics can be added
+    With `out`, rows are written there every few seconds, and the same call, repeated after an
+    interruption of any kind, computes only what is missing. Methods and metrics can be added
     later in the same way.
 
     Args:
@@ -87,7 +87,7 @@ def evaluate(
         ValueError: For unknown names, options or limits, or an `out` that holds another run,
             before anything is computed. After it, if no image at all could be read.
         OSError: If the disk is full, or the folder of the images is gone; what was written stays
-            valid, and the same call goes on from there.
+            valid, and the same call continues from there.
     """
     if engine not in ENGINES:
         raise ValueError(unknown_name("engine", engine, ENGINES))
@@ -97,69 +97,65 @@ def evaluate(
     if not collect and out is None:
         raise ValueError("collect is False, and out names no folder; the rows would be lost")
     limit = None if limit is None else whole_number("limit", limit, 1)
-    batch_size = whole_number("batch_size", batch_size, 1)
     processes = None if processes is None else whole_number("processes", processes, 1)
     gpu = classifier.device.type == "cuda"
-    job = prepare(
+    seed = whole_number("seed", seed, 0, 2**63 - 1)
+    dataset = of_known_classes(classifier, dataset)
+    if not len(dataset):
+        raise ValueError(f"{dataset.name} has no images")
+    job = Job(
         classifier,
         dataset,
-        methods,
-        metrics,
-        limit=limit,
-        seed=seed,
-        batch_size=batch_size,
-        options=options,
-        workers=(4 if gpu else 1) if workers is None else workers,
+        choose(len(dataset), limit, seed),
+        _with_options(methods, options),
+        _names("metrics", metrics),
+        whole_number("batch_size", batch_size, 1),
+        seed,
+        whole_number("workers", (4 if gpu else 1) if workers is None else workers, 0),
     )
+    _check_fit(job)
     with ExitStack() as stack:
-        rows: store.Memory | store.Store = store.Memory()
+        rows = store.Memory()
         if out is not None:
             on_gpu = gpu if num_gpus is None else num_gpus > 0
             settings = describe(job, "cuda" if on_gpu else "cpu")
             rows = stack.enter_context(store.Store(out, settings))
         tasks, done = _plan(job, rows)
+        if tasks:
+            rows.check_writable()
         shown = stack.enter_context(Tracker(progress, done, len(job.chosen)))
         if engine == "ray" and tasks:
             found = on_ray(job, tasks, num_gpus, processes)
         else:
-            found = _local(job, tasks)
+            found = measure(job, tasks)
         for measured in stack.enter_context(closing(found)):
             rows.add(measured.rows)
             if measured.method is not None:
                 shown.update(measured.method, measured.images, measured.seconds)
         rows.flush()
-        _check_some_readable(rows, job)
-        table = rows.table() if collect else store.SCHEMA.empty_table()
+        errors = rows.table(["error"])["error"].drop_null()
+        if len(errors) >= len(job.chosen):
+            raise ValueError(
+                f"none of the {len(job.chosen)} images of {dataset.name} can be measured; the "
+                f"first says: {errors[0]}"
+            )
+        table = rows.table(store.SCHEMA.names) if collect else store.SCHEMA.empty_table()
     return store.to_frame(table, list(job.methods), job.metrics)
 
 
-def prepare(
-    classifier: Classifier,
-    dataset: Dataset,
+def _with_options(
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
-    metrics: Sequence[str],
-    *,
-    limit: int | None,
-    seed: int,
-    batch_size: int,
     options: Mapping[str, Mapping[str, Any]] | None,
-    workers: int,
-) -> Job:
-    """Check the arguments of `evaluate` and choose the images.
-
-    Raises:
-        ValueError: For the first argument that is wrong.
-    """
+) -> dict[str, dict[str, Any]]:
+    """Return each method with its options, or raise an error for the first that is wrong."""
     if isinstance(methods, Mapping):
         if options:
             raise ValueError("options are given twice: with the methods, and as options")
         options = methods
-    options = options or {}
+    options = {} if options is None else options
     if not isinstance(options, Mapping):
         raise TypeError(f"options is {options!r}; a mapping, method → its options, is needed")
-    methods = _names("methods", methods if isinstance(methods, str) else list(methods))
-    metrics = _names("metrics", metrics)
-    dataset = of_known_classes(classifier, dataset)
+    methods = _names("methods", methods)
     for method in [*methods, *options]:
         METHODS[method].check_options(options.get(method, {}))
         if method not in methods:
@@ -167,27 +163,19 @@ def prepare(
                 f"options are given for {method}, which is not among the methods: "
                 f"{', '.join(methods)}"
             )
-    for method in methods:
-        reason = METHODS[method].unfit(classifier)
+    return {method: dict(options.get(method, {})) for method in methods}
+
+
+def _check_fit(job: Job) -> None:
+    """Raise ValueError for a method that can't explain the network, or a metric without boxes."""
+    for method in job.methods:
+        reason = METHODS[method].unfit(job.classifier)
         if reason is not None:
-            raise ValueError(f"{method} can't explain {classifier.name}: {reason}")
-    for metric in metrics:
-        reason = lacks(dataset, metric)
+            raise ValueError(f"{method} can't explain {job.classifier.name}: {reason}")
+    for metric in job.metrics:
+        reason = lacks(job.dataset, metric)
         if reason is not None:
-            raise ValueError(f"{metric} can't be measured on {dataset.name}: {reason}")
-    workers, seed = whole_number("workers", workers, 0), whole_number("seed", seed, 0, 2**63 - 1)
-    if not len(dataset):
-        raise ValueError(f"{dataset.name} has no images")
-    return Job(
-        classifier,
-        dataset,
-        choose(len(dataset), limit, seed),
-        {method: dict(options.get(method, {})) for method in methods},
-        metrics,
-        batch_size,
-        seed,
-        workers,
-    )
+            raise ValueError(f"{metric} can't be measured on {job.dataset.name}: {reason}")
 
 
 def lacks(dataset: Dataset, metric: str) -> str | None:
@@ -200,8 +188,8 @@ def lacks(dataset: Dataset, metric: str) -> str | None:
 def choose(n: int, limit: int | None = None, seed: int = 0) -> list[int]:
     """Return `limit` of n indices in rising order, drawn at random; all of them for None.
 
-    A fixed stride would meet only some classes where they take turns. The draw for a smaller limit
-    is part of the draw for a larger one.
+    A fixed stride would miss classes where they alternate. The draw for a smaller limit is part of
+    the draw for a larger one.
     """
     if limit is None or limit >= n:
         return list(range(n))
@@ -209,15 +197,15 @@ def choose(n: int, limit: int | None = None, seed: int = 0) -> list[int]:
     return sorted(order[:limit].tolist())
 
 
-def _names(what: str, values: Sequence[str]) -> list[str]:
-    """Return names once each, in their order."""
+def _names(what: str, values: Iterable[str]) -> list[str]:
+    """Return names once each, in their order; a single one may be given as a text."""
     found = list(dict.fromkeys([values] if isinstance(values, str) else values))
     if not found:
         raise ValueError(f"{what} names none; choose at least one")
     return found
 
 
-def _plan(job: Job, rows: store.Memory | store.Store) -> tuple[list[Task], dict[str, int]]:
+def _plan(job: Job, rows: store.Memory) -> tuple[list[Task], dict[str, int]]:
     """Return what is left to measure, and for each method how many images are done."""
     table = rows.table(["position", "method", "metric", "error"])
     measured, broken = store.done(table, len(job.chosen), list(job.methods), job.metrics)
@@ -225,33 +213,14 @@ def _plan(job: Job, rows: store.Memory | store.Store) -> tuple[list[Task], dict[
     tasks, done = [], dict.fromkeys(job.methods, 0)
     for batch in job.batches:
         positions = job.positions(batch)
-        whole = np.all(measured[positions.start : positions.stop], axis=0)  # (methods, metrics)
+        left = ~np.all(measured[positions], axis=0)  # (methods, metrics)
         wanted = {
-            method: [
-                metric for metric, is_done in zip(job.metrics, row, strict=True) if not is_done
-            ]
-            for method, row in zip(job.methods, whole, strict=True)
+            method: list(compress(job.metrics, row))
+            for method, row in zip(job.methods, left, strict=True)
+            if any(row)
         }
-        for method, left in wanted.items():
-            done[method] += 0 if left else len(positions)
-        wanted = {method: left for method, left in wanted.items() if left}
+        for method in job.methods:
+            done[method] += 0 if method in wanted else len(positions)
         if wanted:
-            known = frozenset(i for i in positions if broken[i])
-            tasks.append(Task(batch, wanted, known))
+            tasks.append(Task(batch, wanted, frozenset(i for i in positions if broken[i])))
     return tasks, done
-
-
-def _local(job: Job, tasks: Sequence[Task]) -> Generator[Measured, None, None]:
-    """Measure the tasks one after the other in this process."""
-    for loaded in load(job, tasks):
-        yield from measure(job, loaded)
-
-
-def _check_some_readable(rows: store.Memory | store.Store, job: Job) -> None:
-    """Raise ValueError if every single image is broken: then the dataset is at fault."""
-    errors = rows.table(["error"])["error"].drop_null()
-    if len(errors) >= len(job.chosen):
-        raise ValueError(
-            f"none of the {len(job.chosen)} images of {job.dataset.name} can be measured; the "
-            f"first says: {errors[0]}"
-        )

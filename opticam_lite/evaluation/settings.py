@@ -56,13 +56,17 @@ def _version() -> str:
 def weights_digest(classifier: Classifier) -> str:
     """Return a digest of the network's weights, its layers and its normalisation."""
     state = hashlib.blake2b(digest_size=16)
-    tensors = {**classifier.network.state_dict(), **dict(classifier.network.named_buffers())}
-    tensors["mean"] = torch.tensor(classifier.mean)
-    tensors["std"] = torch.tensor(classifier.std)
+    tensors = classifier.network.state_dict() | dict(classifier.network.named_buffers())
+    # The network reads x / std − mean / std, in float32.
+    mean, std = (
+        torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1)
+        for v in (classifier.mean, classifier.std)
+    )
+    tensors |= {"mean": (-mean / std).float(), "std": (1 / std).float()}
     for name, tensor in tensors.items():
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         state.update(_bytes(tensor))
-    # Two networks may have the same weights and do different things with them.
+    # Networks of the same weights may compute different functions of them.
     function = f"{classifier.network!r} {classifier.graph_text} {classifier.normalize}"
     state.update(re.sub(r" at 0x[0-9a-f]+", "", function).encode())
     return state.hexdigest()
@@ -74,7 +78,7 @@ def digest(data: bytes) -> str:
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as JSON knows them; tensors by their digest, callbacks not at all."""
+    """Return options as JSON values: tensors become their digest, callbacks are left out."""
     return {name: _plain(value) for name, value in sorted(options.items()) if not callable(value)}
 
 

@@ -1,10 +1,10 @@
-"""Rows in a folder, as Parquet parts that are written whole or not at all.
+"""Rows in a folder, as Parquet parts, each of which is complete or absent.
 
     out/settings.json        what is measured; a run of other settings is refused
-    out/part-000000.parquet  rows, of whole batches and methods
+    out/part-000000.parquet  rows, always all of a batch and a method
     out/.lock                held by the process that writes
 
-What is done is read from the rows themselves, so nothing can disagree with them.
+What is done is read from the rows themselves, so no second record can disagree with them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
         "error": pa.string(),
     }
 )
-# Settings whose values tell a reader nothing.
+# Settings whose values are digests; a message says what they stand for instead.
 DIGESTS = {
     "weights": "the network's weights or layers have changed",
     "ids": "other images were chosen",
@@ -60,52 +60,61 @@ class StoreError(ValueError):
 
 
 class Memory:
-    """Rows that are kept in memory only."""
+    """Rows that are kept in memory, packed as tables every few seconds."""
 
     def __init__(self) -> None:
         self._rows: list[Mapping[str, Any]] = []
         self._tables: list[pa.Table] = []
+        self._due = time.monotonic() + SECONDS_A_PART
+
+    def check_writable(self) -> None:
+        """Raise StoreError if rows can't be added."""
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take rows up."""
+        """Add rows; every few seconds, those that were added are packed, or written as a part."""
         self._rows += rows
-        if len(self._rows) >= ROWS_A_PART:
+        if time.monotonic() >= self._due or len(self._rows) >= ROWS_A_PART:
             self.flush()
 
     def flush(self) -> None:
-        """Pack the rows that were added last."""
+        """Pack or write the rows that were added last.
+
+        Raises:
+            OSError: If the disk is full; what was written before stays valid.
+        """
+        self._due = time.monotonic() + SECONDS_A_PART
         if self._rows:
-            self._tables.append(pa.Table.from_pylist(self._rows, SCHEMA))
-            self._rows = []
+            rows, self._rows = self._rows, []
+            self._keep(pa.Table.from_pylist(rows, SCHEMA))
 
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return all rows."""
+    def _keep(self, table: pa.Table) -> None:
+        self._tables.append(table)
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Return these columns of all rows."""
         self.flush()
-        return pa.concat_tables([SCHEMA.empty_table(), *self._tables]).select(
-            columns or SCHEMA.names
-        )
+        return pa.concat_tables([SCHEMA.empty_table(), *self._tables]).select(columns)
 
 
-class Store:
+class Store(Memory):
     """The folder of one run, locked while it is open (a context manager).
 
-    Where nothing can be written, a run that is over can still be read, without the lock.
+    Where nothing can be written, the folder is read without the lock.
 
     Args:
         folder: Created if need be.
-        settings: What is measured, as JSON knows it. `methods` (name → options) and `metrics` may
+        settings: What is measured, as JSON values. `methods` (name → options) and `metrics` may
             be more or fewer than in the folder: rows of new ones are added. All else must agree.
 
     Raises:
-        StoreError: If another process writes there, the folder holds a run of other settings, or
-            nothing can be written there and something is left to measure.
+        StoreError: If another process writes there, or the folder holds a run of other settings.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+        super().__init__()
         self.folder = Path(folder)
         self._settings = json.loads(json.dumps(settings))
-        self._rows: list[Mapping[str, Any]] = []
-        self._due = time.monotonic() + SECONDS_A_PART
+        self._refused: OSError | None = None
 
     def __enter__(self) -> Store:
         try:
@@ -131,82 +140,61 @@ class Store:
             self._lock.release()
             if not isinstance(error, OSError) or error.errno not in READ_ONLY:
                 raise
-            self._check_over(error)
+            self._agree()
+            self._refused = error
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self.flush()  # after an error, too: what is whole is kept
+            self.flush()  # after an error, too: the rows of whole batches are kept
         finally:
             self._lock.release()
 
-    def _check_over(self, error: OSError) -> None:
-        """Raise StoreError unless the folder holds all that is asked for."""
-        self._agree()
-        asked = self._settings
-        table = read_table(self.folder, ["position", "method", "metric", "error"])
-        measured, broken = done(table, asked["images"], [*asked["methods"]], asked["metrics"])
-        if not (measured.all((1, 2)) | broken).all():
+    def check_writable(self) -> None:
+        """Raise StoreError if nothing can be written to the folder."""
+        if self._refused is not None:
             raise StoreError(
-                f"nothing can be written to {self.folder} ({error.strerror}), and its run is not "
-                "over; make it writable, or name another folder"
-            ) from error
+                f"nothing can be written to {self.folder} ({self._refused.strerror}), and its run "
+                "is not over; make it writable, or name another folder"
+            ) from self._refused
 
     def _agree(self) -> dict[str, Any]:
         """Compare the settings with those of the folder, and return both together."""
-        path, parts = self.folder / "settings.json", _parts(self.folder)
-        if not path.exists():
-            if parts:
-                raise StoreError(
-                    f"{self.folder} holds results without settings.json, so it can't be told what "
-                    "they are; name another folder"
-                )
-            held = self._settings
-        elif not parts:
-            read_settings(self.folder)  # raises an error if the file is not ours to overwrite
-            held = self._settings  # a run that came to nothing binds nobody
-        else:
-            held = read_settings(self.folder)
-            with_rows = set(read_table(self.folder, ["method"])["method"].unique().to_pylist())
-            for method in set(held["methods"]) - with_rows:
-                del held["methods"][method]  # nor does a method that came to nothing
-            found = differences(held, self._settings)
-            if found:
-                raise StoreError(
-                    f"{self.folder} holds another run: {'; '.join(found)}. Name another folder, or "
-                    "delete this one"
-                )
-            held["methods"] |= self._settings["methods"]
-            held["metrics"] = list(dict.fromkeys(held["metrics"] + self._settings["metrics"]))
+        parts, held = _parts(self.folder), None
+        if (self.folder / "settings.json").exists():
+            held = read_settings(
+                self.folder
+            )  # raises an error if the file is not ours to overwrite
+        elif parts:
+            raise StoreError(
+                f"{self.folder} holds results without settings.json, so it can't be told what "
+                "they are; name another folder"
+            )
+        if held is None or not parts:
+            return self._settings  # without rows, the settings of an earlier run do not matter
+        with_rows = set(read_table(self.folder, ["method"])["method"].unique().to_pylist())
+        for method in set(held["methods"]) - with_rows:
+            del held["methods"][method]  # nor do the options of a method without rows
+        found = differences(held, self._settings)
+        if found:
+            raise StoreError(
+                f"{self.folder} holds another run: {'; '.join(found)}. Name another folder, or "
+                "delete this one"
+            )
+        held["methods"] |= self._settings["methods"]
+        held["metrics"] = list(dict.fromkeys(held["metrics"] + self._settings["metrics"]))
         return held
 
     def _save(self, settings: Mapping[str, Any]) -> None:
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         self._write(self.folder / "settings.json", lambda file: file.write(text.encode()))
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take rows up; every few seconds, what came together is written as a part."""
-        self._rows += rows
-        if time.monotonic() >= self._due or len(self._rows) >= ROWS_A_PART:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the rows that were added last.
-
-        Raises:
-            OSError: If the disk is full; what was written before stays valid.
-        """
-        self._due = time.monotonic() + SECONDS_A_PART
-        if not self._rows:
-            return
-        table = pa.Table.from_pylist(self._rows, SCHEMA)
-        self._rows = []
-        last = max((int(_number(p)) for p in _parts(self.folder)), default=-1)
-        path = self.folder / f"part-{last + 1:06d}.parquet"
+    def _keep(self, table: pa.Table) -> None:
+        path = self.folder / f"part-{max(_parts(self.folder), default=-1) + 1:06d}.parquet"
         self._write(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
     def _write(self, path: Path, write: Any) -> None:
-        """Write a file under another name, see it onto the disk, then rename it."""
+        """Write a file under another name, flush it to the disk, then rename it."""
         temporary = path.with_suffix(".tmp")
         try:
             with temporary.open("wb") as file:
@@ -225,14 +213,14 @@ class Store:
                 "before it are valid, so free some space and run the same call again",
             ) from error
 
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return all rows, written ones and new ones."""
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Return these columns of all rows, in the folder and new."""
         self.flush()
         return read_table(self.folder, columns)
 
 
 def _sync(folder: Path) -> None:
-    """See a new name onto the disk; systems that can't open folders do it by themselves."""
+    """Flush a folder's entries to the disk; systems that can't open folders need no such call."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -243,14 +231,11 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _parts(folder: Path) -> list[Path]:
-    # Digits alone: a sync client's `part-000000 (1).parquet` would count its rows twice.
-    found = {_number(p): p for p in folder.glob("part-*.parquet") if _number(p).isdigit()}
-    return [found[number] for number in sorted(found, key=int)]
-
-
-def _number(part: Path) -> str:
-    return part.stem.removeprefix("part-")
+def _parts(folder: Path) -> dict[int, Path]:
+    """Return the parts by their numbers, in order."""
+    # Digits alone: the rows of a sync client's `part-000000 (1).parquet` would count twice.
+    found = {p.stem.removeprefix("part-"): p for p in folder.glob("part-*.parquet")}
+    return {int(n): found[n] for n in sorted(filter(str.isdecimal, found), key=int)}
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
@@ -271,10 +256,10 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     return settings
 
 
-def read_table(folder: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of a folder, in the order in which they were written."""
-    tables = [SCHEMA.empty_table() if columns is None else SCHEMA.empty_table().select(columns)]
-    for part in _parts(Path(folder)):
+def read_table(folder: str | Path, columns: Sequence[str]) -> pa.Table:
+    """Return these columns of a folder's rows, in the order in which they were written."""
+    tables = [SCHEMA.empty_table().select(columns)]
+    for part in _parts(Path(folder)).values():
         try:
             tables.append(pq.read_table(part, columns=columns))
         except (OSError, pa.ArrowInvalid) as error:
@@ -296,18 +281,16 @@ def read(folder: str | Path, columns: Sequence[str] | None = None) -> pd.DataFra
         StoreError: If the folder holds no results.
     """
     settings = read_settings(folder)
-    if columns is not None:
-        needed = {"position", "method", "metric", "error", *columns}
-        columns = [name for name in SCHEMA.names if name in needed]
-    return to_frame(read_table(folder, columns), list(settings["methods"]), settings["metrics"])
+    needed = {"position", "method", "metric", "error", *(columns or SCHEMA.names)}
+    table = read_table(folder, [name for name in SCHEMA.names if name in needed])
+    return to_frame(table, list(settings["methods"]), settings["metrics"])
 
 
 def to_frame(table: pa.Table, methods: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """Sort rows by image, method and metric; those of other methods and metrics are left out."""
     for name, order in (("metric", metrics), ("method", methods)):
-        rank = pc.index_in(table[name], pa.array(order, pa.string()))
-        broken = pc.is_valid(table["error"])
-        table = table.append_column(f"{name} rank", pc.if_else(broken, -1, rank))
+        rank = pc.if_else(pc.is_valid(table["error"]), -1, _ranks(table[name], order))
+        table = table.append_column(f"{name} rank", rank)
         table = table.filter(pc.is_valid(table[f"{name} rank"]))
     order_of = [(n, "ascending") for n in ("position", "method rank", "metric rank")]
     shown = [name for name in SCHEMA.names[1:] if name in table.column_names]
@@ -326,17 +309,20 @@ def done(
         Bool `(images, methods, metrics)`: whether there is such a row. Bool `(images,)`: whether
         the image is known to be broken.
     """
-    measured = np.zeros((images, len(methods), len(metrics)), bool)
-    broken = np.zeros(images, bool)
     position = table["position"].to_numpy()
+    broken = np.zeros(images, bool)
     broken[position[table["error"].is_valid().to_numpy()]] = True
-    index = [
-        pc.index_in(table[name], pa.array(names, pa.string())).fill_null(-1).to_numpy()
-        for name, names in (("method", methods), ("metric", metrics))
-    ]
-    asked = (index[0] >= 0) & (index[1] >= 0)
-    measured[position[asked], index[0][asked], index[1][asked]] = True
+    method = _ranks(table["method"], methods).fill_null(-1).to_numpy()
+    metric = _ranks(table["metric"], metrics).fill_null(-1).to_numpy()
+    asked = (method >= 0) & (metric >= 0)
+    measured = np.zeros((images, len(methods), len(metrics)), bool)
+    measured[position[asked], method[asked], metric[asked]] = True
     return measured, broken
+
+
+def _ranks(names: pa.ChunkedArray, order: Sequence[str]) -> pa.ChunkedArray:
+    """Return each name's place in an order, null for others."""
+    return pc.index_in(names, pa.array(order, pa.string()))
 
 
 def differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A callback that remembers an optimisation, to be looked at afterwards."""
+"""A callback that records an optimisation, to be plotted afterwards."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..network import Classifier
 from .registry import Step
 
 MAPS = 100
-"""Of a longer run, about so many maps are kept at most, and every value of the objective."""
+"""About so many maps of a run are kept at most; values of the objective are all kept."""
 
 
 class Trace:
-    """Remembers each step of a method that optimises; `plot` draws them.
+    """Records each step of a method that optimises; `plot` draws them.
 
         trace = ol.Trace(classifier, images, targets)
         masks = ol.explain("opti-cam", classifier, images, targets, callback=trace)
@@ -26,7 +26,7 @@ class Trace:
     A trace holds one run.
 
     Args:
-        classifier: The network, which judges the masks on the way.
+        classifier: The network, which gives the probabilities of the recorded masks.
         images: `(N, 3, H, W)`, as given to `ol.explain`.
         targets: `(N,)` or one for all. Default: the predicted classes.
     """
@@ -42,10 +42,11 @@ class Trace:
         if targets is None:
             targets = classifier.predict(images)
         self.targets = classifier.check_targets(targets, len(images))
-        self._batches: list[list[Step]] = []
+        # For each image traced so far: the steps of its batch, and its row in them.
+        self._traced: list[tuple[list[Step], int]] = []
 
     def __call__(self, step: Step) -> None:
-        """Remember a step.
+        """Record a step.
 
         Raises:
             ValueError: If the method optimises nothing, or the trace is full.
@@ -55,13 +56,15 @@ class Trace:
                 "the method optimises nothing, so there is nothing to trace; opti-cam does"
             )
         if step.index == 1:
-            self._batches.append([])
-        (steps := self._batches[-1]).append(step)
-        if sum(map(_size, self._batches)) > len(self.images):
-            raise ValueError(
-                f"a trace holds one run, and this one has its {len(self.images)} images already; "
-                "make another with ol.Trace(classifier, images, targets)"
-            )
+            if len(self._traced) + len(step.objective) > len(self.images):
+                raise ValueError(
+                    f"a trace holds one run, and this one has its {len(self.images)} images "
+                    "already; make another with ol.Trace(classifier, images, targets)"
+                )
+            batch: list[Step] = []
+            self._traced += [(batch, row) for row in range(len(step.objective))]
+        steps, _ = self._traced[-1]
+        steps.append(step)
         stride = -(-step.total // MAPS)
         if len(steps) > 1 and (steps[-2].index - 1) % stride:  # a map is kept until the next step
             steps[-2] = replace(steps[-2], saliency=None)
@@ -72,7 +75,7 @@ class Trace:
         return torch.stack([step.objective[row] for step in steps if step.objective is not None])
 
     def masks(self, image: int = 0) -> dict[int, Tensor]:
-        """Return iteration → mask `(1, H, W)`; of long runs not for every iteration."""
+        """Return iteration → mask `(1, H, W)`; long runs keep masks of some iterations only."""
         steps, row = self._steps(image)
         kept = {s.index: s.masks() for s in steps if s.saliency is not None}
         return {t: masks[row] for t, masks in kept.items() if masks is not None}
@@ -111,12 +114,6 @@ class Trace:
         """Return the steps of the batch that an image was in, and its row there."""
         if not 0 <= image < len(self.images):
             raise IndexError(f"image {image} is none of the {len(self.images)} of this trace")
-        for steps in self._batches:
-            if image < _size(steps):
-                return steps, image
-            image -= _size(steps)
-        raise ValueError("nothing is traced yet: pass the trace as callback= to ol.explain")
-
-
-def _size(steps: list[Step]) -> int:
-    return 0 if not steps or steps[0].objective is None else len(steps[0].objective)
+        if image >= len(self._traced):
+            raise ValueError("nothing is traced yet: pass the trace as callback= to ol.explain")
+        return self._traced[image]
