@@ -14,6 +14,7 @@ from ..datasets import Sample
 from ..methods import explain
 from ..metrics import METRICS
 from ..metrics.registry import Case
+from ..network import Classifier
 from .job import Job, Measured, Task
 from .loading import load
 from .settings import plain
