@@ -26,10 +26,11 @@ from .datasets import Dataset, ImageError, Images, Sample, load_dataset, load_im
 from .evaluation import StoreError, evaluate, summarize
 from .explorer import explore
 from .masking import masked_probabilities, normalize, to_masks, upsample
-from .methods import Trace, explain, list_methods
+from .methods import explain, list_methods
 from .metrics import list_metrics
 from .models import HubError, list_models, load_model
 from .network import IMAGENET_MEAN, IMAGENET_STD, Classifier, CutError, Preprocessing
+from .trace import Trace
 
 __version__ = "0.1.0"
 

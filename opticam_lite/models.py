@@ -25,7 +25,7 @@ from . import scene_networks
 from .datasets.scenes import CLASSES
 from .network import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
 from .paths import data_dir
-from .registry import unknown_name
+from .registry import check_name, unknown_name
 
 WEIGHTS = ("hub", "random")
 
@@ -92,8 +92,7 @@ def load_model(
         HubError: If the weights can't be had from the hub; the message says what was tried and
             what to do.
     """
-    if weights not in WEIGHTS:
-        raise ValueError(unknown_name("weights", weights, WEIGHTS))
+    check_name("weights", weights, WEIGHTS)
     build = _BUILDERS[check_model_name(name)]
     name = name.rpartition("/")[2]
     state = None if checkpoint is None else read_checkpoint(checkpoint)

@@ -26,7 +26,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .registry import unknown_name, whole_number
+from .registry import check_name, whole_number
 
 COLORMAP = "viridis"
 # Okabe and Ito's colours, distinguishable with every kind of colour vision.
@@ -137,8 +137,7 @@ def grid(
             image, probabilities or captions have a column that masks have not, or the style is
             unknown.
     """
-    if style not in STYLES:
-        raise ValueError(unknown_name("style", style, STYLES))
+    check_name("style", style, STYLES)
     rows, columns = len(images), ["input", *masks]
     for name, column in masks.items():
         if tuple(column.shape) != (rows, 1, *images.shape[2:]):
@@ -156,8 +155,7 @@ def grid(
                 f"there are {len(values)} {what} for {rows} images; one each is needed"
             )
     for name in [*probabilities, *captions]:
-        if name not in columns:
-            raise ValueError(unknown_name("column", name, columns))
+        check_name("column", name, columns)
 
     def below(classes: Sequence[str]) -> dict[str, Sequence[str]]:
         """Column title → one line a row: its caption, or class and p → o."""

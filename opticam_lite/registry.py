@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +29,12 @@ def unknown_name(kind: str, name: object, names: Iterable[str], *, show: int = 4
     if len(names) <= show:
         return message + f" Valid names: {', '.join(names)}."
     return message + f" ({len(names)} valid names; first: {', '.join(names[:8])}, …)"
+
+
+def check_name(kind: str, name: object, names: Collection[str]) -> None:
+    """Raise ValueError, with the sentence of `unknown_name`, unless a name is one of the names."""
+    if name not in names:
+        raise ValueError(unknown_name(kind, name, names))
 
 
 def names_in(text: str) -> list[str]:
@@ -114,8 +120,7 @@ class Registry(Generic[E]):
         return decorate
 
     def __getitem__(self, name: str) -> E:
-        if name not in self._entries:
-            raise ValueError(unknown_name(self.kind, name, self._entries))
+        check_name(self.kind, name, self._entries)
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -19,7 +19,7 @@ from torchvision.datasets import Imagenette
 from torchvision.models import ResNet18_Weights
 
 from ..network import Classifier
-from ..registry import unknown_name
+from ..registry import check_name
 from .files import Files, check_at_hand, class_folders, existing, images_of
 from .images import ImageError, crop_boxes, crop_image, is_image, preprocessing, turn_boxes
 from .protocol import Sample, checksum
@@ -253,8 +253,7 @@ def imagenette(path: str | Path, split: str = "val", classifier: Classifier | No
         ConnectionError: If it is absent and can't be downloaded.
         ValueError: If a folder is no class of ImageNet, or there is no such split.
     """
-    if split not in IMAGENETTE_SPLITS:
-        raise ValueError(unknown_name("split", split, IMAGENETTE_SPLITS))
+    check_name("split", split, IMAGENETTE_SPLITS)
     path = Path(path)
     places = [path, *(path / name for name in IMAGENETTE_FOLDERS.values())]
     root = next((place / split for place in places if (place / split).is_dir()), None)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..network import Classifier
-from ..registry import unknown_name
+from ..registry import check_name, unknown_name
 from .files import Files, class_folders, class_indices, class_key, existing, images_of
 from .images import preprocessing
 from .protocol import has_names
@@ -90,8 +90,7 @@ def kvasir(
 
 
 def _check_split(split: str, splits: Sequence[str]) -> None:
-    if split not in splits:
-        raise ValueError(unknown_name("split", split, splits))
+    check_name("split", split, splits)
 
 
 def _inside(path: str | Path, *names: str, holds: str) -> Path:

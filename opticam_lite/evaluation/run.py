@@ -16,7 +16,7 @@ from ..datasets import Dataset, of_known_classes
 from ..methods import METHODS
 from ..metrics import METRICS
 from ..network import Classifier
-from ..registry import unknown_name, whole_number
+from ..registry import check_name, whole_number
 from . import store
 from .job import Job, Task
 from .measuring import measure
@@ -89,8 +89,7 @@ def evaluate(
         OSError: If the disk is full, or the folder of the images is gone; what was written stays
             valid, and the same call continues from there.
     """
-    if engine not in ENGINES:
-        raise ValueError(unknown_name("engine", engine, ENGINES))
+    check_name("engine", engine, ENGINES)
     for name, given in {"num_gpus": num_gpus, "processes": processes}.items():
         if given is not None and engine != "ray":
             raise ValueError(f"{name} is {given}; it is for engine='ray', not {engine!r}")

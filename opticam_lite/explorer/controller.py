@@ -20,7 +20,7 @@ from ..methods.registry import Step
 from ..metrics import drop, gain
 from ..models import load_model
 from ..network import Classifier
-from ..registry import unknown_name
+from ..registry import check_name
 from .choices import Choices, choices_of, tunable
 from .drawing import draw_image, draw_shown, image_name
 from .state import Result, Run, Settings, Shown, State
@@ -102,8 +102,7 @@ class Controller:
             image = changes.get("image", state.settings.image)
             method = changes.get("method", state.settings.method)
             network = changes.get("network", state.settings.network)
-            if network not in self.sources:
-                raise ValueError(unknown_name("network", network, self.sources))
+            check_name("network", network, self.sources)
             own = {**state.tuned.get(method, {}), **changes.get("options", {})}
             changes["options"] = tunable(method) | own
             update: dict[str, Any] = {"tuned": {**state.tuned, method: own}}

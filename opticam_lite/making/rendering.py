@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..datasets.scenes import ENVIRONMENTS
-from ..registry import unknown_name
+from ..registry import check_name
 from .background import Background
 from .camera import Camera
 from .objects import trace
@@ -43,8 +43,7 @@ def render(
     Raises ``ValueError`` for an unknown environment.
     """
     place = spec.environment if environment is None else environment
-    if place not in ENVIRONMENTS:
-        raise ValueError(unknown_name("environment", place, ENVIRONMENTS))
+    check_name("environment", place, ENVIRONMENTS)
     camera = Camera(spec)
     shown = spec.objects if objects else ()
     things = shown + spec.clutter

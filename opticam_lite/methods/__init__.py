@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +21,8 @@ from ..datasets import Dataset, load_dataset, of_known_classes
 from ..network import Classifier, CutError, exact
 from ..registry import whole_number
 from .registry import METHODS, Step
-from .trace import Trace
 
-__all__ = ["METHODS", "Step", "Trace", "applicable", "explain", "list_methods"]
+__all__ = ["METHODS", "Step", "applicable", "explain", "list_methods"]
 
 # Every file of this folder is imported, which enters its method into METHODS.
 for _file in pkgutil.iter_modules(__path__):
@@ -43,28 +42,6 @@ def applicable(classifier: Classifier) -> dict[str, str | None]:
 Methods = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
 
 
-@overload
-def explain(
-    method: str,
-    classifier: Classifier,
-    images: Tensor | Dataset | str | Path,
-    targets: Tensor | Sequence[int] | int | None = None,
-    *,
-    batch_size: int | None = None,
-    progress: bool = True,
-    **options: Any,
-) -> Tensor: ...
-@overload
-def explain(
-    method: Sequence[str] | Mapping[str, Mapping[str, Any]],
-    classifier: Classifier,
-    images: Tensor | Dataset | str | Path,
-    targets: Tensor | Sequence[int] | int | None = None,
-    *,
-    batch_size: int | None = None,
-    progress: bool = True,
-    **options: Any,
-) -> dict[str, Tensor]: ...
 def explain(
     method: Methods,
     classifier: Classifier,
@@ -74,7 +51,7 @@ def explain(
     batch_size: int | None = None,
     progress: bool = True,
     **options: Any,
-) -> Tensor | dict[str, Tensor]:
+) -> Any:
     """Explain what a classifier sees of the target class in each image.
 
     Args:
@@ -86,10 +63,10 @@ def explain(
         targets: `(N,)` class indices, or one for all. Default: those of the dataset, else the
             predicted classes; the predicted one, too, for an image of the dataset without a target
             and, with a warning, for a dataset of classes that the network does not know.
-        batch_size: Images computed at a time. Default: `classifier.images_at_once()`, at most
-            64. An image's mask does not depend on its batch-mates but for
-            rounding, which a search of many steps can magnify: what is reached stays the same, and
-            single pixels of the mask may differ.
+        batch_size: Images computed at a time. Default: `classifier.images_at_once()`, at most 64.
+            An image's mask does not depend on its batch-mates but for rounding, which a search of
+            many steps can magnify: the objective reached stays the same, and single pixels of the
+            mask may differ.
         progress: Show a progress bar if it takes longer than two seconds.
         options: The method's own options, see its docstring
             (`ol.methods.METHODS["opti-cam"].function`). Of several methods, each is given those
@@ -129,11 +106,10 @@ def explain(
         images = of_known_classes(classifier, images)
     size = images.shape[2:] if isinstance(images, Tensor) else classifier.size
     batch_size = batch_size or classifier.images_at_once(size)
-    splits = {name: _per_image(wanted[name], n, batch_size) for name in wanted}
     masks: dict[str, list[Tensor]] = {name: [] for name in wanted}
     bar = tqdm(total=n * len(wanted), unit="image", delay=2, leave=False, disable=not progress)
     with bar, torch.inference_mode(False), torch.no_grad(), exact(classifier.device):
-        for i, start in enumerate(range(0, n, batch_size)):
+        for start in range(0, n, batch_size):
             indices = range(start, min(start + batch_size, n))
             x, c = _batch(classifier, images, targets, indices)
             device = images.device if isinstance(images, Tensor) else x.device
@@ -141,7 +117,8 @@ def explain(
             _check_size(classifier, x)
             for name in wanted:
                 bar.set_description(name, refresh=False)
-                with _telling(bar, name, splits[name][i], len(indices)) as told:
+                own = _rows_of(wanted[name], indices, n)
+                with _telling(bar, name, own, len(indices)) as told:
                     result = METHODS[name].function(classifier, x, c, **told)
                 masks[name].append(result.to(device))
     whole = {name: torch.cat(parts) for name, parts in masks.items()}
@@ -228,16 +205,14 @@ def _check_size(classifier: Classifier, images: Tensor) -> None:
         ) from error
 
 
-def _per_image(options: dict[str, Any], n: int, batch_size: int) -> list[dict[str, Any]]:
-    """Return the options of each batch: options that hold a row an image are split like images."""
-    batches = [dict(options) for _ in range(0, n, batch_size)]
+def _rows_of(options: dict[str, Any], indices: range, n: int) -> dict[str, Any]:
+    """Return the options for some of n images: one that holds a row an image is cut like them."""
     u = options.get("initial_u")
     u = None if u is None else torch.as_tensor(u)
-    if u is not None and u.ndim == 2:
-        if len(u) != n:
-            raise ValueError(
-                f"initial_u has shape {tuple(u.shape)}; {n} images need one row each, or (K,)"
-            )
-        for batch, rows in zip(batches, u.split(batch_size), strict=True):
-            batch["initial_u"] = rows
-    return batches
+    if u is None or u.ndim != 2:
+        return options
+    if len(u) != n:
+        raise ValueError(
+            f"initial_u has shape {tuple(u.shape)}; {n} images need one row each, or (K,)"
+        )
+    return {**options, "initial_u": u[indices.start : indices.stop]}

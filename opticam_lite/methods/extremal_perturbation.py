@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..masking import normalize
 from ..network import Classifier
-from ..registry import unknown_name, whole_number
+from ..registry import check_name, whole_number
 from .registry import METHODS, Callback, Step
 from .search import SELECTORS, check_numbers, search, select
 
@@ -90,8 +90,7 @@ def extremal_perturbation(
     check_numbers("a positive number", lambda v: 0 < v < math.inf, **positive)
     check_numbers("a number from 0 to below 1", lambda v: 0 <= v < 1, momentum=momentum)
     check_numbers("a number ≥ 0", lambda v: 0 <= v < math.inf, weight=weight)
-    if selector not in SELECTORS:
-        raise ValueError(unknown_name("selector", selector, SELECTORS))
+    check_name("selector", selector, SELECTORS)
     n, size = len(images), images.shape[2:]
     generator = MaskGenerator(size, step, sigma, images.device)
     # Row i of m̄ is the mask of image i // A and area i % A.
@@ -105,7 +104,8 @@ def extremal_perturbation(
         quick = classifier.quick(precision)
         y = pyramid(images, levels, blur)  # (N, L, 3, H, W)
         strength = images.new_tensor(weight)  # λ
-        mirrored = torch.tensor(jitter, device=images.device)  # every other iteration
+        jitters = torch.tensor(jitter, device=images.device)
+        mirrored = jitters.clone()  # in every other iteration
 
         def evaluate(m_bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             m = generator(m_bar)
@@ -121,7 +121,7 @@ def extremal_perturbation(
             sgd.step()
             m_bar.clamp_(0, 1)
             strength.mul_(growth)
-            mirrored.logical_xor_(torch.tensor(jitter, device=images.device))
+            mirrored.logical_xor_(jitters)
 
         def tell(told: Step) -> None:
             phi, m = told.objective, told.saliency

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..masking import NORMALIZATIONS, to_masks
 from ..network import Classifier
-from ..registry import unknown_name, whole_number
+from ..registry import check_name, whole_number
 from .registry import METHODS, Callback
 from .search import SELECTORS, check_numbers, search, select
 
@@ -70,13 +70,9 @@ def opti_cam(
     iterations = whole_number("iterations", iterations, 0)
     check_numbers("a positive number", lambda v: 0 < v < math.inf, learning_rate=learning_rate)
     check_numbers("a number ≥ 0", lambda v: v >= 0, tolerance=tolerance)
-    for name, value, known in (
-        ("objective", objective, OBJECTIVES),
-        ("normalization", normalization, NORMALIZATIONS),
-        ("selector", selector, SELECTORS),
-    ):
-        if value not in known:
-            raise ValueError(unknown_name(name, value, known))
+    check_name("objective", objective, OBJECTIVES)
+    check_name("normalization", normalization, NORMALIZATIONS)
+    check_name("selector", selector, SELECTORS)
     A = classifier.features(images).detach()  # (N, K, h, w)
     u = _start(initial_u, A)
     # Of equal weights the mean itself, which may be near 0: softmax would add rounding errors.

@@ -14,10 +14,15 @@ import torch
 from torch import Tensor
 
 from ..network import RecordedStep
-from ..registry import unknown_name
 from .registry import Callback, Step
 
-SELECTORS = ("logit", "probability", "log-probability", "margin")
+SELECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "logit": lambda y, c: y,
+    "probability": lambda y, c: y.softmax(1),
+    "log-probability": lambda y, c: y.log_softmax(1),
+    "margin": lambda y, c: y - y.scatter(1, c, -math.inf).amax(1, keepdim=True),
+}
+"""Selector functions g_c: what is read of logits y `(N, C)` in column c `(N, 1)`."""
 
 
 def search(
@@ -94,16 +99,7 @@ def search(
 def select(logits: Tensor, targets: Tensor, selector: str) -> Tensor:
     """Apply the selector function g_c to logits `(N, C)`: one number an image, `(N,)`."""
     c = targets[:, None]
-    if selector == "logit":
-        return logits.gather(1, c)[:, 0]
-    if selector == "probability":
-        return logits.softmax(1).gather(1, c)[:, 0]
-    if selector == "log-probability":
-        return logits.log_softmax(1).gather(1, c)[:, 0]
-    if selector == "margin":
-        others = logits.scatter(1, c, -math.inf).amax(1)
-        return logits.gather(1, c)[:, 0] - others
-    raise ValueError(unknown_name("selector", selector, SELECTORS))
+    return SELECTORS[selector](logits, c).gather(1, c)[:, 0]
 
 
 def check_numbers(condition: str, holds: Callable[[float], bool], **values: float) -> None:

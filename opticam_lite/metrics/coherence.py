@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,8 @@ def _of_masked(case: Case) -> Tensor:
     return case.explain(case.images * case.masks, case.targets)
 
 
-def _adcc(case: Case) -> Tensor:
-    return 100 * adcc(case.p, case.o, case.masks, case.share(_of_masked))
+def _adcc(metric: Callable[..., Tensor], case: Case) -> Tensor:
+    return 100 * metric(case.p, case.o, case.masks, case.share(_of_masked))
 
 
 @METRICS.register(
@@ -23,7 +25,7 @@ def _adcc(case: Case) -> Tensor:
     title="Average drop, coherency, complexity",
     source="Poppi et al. 2021; Zhang et al. 2024, section 5.3.3",
     better="higher",
-    per_image=_adcc,
+    of_case=_adcc,
 )
 def adcc(p: Probabilities, o: Probabilities, masks: Tensor, again: Tensor) -> Tensor:
     """Return ADCC of each image: 3 / (1/coherency + 1/(1 − complexity) + 1/(1 − drop)).

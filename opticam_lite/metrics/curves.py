@@ -26,7 +26,7 @@ The curves of one image are drawn by `ol.plots.curves`:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,9 +53,16 @@ class Curves(NamedTuple):
     values: Tensor
 
 
-def _insertion(case: Case) -> Tensor:
+def _of_predicted(metric: Callable[..., Curves], case: Case) -> Tensor:
+    """Measure masks of the predicted classes (section 5.3.2), in percent."""
     masks, targets = case.masks_of_predicted, case.predicted
-    return 100 * insertion(case.classifier, case.images, masks, targets, seed=case.seed).areas
+    return 100 * metric(case.classifier, case.images, masks, targets, seed=case.seed).areas
+
+
+def _of_targets(metric: Callable[..., Curves], case: Case) -> Tensor:
+    return (
+        100 * metric(case.classifier, case.images, case.masks, case.targets, seed=case.seed).areas
+    )
 
 
 @METRICS.register(
@@ -63,7 +70,7 @@ def _insertion(case: Case) -> Tensor:
     title="Insertion",
     source="Petsiuk et al. 2018; Zhang et al. 2024, section 5.3.2",
     better="higher",
-    per_image=_insertion,
+    of_case=_of_predicted,
 )
 def insertion(
     classifier: Classifier,
@@ -98,19 +105,8 @@ def insertion(
     blurred = transforms.gaussian_blur(images, [11, 11], [5.0, 5.0]).clamp(0, 1)
     targets = classifier.predict(images) if targets is None else targets
     return replacement(
-        classifier,
-        blurred,
-        images,
-        masks,
-        targets,
-        seed=seed,
-        batch_size=batch_size,
+        classifier, blurred, images, masks, targets, seed=seed, batch_size=batch_size
     )
-
-
-def _deletion(case: Case) -> Tensor:
-    masks, targets = case.masks_of_predicted, case.predicted
-    return 100 * deletion(case.classifier, case.images, masks, targets, seed=case.seed).areas
 
 
 @METRICS.register(
@@ -118,7 +114,7 @@ def _deletion(case: Case) -> Tensor:
     title="Deletion",
     source="Petsiuk et al. 2018; Zhang et al. 2024, section 5.3.2",
     better="lower",
-    per_image=_deletion,
+    of_case=_of_predicted,
 )
 def deletion(
     classifier: Classifier,
@@ -136,15 +132,7 @@ def deletion(
     images = classifier.check_images(images)
     black = torch.zeros_like(images)
     targets = classifier.predict(images) if targets is None else targets
-    return replacement(
-        classifier,
-        images,
-        black,
-        masks,
-        targets,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    return replacement(classifier, images, black, masks, targets, seed=seed, batch_size=batch_size)
 
 
 def replacement(
@@ -185,16 +173,12 @@ def replacement(
     return Curves(torch.trapezoid(values, dx=1 / H), values)
 
 
-def _aopc(case: Case) -> Tensor:
-    return 100 * aopc(case.classifier, case.images, case.masks, case.targets, seed=case.seed).areas
-
-
 @METRICS.register(
     "AOPC",
     title="Area over the perturbation curve",
     source="Samek et al. 2017; Zhang et al. 2024, section 5.3.3",
     better="higher",
-    per_image=_aopc,
+    of_case=_of_targets,
 )
 def aopc(
     classifier: Classifier,

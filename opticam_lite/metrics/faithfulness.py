@@ -57,7 +57,7 @@ def increase(p: Probabilities, o: Probabilities) -> Tensor:
     title="Average drop",
     source="Zhang et al. 2024, eq. 13",
     better="lower",
-    per_image=lambda case: 100 * drop(case.p, case.o),
+    of_case=lambda _, case: 100 * drop(case.p, case.o),
 )
 def average_drop(p: Probabilities, o: Probabilities) -> float:
     """Return AD in percent: how much of the probability masking loses; lower is better (eq. 13).
@@ -73,7 +73,7 @@ def average_drop(p: Probabilities, o: Probabilities) -> float:
     title="Average gain",
     source="Zhang et al. 2024, eq. 15",
     better="higher",
-    per_image=lambda case: 100 * gain(case.p, case.o),
+    of_case=lambda _, case: 100 * gain(case.p, case.o),
 )
 def average_gain(p: Probabilities, o: Probabilities) -> float:
     """Return AG in percent: how much of what is missing masking wins; higher is better (eq. 15).
@@ -89,7 +89,7 @@ def average_gain(p: Probabilities, o: Probabilities) -> float:
     title="Average increase",
     source="Zhang et al. 2024, eq. 14",
     better="higher",
-    per_image=lambda case: 100 * increase(case.p, case.o),
+    of_case=lambda _, case: 100 * increase(case.p, case.o),
 )
 def average_increase(p: Probabilities, o: Probabilities) -> float:
     """Return AI in percent: the share of images whose probability rises; higher is better (eq. 14).

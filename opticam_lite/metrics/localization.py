@@ -13,7 +13,7 @@ U is the union of the true boxes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -31,9 +31,13 @@ THRESHOLDS = tuple(i / 100 for i in range(100))
 DELTAS = (0.3, 0.5, 0.7)
 
 
-def _official_metric(case: Case) -> Tensor:
-    values = 100 * official_metric(case.masks, case.boxes, case.predicted == case.targets)
-    # Without a true class nobody can say whether the predicted one is right.
+def _of_boxes(metric: Callable[..., Tensor], case: Case) -> Tensor:
+    return 100 * metric(case.masks, case.boxes)
+
+
+def _official_metric(metric: Callable[..., Tensor], case: Case) -> Tensor:
+    values = 100 * metric(case.masks, case.boxes, case.predicted == case.targets)
+    # Without a true class it is not known whether the predicted one is right.
     return values if case.known is None else values.where(case.known.to(values.device), torch.nan)
 
 
@@ -43,7 +47,7 @@ def _official_metric(case: Case) -> Tensor:
     source="Zhang et al. 2024, eq. A1",
     better="lower",
     needs="boxes",
-    per_image=_official_metric,
+    of_case=_official_metric,
 )
 def official_metric(masks: Tensor, boxes: Boxes, correct: Tensor) -> Tensor:
     """Return OM = 1 − max_B IoU(B, B_p) · 1[c_p = c], in [0, 1]; lower is better (eq. A1).
@@ -62,17 +66,13 @@ def official_metric(masks: Tensor, boxes: Boxes, correct: Tensor) -> Tensor:
     return 1 - overlap * correct.to(overlap.device)
 
 
-def _localization_error(case: Case) -> Tensor:
-    return 100 * localization_error(case.masks, case.boxes)
-
-
 @METRICS.register(
     "LE",
     title="Localization error",
     source="Zhang et al. 2024, eq. A2",
     better="lower",
     needs="boxes",
-    per_image=_localization_error,
+    of_case=_of_boxes,
 )
 def localization_error(masks: Tensor, boxes: Boxes) -> Tensor:
     """Return LE = 1 − max_B IoU(B, B_p), in [0, 1]; lower is better (eq. A2)."""
@@ -83,17 +83,13 @@ def localization_error(masks: Tensor, boxes: Boxes) -> Tensor:
     return 1 - overlaps
 
 
-def _f1_score(case: Case) -> Tensor:
-    return 100 * f1_score(case.masks, case.boxes)
-
-
 @METRICS.register(
     "F1",
     title="Pixel-wise F1 score",
     source="Zhang et al. 2024, Appendix B.1",
     better="higher",
     needs="boxes",
-    per_image=_f1_score,
+    of_case=_of_boxes,
 )
 def f1_score(masks: Tensor, boxes: Boxes) -> Tensor:
     """Return F₁ = 2PR/(P + R), in [0, 1]; higher is better (eqs. A3, A4).
@@ -105,12 +101,8 @@ def f1_score(masks: Tensor, boxes: Boxes) -> Tensor:
     return 2 * _sum(S * U) / (_sum(S) + _sum(U)) * _defined(U)
 
 
-def _box_overlaps(case: Case) -> Tensor:
+def _overlaps_of_case(case: Case) -> Tensor:
     return box_overlaps(case.masks, case.boxes)
-
-
-def _box_accuracy(case: Case) -> Tensor:
-    return 100 * box_accuracy(case.share(_box_overlaps))
 
 
 def _average_of_overlaps(values: Tensor, overlaps: Tensor) -> float:
@@ -123,8 +115,8 @@ def _average_of_overlaps(values: Tensor, overlaps: Tensor) -> float:
     source="Choe et al. 2020; Zhang et al. 2024, eq. A5",
     better="higher",
     needs="boxes",
-    per_image=_box_accuracy,
-    detail=lambda case: case.share(_box_overlaps),
+    of_case=lambda _, case: 100 * box_accuracy(case.share(_overlaps_of_case)),
+    detail=lambda case: case.share(_overlaps_of_case),
     average=_average_of_overlaps,
 )
 def average_box_accuracy(overlaps: Tensor, deltas: Sequence[float] = DELTAS) -> float:
@@ -170,17 +162,13 @@ def box_overlaps(masks: Tensor, boxes: Boxes, thresholds: Sequence[float] = THRE
     return overlaps
 
 
-def _pointing_game(case: Case) -> Tensor:
-    return 100 * pointing_game(case.masks, case.boxes)
-
-
 @METRICS.register(
     "SP",
     title="Standard pointing game",
     source="Zhang et al. 2018; Zhang et al. 2024, eq. A6",
     better="higher",
     needs="boxes",
-    per_image=_pointing_game,
+    of_case=_of_boxes,
 )
 def pointing_game(masks: Tensor, boxes: Boxes) -> Tensor:
     """Return SP = 1[p* ∈ U], p* the most salient pixel; higher is better (eq. A6).
@@ -192,17 +180,13 @@ def pointing_game(masks: Tensor, boxes: Boxes) -> Tensor:
     return _sum(top * U) / _sum(top) * _defined(U)
 
 
-def _energy_pointing_game(case: Case) -> Tensor:
-    return 100 * energy_pointing_game(case.masks, case.boxes)
-
-
 @METRICS.register(
     "EP",
     title="Energy pointing game",
     source="Wang et al. 2020; Zhang et al. 2024, eq. A3",
     better="higher",
     needs="boxes",
-    per_image=_energy_pointing_game,
+    of_case=_of_boxes,
 )
 def energy_pointing_game(masks: Tensor, boxes: Boxes) -> Tensor:
     """Return EP = P, the share of the map's mass that is in U; higher is better (eq. A3).
@@ -214,17 +198,13 @@ def energy_pointing_game(masks: Tensor, boxes: Boxes) -> Tensor:
     return _sum(S * U) / T.where(T > 0, 1) * _defined(U)
 
 
-def _saliency_metric(case: Case) -> Tensor:
-    return saliency_metric(case.masks, case.p)
-
-
 @METRICS.register(
     "SM",
     title="Saliency metric",
     source="Dabkowski and Gal 2017; Zhang et al. 2024, eq. A7",
     better="lower",
     unit="logarithm",
-    per_image=_saliency_metric,
+    of_case=lambda metric, case: metric(case.masks, case.p),
 )
 def saliency_metric(masks: Tensor, p: Probabilities) -> Tensor:
     """Return SM = log max(0.05, |B_p|/hw) − log p^c; lower is better, needs no boxes (eq. A7).

@@ -72,8 +72,9 @@ class Metric(Entry):
     """A registered metric, as tables report it.
 
     Attributes:
-        per_image: Returns a value for each image of a case, float64 `(N,)`; NaN where the metric
-            is not defined for an image, such as localisation without boxes.
+        of_case: Takes the metric's function and a case; returns a value for each image, float64
+            `(N,)`; NaN where the metric is not defined for an image, such as localisation without
+            boxes.
         better: `"higher"` or `"lower"`.
         unit: `"percent"`, or what else the values are, such as `"ratio"`.
         needs: `"boxes"` if the metric is defined for images with boxes only, else None.
@@ -82,12 +83,16 @@ class Metric(Entry):
         average: Takes the values and the details (or None) of all images; returns the metric.
     """
 
-    per_image: Callable[[Case], Tensor]
+    of_case: Callable[[Callable[..., Any], Case], Tensor]
     better: str
     unit: str = "percent"
     needs: str | None = None
     detail: Callable[[Case], Tensor] | None = None
     average: Callable[[Tensor, Any], float] = mean
+
+    def per_image(self, case: Case) -> Tensor:
+        """Return the metric of each image of a case, float64 `(N,)`."""
+        return self.of_case(self.function, case)
 
     @property
     def arrow(self) -> str:

@@ -12,8 +12,8 @@ from ..registry import whole_number
 from .registry import METRICS, Case, check_masks
 
 
-def _max_sensitivity(case: Case) -> Tensor:
-    return max_sensitivity(case.explain, case.images, case.masks, case.targets, seed=case.seed)
+def _max_sensitivity(metric: Callable[..., Tensor], case: Case) -> Tensor:
+    return metric(case.explain, case.images, case.masks, case.targets, seed=case.seed)
 
 
 @METRICS.register(
@@ -22,7 +22,7 @@ def _max_sensitivity(case: Case) -> Tensor:
     source="Yeh et al. 2019; Zhang et al. 2024, section 5.3.3",
     better="lower",
     unit="ratio",
-    per_image=_max_sensitivity,
+    of_case=_max_sensitivity,
 )
 def max_sensitivity(
     explain: Callable[[Tensor, Tensor], Tensor],

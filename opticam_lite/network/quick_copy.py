@@ -18,7 +18,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..registry import unknown_name
+from ..registry import check_name
 from .transformer import Transformer, parts_of
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -129,8 +129,7 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     Raises:
         ValueError: If the precision is not one of these.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(unknown_name("precision", precision, PRECISIONS))
+    check_name("precision", precision, PRECISIONS)
     if precision == "auto":
         return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32

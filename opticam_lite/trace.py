@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .. import plots
-from ..network import Classifier
-from .registry import Step
+from . import plots
+from .methods import Step
+from .network import Classifier
 
 MAPS = 100
 """About so many maps of a run are kept at most; values of the objective are all kept."""
