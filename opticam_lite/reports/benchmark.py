@@ -43,7 +43,7 @@ _OWN = {
 _UNASKED = "the parameter metrics does not name them; “all” measures every one"
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Code that only shows or compares rows; a change of it leaves them valid.
-_SHOWING = ("explorer", "reports", "studies", "plots.py", "__main__.py")
+_SHOWING = ("explorer", "making", "reports", "studies", "plots.py", "trace.py", "__main__.py")
 
 
 @dataclass(frozen=True, kw_only=True)
