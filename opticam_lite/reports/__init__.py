@@ -11,8 +11,17 @@ from .benchmark import Benchmark
 from .boxes import Boxes
 from .parameters import Parameters, ReportError
 from .saliency import Saliency
+from .tables import paper_table
 
-__all__ = ["REPORTS", "Benchmark", "Boxes", "Parameters", "ReportError", "Saliency"]
+__all__ = [
+    "REPORTS",
+    "Benchmark",
+    "Boxes",
+    "Parameters",
+    "ReportError",
+    "Saliency",
+    "paper_table",
+]
 
 REPORTS: dict[str, type[Parameters]] = {
     "saliency": Saliency,
