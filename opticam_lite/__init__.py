@@ -1,4 +1,4 @@
-"""opticam_lite: see what an image classifier looks at, and tell a good explanation from a fake.
+"""opticam_lite: saliency maps for image classifiers, and metrics of their quality.
 
 Conventions, the same everywhere:
 
@@ -6,19 +6,19 @@ Conventions, the same everywhere:
 |---|---|
 | images | float32 `(N, 3, H, W)`, RGB in [0, 1], not normalised: the classifier normalises inside |
 | targets | int64 `(N,)`, class indices |
-| feature maps | `(N, K, h, w)`; tokens are reshaped to this, the class token set aside |
+| feature maps | `(N, K, h, w)`; tokens are reshaped to this, without the class token |
 | masks | float32 `(N, 1, H, W)` in [0, 1]: `images * masks` is the masked image, 0 is black |
 | probabilities | softmax, float32, fractions in [0, 1]; percent only where a table is shown |
-| device | the classifier owns it; masks return to where the images were |
+| device | that of the classifier; masks are returned on the device of the images |
 
-The map of an image does not depend on its batch-mates but for rounding (which long searches magnify
-in single pixels, not in what they reach), and every call leaves the network as it found it.
+The map of an image does not depend on the rest of its batch except for rounding (which long
+searches amplify in single pixels, not in the objective), and no call changes the network.
 """
 
 import os
 
-# PyTorch's threads otherwise wait for each other in busy loops, and one other program that computes
-# makes two of them three times as slow and more. It is read when PyTorch is first imported.
+# By default PyTorch's threads wait for each other in busy loops, so that one other busy process
+# makes two of them at least three times as slow. It is read when PyTorch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from . import methods, metrics, plots

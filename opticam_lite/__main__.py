@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 if all went well, 1 if results could not be written, 2 if something that was asked for is
-        wrong (one sentence says what), 130 if it was interrupted (the same call resumes).
+        0 for success, 1 if results could not be written, 2 if an argument is wrong (one sentence
+        says what), 130 if it was interrupted (the same call resumes).
     """
     given = parser().parse_args(arguments)
     try:
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(given: argparse.Namespace) -> None:
-    # The cheap checks come first: a network may take a while.
+    # The cheap checks come first: loading a network may take a while.
     check_model_name(given.model)
     methods, metrics = names_in(" ".join(given.methods)), names_in(" ".join(given.metrics))
     for registry, names in ((METHODS, methods), (METRICS, metrics)):
@@ -135,7 +135,7 @@ def _evaluate(given: argparse.Namespace) -> None:
 
 
 def _that_apply(reasons: dict[str, str | None]) -> list[str]:
-    """Return the names that no reason speaks against; of the others the reason is told."""
+    """Return the names without a reason against them, and print the reasons of the others."""
     for name, reason in reasons.items():
         if reason is not None:
             _tell(f"{name} is left out: {reason}")
@@ -162,7 +162,7 @@ def parse_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
         METHODS[method].check_options([name])
         try:
             options.setdefault(method, {})[name] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):  # a bare word is a text
+        except (SyntaxError, ValueError):  # a word without quotes is a string
             options.setdefault(method, {})[name] = value
     return options
 

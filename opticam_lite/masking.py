@@ -1,4 +1,4 @@
-"""From a saliency map to a mask to the probability of the masked image.
+"""Saliency map → mask → probability of the masked image.
 
 saliency map (N, 1, h, w) ──upsample──▶ (N, 1, H, W) ──normalize──▶ mask in [0, 1]
 image ⊙ mask ──classifier──▶ probability of the masked image
@@ -23,7 +23,7 @@ NORMALIZATIONS = ("range", "max", "sigmoid")
 
 def upsample(saliency: Tensor, size: Sequence[int]) -> Tensor:
     """Enlarge maps `(N, C, h, w)` to `(N, C, H, W)`: bilinear, `align_corners=False` ("up")."""
-    # Two products of matrices: on a GPU the gradient of `interpolate` adds up in any order.
+    # Two matrix products, as the backward pass of `interpolate` is not deterministic on a GPU.
     sides = zip(saliency.shape[-2:], size, strict=True)
     rows, columns = (_interpolation(cells, pixels, saliency) for cells, pixels in sides)
     return rows @ saliency @ columns.mT
@@ -36,15 +36,15 @@ def _interpolation(cells: int, pixels: int, like: Tensor) -> Tensor:
 
 
 def normalize(saliency: Tensor, normalization: str = "range") -> Tensor:
-    """Map each saliency map `(N, C, H, W)` to [0, 1] on its own (paper, eqs. 16-18).
+    """Normalise each saliency map `(N, C, H, W)` to [0, 1] (paper, eqs. 16-18).
 
     Args:
-        saliency: Maps; every one of the N·C maps is normalised by itself.
+        saliency: Maps; each of the N·C maps is normalised separately.
         normalization: `"range"` (A − min A)/(max A − min A), eq. 16, the default;
             `"max"` A/max A, eq. 17, where values below zero become 0; `"sigmoid"`, eq. 18.
 
     By range a constant map becomes zeros (the paper's n(0) := 0), never NaN; a map whose range is
-    below 1e-6 of its largest value is constant but for rounding and is treated so.
+    below 1e-6 of its largest value counts as constant up to rounding.
 
     Raises:
         ValueError: If the normalization is not one of the three.
@@ -52,7 +52,7 @@ def normalize(saliency: Tensor, normalization: str = "range") -> Tensor:
     if normalization == "sigmoid":
         return saliency.sigmoid()
     values = saliency.flatten(-2)
-    # `max` rather than `amax`: its gradient goes to one pixel and needs no search for equals.
+    # `max`, not `amax`: its gradient goes to one pixel, which is faster than to all equal ones.
     high = values.max(dim=-1, keepdim=True).values[..., None]
     if normalization == "max":
         positive = high > 0
@@ -80,7 +80,7 @@ def check_tensor(what: str, values: object) -> None:
 
 
 def check_range(what: str, values: Tensor) -> None:
-    """Raise ValueError unless values are in [0, 1], but for rounding, and none is NaN."""
+    """Raise ValueError unless values are in [0, 1], up to rounding, and none is NaN."""
     outside = ~((values >= -1e-6) & (values <= 1 + 1e-6))
     if outside.any():
         raise ValueError(
@@ -103,7 +103,7 @@ def masked_probabilities(
         p and o, each `(N,)` float32 in [0, 1].
 
     Raises:
-        TypeError, ValueError: If types, shapes or ranges are not those.
+        TypeError, ValueError: If types, shapes or ranges are others.
     """
     images = classifier.check_images(images)
     check_tensor("masks", masks)

@@ -31,11 +31,11 @@ WEIGHTS = ("hub", "random")
 
 
 class HubError(ConnectionError):
-    """Trained weights could not be had from their hub."""
+    """Trained weights could not be downloaded from their hub."""
 
 
 def list_models() -> list[str]:
-    """Return the names that `load_model` takes: embedded, torchvision's, then timm's."""
+    """Return the names that `load_model` takes: of embedded, torchvision and timm networks."""
     own = [*scene_networks.NETWORKS, *_torchvision_names()]
     return own + [name for name in timm.list_models() if name not in set(own)]
 
@@ -89,8 +89,8 @@ def load_model(
     Raises:
         ValueError: For an unknown name, layer or option, or a checkpoint that does not fit.
         FileNotFoundError: If the checkpoint does not exist.
-        HubError: If the weights can't be had from the hub; the message says what was tried and
-            what to do.
+        HubError: If the weights can't be downloaded from the hub; the message says what was tried
+            and what to do.
     """
     check_name("weights", weights, WEIGHTS)
     build = _BUILDERS[check_model_name(name)]
@@ -128,7 +128,7 @@ def _names_beside(checkpoint: Path) -> list[str] | None:
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a `.safetensors` file or one that `torch.save` wrote.
 
-    Pickled code is never run: a file that holds more than tensors is refused.
+    Pickled code is never run: a file that contains more than tensors raises an error.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -144,7 +144,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the error below says the same
                 state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file of any other kind can make the readers fail in any way
+    except Exception as error:  # for other kinds of files the readers raise errors of any type
         raise ValueError(
             f"{path} can't be read as weights: it is damaged or something else; a "
             ".safetensors file or a state dict saved by torch.save(network.state_dict(), path) is "
@@ -246,8 +246,8 @@ def _timm(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[
     }
 
 
-# All take a name, whether trained weights are loaded, and options of the network, and return the
-# network with the settings of its classifier.
+# Each function takes a name, whether to load trained weights, and options of the network; it
+# returns the network with the settings of its classifier.
 _BUILDERS: dict[str, Callable[..., tuple[nn.Module, dict[str, Any]]]] = {
     "embedded": _embedded,
     "torchvision": _torchvision,
@@ -257,11 +257,11 @@ _BUILDERS: dict[str, Callable[..., tuple[nn.Module, dict[str, Any]]]] = {
 
 @contextmanager
 def _quick_when_offline() -> Iterator[None]:
-    """Make the hub use its local cache at once, not after two minutes, if no server answers."""
+    """Use the hub's local cache at once, not after a timeout of two minutes, when offline."""
     url = urllib.parse.urlsplit(hub.ENDPOINT)  # HF_ENDPOINT may name a mirror
     port = url.port or {"http": 80}.get(url.scheme, 443)
     before = hub.HF_HUB_OFFLINE
-    # Behind a proxy a direct connection says nothing about the hub.
+    # Behind a proxy a direct connection does not show whether the hub can be reached.
     if not urllib.request.getproxies():
         try:
             socket.create_connection((url.hostname or "", port), timeout=5).close()
@@ -283,7 +283,7 @@ def _hub_error(name: str, place: str, error: Exception) -> HubError:
 
 
 def _renamed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a checkpoint's tensors under the names that the network has for them.
+    """Return a checkpoint's tensors, renamed to the names of the network's parameters.
 
     Args:
         state: Names → tensors of the checkpoint, perhaps with a prefix from parallel training,
@@ -307,9 +307,9 @@ def _renamed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _other_classes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int | None:
-    """Return a checkpoint's number of classes if it is another than the network's.
+    """Return a checkpoint's number of classes if it differs from the network's.
 
-    Tensors then differ in their first dimension only, and all in the same way.
+    Tensors then differ in their first dimension only, and all by the same sizes.
     """
     resized = [(v, own[k]) for k, v in state.items() if k in own and v.shape != own[k].shape]
     classes = {v.shape[0] for v, mine in resized if v.shape[1:] == mine.shape[1:]}
@@ -317,7 +317,7 @@ def _other_classes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> in
 
 
 def _fill(name: str, network: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Load a state dict into a network, or say in one sentence why it does not fit."""
+    """Load a state dict into a network, or raise an error that says why it does not fit."""
     own = network.state_dict()
     # Batch counters matter to training only, and some files leave them out.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]

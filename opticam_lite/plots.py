@@ -1,6 +1,6 @@
 """Figures with alt text, drawn without pyplot, so that they work in any thread and any notebook.
 
-Saliency is shown in viridis, which keeps its order in greyscale and for colour-blind eyes, on one
+Saliency is shown in viridis, which is monotonic in greyscale and for colour-blind readers, on one
 scale from 0 to 1.
 """
 
@@ -34,7 +34,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (3, 5)), (0, (1, 1)))
 STYLES = ("overlay", "mask", "masked")
 
-# Matplotlib's font and text caches are not safe between threads.
+# Matplotlib's font and text caches are not thread-safe.
 drawing_lock = threading.Lock()
 
 
@@ -126,8 +126,8 @@ def grid(
             panel as "p → o".
         captions: Column title → one line a row, written under the panel in place of the
             probabilities. The title `"input"` captions the first column.
-        style: `"overlay"`, `"mask"` (the mask alone) or `"masked"` (image × mask, as the network
-            sees it).
+        style: `"overlay"`, `"mask"` (the mask alone) or `"masked"` (image × mask, the input of the
+            network).
         title: Above the figure.
         alt: Alt text. Default: composed of titles and captions.
         width: Of a panel, inches.
@@ -250,7 +250,7 @@ def _more(texts: Sequence[str], size: float) -> float:
 def _colorbar(figure: Figure, axes: np.ndarray, rows: int) -> None:
     scale = ScalarMappable(cmap=COLORMAP)
     scale.set_clim(0, 1)
-    tall = min(rows, 4)  # a longer scale would add nothing
+    tall = min(rows, 4)  # a longer scale would not be more readable
     colorbar = figure.colorbar(
         scale, ax=axes, fraction=0.03, shrink=tall / rows, anchor=(0, 1), aspect=18 * tall, pad=0.01
     )
@@ -276,7 +276,7 @@ def _describe(
     rows = len(row_titles)
     shown = "masked image" if style == "masked" else "saliency map"
     shown += "s" if rows > 1 or len(columns) > 1 else ""
-    # A name with a comma in it would read as two.
+    # A name that contains a comma would read as two names.
     names = ", ".join(f"“{name}”" if "," in name else name for name in columns)
     lines = [f"1 image and its {shown}" if rows == 1 else f"{rows} images and their {shown}"]
     lines[0] += f" by {names}." if names else "."
@@ -341,7 +341,7 @@ def curves(
     alt: str | None = None,
     size: tuple[float, float] = (5.5, 3.2),
 ) -> Picture:
-    """Draw one line a name; colours and dashes distinguish them.
+    """Draw one line for each name; colours and dashes distinguish them.
 
     Args:
         series: Name → values.
@@ -372,7 +372,7 @@ def curves(
 
 
 def _chart(size: tuple[float, float], xlabel: str, ylabel: str, title: str) -> tuple[Figure, Axes]:
-    """Return a figure and its axes, without the upper and the right side of their frame."""
+    """Return a figure and its axes, without the top and right spines."""
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     ax = figure.subplots()
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -396,9 +396,9 @@ def trace(
     alt: str | None = None,
     width: float = 1.6,
 ) -> Picture:
-    """Draw how an optimisation went for one image: two curves, and masks on the way.
+    """Draw the optimisation of one image: objective, probability, and masks of some iterations.
 
-    `ol.Trace` collects what is drawn here, and calls this.
+    `ol.Trace` records these values and calls this function.
 
     Args:
         image: `(3, H, W)` in [0, 1].
@@ -406,7 +406,7 @@ def trace(
         probabilities: Iteration → probability of the class in the masked image.
         masks: Iteration → mask `(1, H, W)` in [0, 1], in the order in which to draw them; their
             iterations are marked on the curves.
-        whole: Probability of the class in the whole image, drawn as a level.
+        whole: Probability of the class in the whole image, drawn as a horizontal line.
         title: Above the figure.
         alt: Alt text. Default: composed of the values.
         width: Of a mask, inches.
@@ -465,7 +465,7 @@ def bars(
     alt: str | None = None,
     size: tuple[float, float] = (5.5, 3.0),
 ) -> Picture:
-    """Draw one labelled bar a name, its value written above it.
+    """Draw one labelled bar for each name, with its value above it.
 
     Args:
         values: Name → height.
@@ -484,14 +484,14 @@ def bars(
         color=COLORS[0],
         width=0.65,
     )
-    # Three digits of the largest, but a decimal at least, as tables have; no more for the others.
+    # Three digits of the largest value, but at least one decimal; all are rounded alike.
     largest = max((abs(v) for v in values.values() if math.isfinite(v)), default=0.0)
     decimals = max(1, 2 - math.floor(math.log10(largest))) if largest else 0
     labels = {name: f"{round(value, decimals) + 0.0:g}" for name, value in values.items()}
     ax.bar_label(drawn, labels=list(labels.values()), fontsize=8)
     ax.margins(y=0.12)  # keeps the values below the title
     ax.tick_params(axis="x", labelsize=8)
-    if sum(map(len, values)) > 12 * size[0]:  # names would run into each other
+    if sum(map(len, values)) > 12 * size[0]:  # names would overlap
         for label in ax.get_xticklabels():
             label.set(rotation=35, ha="right", rotation_mode="anchor")
     told = "; ".join(
@@ -511,11 +511,11 @@ def lost_and_won(
     alt: str | None = None,
     width: float = 6.5,
 ) -> Picture:
-    """Draw what each method loses as a bar to the left, and what it wins as a bar to the right.
+    """Draw each method's loss as a bar to the left, and its gain as a bar to the right.
 
     Args:
         values: Name → (lost, won) in percent, such as AD and AG.
-        marks: Name → (lost, won) of some of these names from elsewhere, drawn as diamonds.
+        marks: Name → (lost, won) of some of these names from another source, drawn as diamonds.
         marked: What the marks are.
         lost, won: Texts below the two sides.
         alt: Alt text. Default: all values.
@@ -526,7 +526,7 @@ def lost_and_won(
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     edge = 1.3 * max([10.0, *(x for v in (values, marks) for pair in v.values() for x in pair)])
-    # The figures stand in a column at the edge, where neither bar nor mark covers them.
+    # The values are in a column at the edge, where neither bar nor mark covers them.
     sides = ((f"← {lost}", (edge, 0), "left", "//"), (f"{won} →", (0, edge), "right", ""))
     for side, (label, limits, align, hatch) in enumerate(sides):
         ax, colour = axes[side], COLORS[1 - side]

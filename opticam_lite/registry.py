@@ -1,4 +1,4 @@
-"""Named functions and their options, and errors that help: a wrong name lists the close matches."""
+"""Named functions and their options; errors for unknown names list the close matches."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def names_in(text: str) -> list[str]:
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Return a number that has to be whole as an int.
+    """Return a whole number as an int.
 
     Raises:
         ValueError: If it is no whole number, less than the least or more than the most.
@@ -100,7 +100,7 @@ class Registry(Generic[E]):
 
     Args:
         kind: What the names stand for, such as `"method"`.
-        entry: The dataclass of the entries; `register` takes the facts that are its fields.
+        entry: The dataclass of the entries; `register` takes its fields as keyword arguments.
     """
 
     def __init__(self, kind: str, entry: type[E]) -> None:
@@ -109,7 +109,7 @@ class Registry(Generic[E]):
         self._entries: dict[str, E] = {}
 
     def register(self, name: str, *, title: str, source: str, **facts: Any) -> Callable[[F], F]:
-        """Return a decorator that enters a function under `name` and gives it back unchanged."""
+        """Return a decorator that registers a function as `name` and returns it unchanged."""
 
         def decorate(function: F) -> F:
             if name in self._entries:

@@ -1,6 +1,6 @@
 """The small networks that the kit ships: trained on scenes, built from timm's own classes.
 
-Each knows the layer at which it is explained by default (the paper, Appendix A: the last block of a
+Each has the layer at which it is explained by default (the paper, Appendix A: the last block of a
 ResNet, the relu before the last max pooling of a VGG, the first norm of the last block of a ViT).
 :mod:`opticam_lite.making.training` trains them; ``data/networks/<name>.safetensors`` keeps their
 weights.
@@ -33,8 +33,8 @@ class SceneNetwork:
 
 
 def _resnet(num_classes: int) -> nn.Module:
-    # A stem of three narrow 3x3 convolutions: timm's plain 7x7 stem of 64 channels would alone cost
-    # as much as half of the rest.
+    # A stem of three narrow 3x3 convolutions: timm's plain 7x7 stem of 64 channels would cost half
+    # as much as the rest of the network.
     return ResNet(
         BasicBlock,
         (1, 1, 2, 2),
@@ -46,8 +46,8 @@ def _resnet(num_classes: int) -> nn.Module:
 
 
 def _vgg(num_classes: int) -> nn.Module:
-    # VGG's dense layers would outweigh all its convolutions: a small ratio narrows the first of
-    # them (a 7x7 convolution in timm) to 80 channels.
+    # VGG's dense layers would have more parameters than all its convolutions: a small ratio narrows
+    # the first of them (a 7x7 convolution in timm) to 80 channels.
     return VGG(
         [16, "M", 32, "M", 64, "M", 96, "M", 128, 128, "M"],
         num_classes=num_classes,
@@ -78,7 +78,7 @@ NETWORKS: dict[str, SceneNetwork] = {
     "scenes_resnet": SceneNetwork(_resnet, "layer4.1"),
     "scenes_vgg": SceneNetwork(_vgg, "features.21"),
     "scenes_vit": SceneNetwork(_vit, "blocks.3.norm1"),
-    # A Clever Hans: trained where the environment nearly always tells the class, it uses only that.
+    # A Clever Hans: trained where the environment nearly determines the class, it uses only that.
     "scenes_shortcut": SceneNetwork(_resnet, "layer4.1"),
 }
 
@@ -96,7 +96,7 @@ def build(name: str, num_classes: int = len(CLASSES)) -> nn.Module:
 def load(name: str, path: str | Path) -> nn.Module:
     """Build a network and fill it with the weights of the safetensors file at ``path``.
 
-    The file keeps half precision; the network computes in float32. Evaluation mode.
+    The file is in half precision; the network computes in float32, in evaluation mode.
     """
     network = build(name)
     state = load_file(str(path))

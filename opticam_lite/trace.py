@@ -13,7 +13,7 @@ from .methods import Step
 from .network import Classifier
 
 MAPS = 100
-"""About so many maps of a run are kept at most; values of the objective are all kept."""
+"""Approximate largest number of maps kept of a run; the objective is kept of every step."""
 
 
 class Trace:
@@ -42,14 +42,14 @@ class Trace:
         if targets is None:
             targets = classifier.predict(images)
         self.targets = classifier.check_targets(targets, len(images))
-        # For each image traced so far: the steps of its batch, and its row in them.
+        # For each image recorded so far: the steps of its batch, and its row in them.
         self._traced: list[tuple[list[Step], int]] = []
 
     def __call__(self, step: Step) -> None:
         """Record a step.
 
         Raises:
-            ValueError: If the method optimises nothing, or the trace is full.
+            ValueError: If the method has no objective, or the trace is full.
         """
         if step.objective is None or step.saliency is None:
             raise ValueError(
@@ -75,13 +75,13 @@ class Trace:
         return torch.stack([step.objective[row] for step in steps if step.objective is not None])
 
     def masks(self, image: int = 0) -> dict[int, Tensor]:
-        """Return iteration → mask `(1, H, W)`; long runs keep masks of some iterations only."""
+        """Return iteration → mask `(1, H, W)`; of long runs only some iterations are kept."""
         steps, row = self._steps(image)
         kept = {s.index: s.masks() for s in steps if s.saliency is not None}
         return {t: masks[row] for t, masks in kept.items() if masks is not None}
 
     def probabilities(self, image: int = 0) -> dict[int, float]:
-        """Return iteration → probability of the class in the image seen through the mask."""
+        """Return iteration → probability of the class in the masked image."""
         masks = self.masks(image)
         x = self.images[image].to(self.classifier.device)
         p = self.classifier.probabilities(torch.stack([x * mask for mask in masks.values()]))
@@ -92,8 +92,8 @@ class Trace:
 
         Args:
             image: Its index.
-            at: Iterations whose masks are drawn; the nearest one that was kept stands in for
-                another. Default: six, denser at the beginning, where most happens.
+            at: Iterations whose masks are drawn, each replaced by the nearest one kept. Default:
+                six, denser at the beginning, where masks change most.
         """
         masks, p = self.masks(image), self.probabilities(image)
         last = max(masks)

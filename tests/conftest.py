@@ -12,19 +12,19 @@ from torch import nn
 
 import opticam_lite as ol
 
-# Hypothesis would time each example, which on a busy machine says nothing.
+# Hypothesis would time each example, which is unreliable on a busy machine.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-# Threads only fight each other on small networks, and two processes run the tests.
+# Threads slow down small networks, and two processes run the tests.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
-# Files of few and long tests, the longest first.
+# Files with few and long tests, the longest first.
 LONG = ("test_imagenet", "test_bench", "test_evaluation_store", "test_explorer_browser", "test_ray")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long files, so that no process is left alone with one in the end."""
+    """Begin with the long files, so that the processes finish at about the same time."""
     place = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
@@ -67,7 +67,7 @@ def vit(classes: int = 5) -> nn.Module:
     network = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=classes
     )
-    # Of untrained norms the channels' mean, where Opti-CAM begins, is 0 but for rounding.
+    # After untrained norms the channels' mean, where Opti-CAM begins, is 0 up to rounding.
     for module in network.modules():
         if isinstance(module, nn.LayerNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)

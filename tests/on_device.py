@@ -114,7 +114,7 @@ def test_metrics_stay_where_the_masks_are(device: str, images: Tensor, targets: 
 
 @pytest.mark.parametrize("method", ["opti-cam", "opti-cam-fast"])
 def test_an_optimisation_never_waits_for_a_gpu(method: str, device: str) -> None:
-    """Between its checks for finished images, every tenth iteration, nothing asks for a value."""
+    """Between its checks for convergence, every tenth iteration, it does not synchronise."""
     classifier = make("cnn", device)
     images = make_images(4).to(device)
     targets = torch.arange(4).to(device)
@@ -131,7 +131,7 @@ def test_an_optimisation_never_waits_for_a_gpu(method: str, device: str) -> None
 def test_an_image_that_has_finished_stays_until_somebody_asks(
     device: str, images: Tensor, targets: Tensor
 ) -> None:
-    """Of a GPU that is every tenth iteration; meanwhile its best must not change."""
+    """On a GPU convergence is checked every tenth iteration; its best map must not change."""
     options = {"iterations": 19, "tolerance": 2e-3, "learning_rate": 0.3}
     steps: dict[str, list[ol.methods.Step]] = {device: [], "cpu": []}
     masks = {
@@ -179,7 +179,7 @@ def test_a_network_that_asks_for_a_value(device: str, images: Tensor, targets: T
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) if float(x.detach().mean()) < 1e9 else x
 
-    Asks.__module__ = "torch.nn.modules.activation"  # not looked into when traced
+    Asks.__module__ = "torch.nn.modules.activation"  # a leaf module for torch.fx
     layers = list(NETWORKS["cnn"][0]())
     network = nn.Sequential(layers[0], Asks(), *layers[2:])
     masks = [
@@ -194,10 +194,10 @@ def test_a_network_that_asks_for_a_value(device: str, images: Tensor, targets: T
 
 @contextlib.contextmanager
 def waiting_is_an_error(device: str) -> Iterator[None]:
-    """Let nothing ask a GPU for a value."""
+    """Raise an error for operations that synchronise with the GPU."""
     if device.startswith("cuda"):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that not every wait is noticed
+            warnings.simplefilter("ignore")  # PyTorch warns that it does not detect all of them
             torch.cuda.set_sync_debug_mode("error")
         try:
             yield

@@ -1,9 +1,9 @@
-"""A GPU to pretend with, on machines that have none.
+"""A simulated GPU for machines without one.
 
-Its values lie in the memory of the CPU, whose kernels compute with them, but it is a device of its
-own: to mix its tensors with the CPU's is an error, as on a real GPU, and so is to wait for a value
-where that was forbidden. What it can't show is what depends on a real one's kernels: rounding,
-speed, memory, autocast.
+Its values are in the memory of the CPU, whose kernels compute with them, but it is a separate
+device: mixing its tensors with those of the CPU is an error, as on a real GPU, and so is a
+synchronisation where it is not allowed. What depends on a real GPU's kernels can't be tested:
+rounding, speed, memory, autocast.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 
 class _Module(backend_registration._DummyBackendModule):
-    """What would be torch.cuda."""
+    """The counterpart of torch.cuda."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.float32, torch.bfloat16]
@@ -33,7 +33,7 @@ NAME = "pretend:0"
 
 @cache
 def device() -> torch.device:
-    """Return the device; from the first call on PyTorch knows it, and never forgets it."""
+    """Return the device; the first call registers it with PyTorch, which can't be undone."""
     backend_registration._setup_privateuseone_for_python_backend("pretend", _Module())
     return torch.device(NAME)
 
@@ -78,7 +78,7 @@ class PretendGPU(TorchDispatchMode):
     """Within this context, `NAME` is a device.
 
     Args:
-        may_wait: Whether the CPU may ask for values, as `item`, `tolist`, `nonzero` and copies do.
+        may_wait: Whether operations may synchronise (`item`, `tolist`, `nonzero`, copies).
     """
 
     def __init__(self, *, may_wait: bool = True) -> None:
@@ -90,8 +90,8 @@ class PretendGPU(TorchDispatchMode):
         return _run(operation, args, kwargs or {}, self.may_wait)
 
     def __enter__(self) -> PretendGPU:
-        # Modules replace their parameters by those on the device, and torch.tensor moves what it
-        # made by an operation that is seen here.
+        # Modules replace their parameters by those on the device, and torch.tensor moves its result
+        # by an operation that is dispatched here.
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         torch._C._set_only_lift_cpu_tensors(True)
         return super().__enter__()
@@ -105,7 +105,7 @@ class PretendGPU(TorchDispatchMode):
 def _run(operation: Any, args: Any, kwargs: dict[str, Any], may_wait: bool) -> Any:
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     far = [x for x in tensors if isinstance(x, FarTensor)]
-    near = [x for x in tensors if not isinstance(x, FarTensor) and x.ndim]  # numbers are welcome
+    near = [x for x in tensors if not isinstance(x, FarTensor) and x.ndim]  # scalars may be mixed
     where = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
     name = operation.overloadpacket
     copies = name in (aten._to_copy, aten.copy_)
@@ -124,7 +124,7 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any], may_wait: bool) -> A
     result = operation(*plain_args, **plain_kwargs)
     if not (far if where is None else where.type == device().type) or name is aten.copy_:
         return args[0] if name is aten.copy_ else result
-    known = {id(x.near): x for x in far}  # what was changed in place stays the tensor it was
+    known = {id(x.near): x for x in far}  # results of in-place operations keep their identity
 
     def placed(x: Any) -> Any:
         if not isinstance(x, Tensor):

@@ -1,4 +1,4 @@
-"""Images with what is known of them: the embedded scenes, your own files, published sets."""
+"""Datasets, images with annotations: the embedded scenes, your own files, published sets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _EMBEDDED = {"scenes": None, "scenes-swapped": "swapped", "scenes-empty": "empty"}
-# What stands before the path: its loader, and the splits that may follow, the default first.
+# Prefix of the path → its loader, and the splits that may follow the path, the default first.
 _FORMS: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
     "folders": (Folders, ()),
     "imagenet": (ImageNet, ()),
@@ -57,7 +57,7 @@ def load_dataset(
     | name | what it is |
     |---|---|
     | `scenes`, `scenes-swapped`, `scenes-empty` | the embedded scenes and their twins |
-    | `PATH` | a folder of photographs, or one |
+    | `PATH` | a folder of photographs, or one file |
     | `folders:PATH` | a folder for each class |
     | `imagenet:PATH` | ImageNet's validation images, with their boxes where there are any |
     | `imagenette:PATH`, `imagenette:PATH:train` | ten classes of ImageNet, downloaded if absent |

@@ -35,7 +35,7 @@ class Files(Dataset):
         settings: How images are resized and cropped.
 
     Raises:
-        ValueError: If there are no files, or a name is not UTF-8, as tables need it.
+        ValueError: If there are no files, or a name is not UTF-8, which tables require.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Files(Dataset):
         return self.files[index][0]
 
     def target(self, index: int) -> int | None:
-        """Return the class that is known of a file."""
+        """Return the class of a file, None if it is unknown."""
         return self.files[index][1]
 
     def fingerprint(self, index: int) -> str:
@@ -87,14 +87,14 @@ class Files(Dataset):
         """Read the file of an index as RGB.
 
         Raises:
-            SourceError: If its whole folder is gone.
+            SourceError: If its whole folder is missing.
             ImageError, FileNotFoundError: If this file can't be read.
         """
         return read_file(self.root / self.files[index][0], self.root)
 
 
 def check_at_hand(folder: Path, root: Path) -> None:
-    """Raise SourceError if a folder is gone, or the root is empty, as an unmounted disk's is."""
+    """Raise SourceError if a folder is missing, or the root is empty, as for an unmounted disk."""
     if not folder.is_dir():
         raise SourceError(f"the folder {folder} is gone; bring it back, and repeat the same call")
     with os.scandir(root) as entries:  # `iterdir` would list all of them
@@ -117,7 +117,7 @@ def fingerprint_file(path: Path, root: Path) -> str:
     """Return a file's size and a checksum of its first 64 kB.
 
     Raises:
-        SourceError: If its whole folder is gone.
+        SourceError: If its whole folder is missing.
     """
     try:
         with path.open("rb") as file:
@@ -175,7 +175,7 @@ def _read_table(
         raise FileNotFoundError(f"there is no table of labels at {table}; check the path")
     try:
         text = table.read_text(encoding="utf-8-sig")
-        # Spreadsheets write semicolons where the comma stands in numbers.
+        # Spreadsheets write semicolons in locales with a decimal comma.
         header = text.partition("\n")[0]
         delimiter = max(",;\t", key=header.count)
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -201,7 +201,7 @@ def _read_table(
 
 
 def _target(text: str | None, names: Sequence[str], where: str, by_name: bool) -> int:
-    """Turn a class index or a class name into a target; digits are a name only if it says so."""
+    """Turn a class index or name into a target; digits are a name only if `by_name`."""
     text = (text or "").strip()
     if text in names and (by_name or not text.isdecimal()):
         if names.count(text) > 1:
@@ -224,14 +224,14 @@ class Folders(Files):
     """A folder for each class: `PATH/duck/1.jpg`, `PATH/goose/any/depth/2.jpg`.
 
     Files beside the folders, files that are no images and hidden ones are ignored. A folder that is
-    no class of the network is an error: without its images, or with them counted for another class,
-    results would be of something else than they say.
+    no class of the network is an error: results without its images, or with another class for
+    them, would be wrong.
 
     Args:
         path: The folder of the folders.
         classifier: Gives the preprocessing and the classes. Folders are matched by name with its
-            labels (case and `_` for a space don't matter). A network whose classes have no names
-            takes the folders in alphabetical order, if there are as many.
+            labels (case and `_` for a space don't matter). For a network whose classes have no
+            names the folders are the classes in alphabetical order, if there are as many.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -257,7 +257,7 @@ def existing(path: str | Path) -> Path:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Return the names of a folder's folders, sorted; `.git` and `__MACOSX` are none of a class."""
+    """Return the names of a folder's subfolders, sorted, without such as `.git` and `__MACOSX`."""
     names = (p.name for p in root.iterdir() if p.is_dir())
     return sorted(name for name in names if not name.startswith((".", "__")))
 
@@ -305,5 +305,5 @@ def class_indices(
 
 
 def class_key(name: str) -> str:
-    """Return what a class's name and its folder's have in common."""
+    """Return the form in which names of classes and of folders are compared."""
     return name.replace("_", " ").casefold()

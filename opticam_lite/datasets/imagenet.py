@@ -49,15 +49,15 @@ def _devkit_order() -> list[str]:
 def _labels(classifier: Classifier | None) -> list[str]:
     if classifier is not None and classifier.classes == 1000:
         return classifier.labels
-    # The names that networks have here: timm's descriptions have some twice.
+    # torchvision's names, which networks have here: in timm's descriptions some occur twice.
     return list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 class ImageNet(Files):
-    """ImageNet's validation images (ILSVRC 2012), in any of the layouts in which they are shared.
+    """ImageNet's validation images (ILSVRC 2012), in any of the usual layouts.
 
-    The parts are found by their names, wherever they are below the folder (what is called train or
-    test is not entered):
+    The parts are found by their names, anywhere below the folder (except in folders called train or
+    test):
 
     - the images, either `ILSVRC2012_val_00000001.JPEG` … in one folder, or a folder for each synset
       (`n01440764/…`), all 1,000 or some of them;
@@ -73,10 +73,10 @@ class ImageNet(Files):
     Boxes are scaled from the size that the XML states, which is not always the file's, to the
     upright image, and then resized and cropped as the image is; what lies outside the crop is left
     out. Where EXIF turns or mirrors the image and the stated size has the proportions of the
-    stored pixels, the boxes are turned along: annotators saw the pixels as they are stored, since
-    browsers of that time left EXIF alone. Coordinates count from 0 and include the last pixel, as
-    the kit's own evaluation has it. An image without XML has no boxes: localisation is undefined
-    for it, everything else is measured.
+    stored pixels, the boxes are turned, too: annotators saw the pixels as they are stored, since
+    browsers of that time ignored EXIF. Coordinates count from 0 and include the last pixel, as in
+    the kit's own evaluation. An image without XML has no boxes: localisation is undefined for it,
+    everything else is measured.
 
     Args:
         path: The folder.
@@ -138,7 +138,7 @@ class ImageNet(Files):
         places = (place / sub / xml for place in self._annotations for sub in ("", synset))
         found = next((place for place in places if place.is_file()), None)
         if found is None:
-            for place in self._annotations:  # an image has no boxes only where they would be
+            for place in self._annotations:  # no XML means no boxes only if the folder is readable
                 check_at_hand(place, place)
         return found, synset
 

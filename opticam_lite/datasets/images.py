@@ -1,4 +1,4 @@
-"""Image files of every kind become what the network sees: RGB in [0, 1], resized and cropped."""
+"""Image files of every kind → the network's input: RGB in [0, 1], resized and cropped."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ImageError(ValueError):
 
 
 class SourceError(OSError):
-    """The folder of a dataset can't be reached, which is no fault of a single image."""
+    """The folder of a dataset can't be read, so that no image counts as broken."""
 
 
 def is_image(path: Path) -> bool:
-    """Say whether a file's name is that of an image; hidden ones, such as `._1.jpg`, are none."""
+    """Whether a file's name is that of an image; hidden ones, such as `._1.jpg`, are not."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
@@ -51,7 +51,7 @@ def load_image(path: str | Path, classifier: Classifier | None = None) -> Tensor
 
 
 def preprocessing(classifier: Classifier | None) -> Preprocessing:
-    """Return the classifier's preprocessing: all that a dataset keeps of it, and picklable."""
+    """Return the classifier's preprocessing, which datasets keep because it can be pickled."""
     return classifier.preprocessing if classifier is not None else Preprocessing()
 
 
@@ -61,7 +61,7 @@ def crop_image(image: Image.Image, settings: Preprocessing) -> Tensor:
 
 
 def crop_boxes(boxes: Tensor, width: int, height: int, settings: Preprocessing) -> Tensor:
-    """Take boxes through the resize and the crop of their image.
+    """Transform boxes by the resize and the crop of their image.
 
     Args:
         boxes: Corners x0, y0, x1, y1 `(M, 4)` on an image of width × height pixels, right and
@@ -111,7 +111,7 @@ def read_rgb(path: Path) -> Image.Image:
             if most is not None and pixels > most:
                 raise Image.DecompressionBombError(f"{pixels} pixels, more than {most}")
             opened.load()
-            # exif_transpose rotates the pixels as the camera was held.
+            # exif_transpose rotates the pixels by the orientation of the camera.
             image = ImageOps.exif_transpose(opened)
     except UnidentifiedImageError as error:
         raise ImageError(
@@ -137,7 +137,7 @@ def _to_rgb(image: Image.Image, path: Path, kind: str | None) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
         values = np.asarray(image, dtype=np.float64)
-        # Of these two formats "I" is always 16 bits, however dark; Pillow has scaled PPM's to them.
+        # In these two formats "I" is always 16 bits, even for dark images; Pillow scales PPM so.
         sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
         largest = 65535 if sixteen or values.max() > 255 else 255
         if image.mode == "F" and values.max() <= 1:

@@ -58,8 +58,8 @@ def kvasir(
     """Kvasir's endoscopic images (Pogorelov et al. 2017): eight classes of 1,000 images.
 
     The paper splits them into 6,000 for training, 1,000 for validation and 1,000 for testing and
-    doesn't say how. Here every class is shuffled and the classes are dealt out in turns, the first
-    three quarters for training, then an eighth each for validation and testing: of each class 750,
+    doesn't say how. Here every class is shuffled and the classes are interleaved; the first three
+    quarters are for training, then an eighth each for validation and testing: of each class 750,
     125 and 125 images, and the same proportions of a smaller set.
 
     Args:
@@ -67,8 +67,8 @@ def kvasir(
             `kvasir-dataset-v2`, as the archives unpack).
         split: `"test"`, `"train"` or `"val"`.
         classifier: Gives the preprocessing and, if it has these eight classes by name, their order.
-        seed: Of the shuffle. It sorts by a hash of seed and file, so that every machine and every
-            version of every library splits alike.
+        seed: Of the shuffle, which sorts by a hash of seed and file, so that the split does not
+            depend on the machine or on versions of libraries.
 
     Raises:
         FileNotFoundError: If a folder is missing.

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what is known of it.
+    """One image and its annotations.
 
     Attributes:
         id: Unique in its dataset.
         image: float32 `(3, H, W)`, RGB in [0, 1].
         target: The true class, or None if it is unknown.
         boxes: int64 `(M, 4)`, corners x0, y0, x1, y1 in pixels, right and bottom exclusive.
-        extra: More; scenes have `environment`, `home` (whether that is the class's home) and
+        extra: Others; scenes have `environment`, `home` (whether that is the class's home) and
             `masks`, bool `(M, H, W)`, the visible pixels of each object of the class.
     """
 
@@ -44,14 +44,14 @@ class Dataset(ABC):
     It defines `fingerprint(index)`, too, if `evaluate(…, out=folder)` is to refuse other images
     under the same ids.
 
-    A dataset can be pickled, and cheaply, so that worker processes can read its samples.
+    A dataset must be picklable, at low cost, so that worker processes can read its samples.
 
     Attributes:
         name: What tables call it.
         labels: Names of the classes, or None if there are no targets.
         settings: How files become images, or None if there are no files to be resized.
-        has_boxes: Whether samples know boxes of the target's objects. A single sample may still be
-            without: its localisation metrics are then undefined.
+        has_boxes: Whether samples have boxes of the target's objects. A single sample may have
+            none: its localisation metrics are then undefined.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Dataset(ABC):
         """Return the sample of an index from 0 to len − 1.
 
         Raises:
-            ImageError: If a file of this sample is broken; the other samples are not touched.
+            ImageError: If a file of this sample is broken; other samples are not affected.
         """
 
     def id(self, index: int) -> str:
@@ -79,12 +79,12 @@ class Dataset(ABC):
         return None
 
     def fingerprint(self, index: int) -> str:
-        """Return a text that changes with a sample's content, where the id does not.
+        """Return a string that changes with a sample's content, even if the id does not.
 
-        A folder of results is continued only with the same contents. Without this method only ids
-        and targets are compared: other images under the same ids are then taken for those of
-        before. Anything that changes with the content will do, such as a file's size and time:
-        `f"{stat.st_size} {stat.st_mtime}"` of `stat = path.stat()`.
+        A run is resumed only with the same contents. Without this method only ids and targets are
+        compared, so other images under the same ids are not noticed. Anything that changes with the
+        content is suitable, such as a file's size and time: `f"{stat.st_size} {stat.st_mtime}"` of
+        `stat = path.stat()`.
         """
         return ""
 
@@ -123,7 +123,7 @@ def checksum(data: bytes) -> str:
 def knows_classes(classifier: Classifier, dataset: Dataset) -> bool:
     """Whether a dataset's targets, if it has any, are classes of a classifier, by their names.
 
-    A classifier whose classes have no names may know those of a dataset that has as many.
+    If the classifier's classes have no names, the number of classes is compared.
     """
     if dataset.labels is None or list(dataset.labels) == list(classifier.labels):
         return True
@@ -131,7 +131,7 @@ def knows_classes(classifier: Classifier, dataset: Dataset) -> bool:
 
 
 def has_names(classifier: Classifier) -> bool:
-    """Whether a classifier's classes have names of their own, not those that it makes up."""
+    """Whether a classifier's classes have names other than the default ones."""
     return classifier.labels != [f"class {c}" for c in range(classifier.classes)]
 
 
@@ -139,7 +139,7 @@ class Images(Dataset):
     """A batch in memory as a dataset: images `(N, 3, H, W)` in [0, 1] and targets `(N,)`.
 
     Raises:
-        TypeError, ValueError: If shapes are not those, or targets are no whole numbers.
+        TypeError, ValueError: If shapes are others, or targets are no whole numbers.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Images(Dataset):
 
 
 class Unlabelled(Dataset):
-    """A dataset without its targets, which are classes of another network."""
+    """A dataset whose targets are left out, because they are classes of another network."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.name, self.settings, self._dataset = dataset.name, dataset.settings, dataset

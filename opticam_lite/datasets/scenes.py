@@ -1,4 +1,4 @@
-"""The embedded scenes, whose truth is known."""
+"""The embedded scenes, with masks of their objects and counterfactual twins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..registry import unknown_name
 from .files import check_at_hand, fingerprint_file, read_file
 from .protocol import Dataset, Sample, checksum
 
-HOME = {  # of each class the environment in which it stands most often in training
+HOME = {  # for each class its most frequent environment in training
     "aeroplane": "snow",
     "car": "gravel",
     "chair": "wood",
@@ -31,12 +31,12 @@ TWINS = ("swapped", "empty")
 
 
 class Scenes(Dataset):
-    """The embedded evaluation split: rendered scenes whose truth is known.
+    """The embedded evaluation split: rendered scenes with known objects and environments.
 
     Args:
         twin: None for the scenes themselves; `"swapped"` for the same objects in another
-            environment, `"empty"` for the same environment without the class's objects; other
-            things that lie about stay.
+            environment, `"empty"` for the same environment without the class's objects but with
+            the clutter.
 
     Attributes:
         labels: Names of the classes.
@@ -86,7 +86,7 @@ class Scenes(Dataset):
         return int(self._scenes[index]["label"])
 
     def fingerprint(self, index: int) -> str:
-        """Return those of image and mask, and a checksum of what is told of the scene."""
+        """Return those of image and mask, and a checksum of the scene's annotations."""
         scene = self._scenes[index]
         files = (self._folder / file for file in (self._shown(index)["image"], scene["mask"]))
         known = (fingerprint_file(path, self._folder) for path in files)

@@ -1,4 +1,4 @@
-"""What is to be measured: the job as a whole, and the task that is left in each batch."""
+"""What is to be measured: the whole job, and the remaining task of each batch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Job:
     Attributes:
         classifier: The network, cut at the layer to explain.
         dataset: Where the images come from.
-        chosen: Their indices, rising. A *position* is an index into this list.
+        chosen: Their indices, in ascending order. A *position* is an index into this list.
         methods: Name → options.
         metrics: Names.
         batch_size: Images at a time; batch b has the positions from b · batch_size on.
-        seed: Of metrics that draw at random.
+        seed: Of metrics that use random numbers.
         workers: Threads that decode images; 0 decodes them between the batches.
     """
 

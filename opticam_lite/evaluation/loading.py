@@ -1,4 +1,4 @@
-"""Images are decoded in threads while the network computes; a broken one becomes an error."""
+"""Decodes images in threads while the network computes; a broken one becomes an error message."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Batch = tuple[Task, Iterator[tuple[int, Sample | str]]]
 def load(job: Job, tasks: Iterable[Task]) -> Iterator[Batch]:
     """Yield the batches of `tasks`, in their order, decoded ahead by `job.workers` threads.
 
-    Pillow and torch release the interpreter's lock while they decode and resize, so threads are
-    enough; and unlike processes they take any dataset, one defined in a notebook, too.
+    Pillow and torch release the GIL while they decode and resize, so threads are sufficient; and
+    unlike processes they work with any dataset, even one defined in a notebook.
     """
     pool = ThreadPoolExecutor(job.workers or 1, thread_name_prefix="decode")
     start = pool.map if job.workers else map  # `map` decodes an image when it is asked for
@@ -46,24 +46,24 @@ def load(job: Job, tasks: Iterable[Task]) -> Iterator[Batch]:
 
 
 def _sample(job: Job, position: int) -> Sample | str:
-    """Return the sample at a position, or in one line why it can't be measured."""
+    """Return the sample at a position, or a line that says why it can't be measured."""
     try:
         sample = job.dataset[job.chosen[position]]
         job.classifier.check_images(sample.image[None])
         if sample.target is not None:
             job.classifier.check_targets(sample.target, 1)
-        # Whatever the metrics are: those that are added later must meet the same images.
+        # Checked for all metrics: those that are added later must use the same images.
         if job.dataset.has_boxes:
             check_boxes(sample.boxes, *sample.image.shape[1:])
         return sample
-    except Exception as error:  # nearly all concern this image only
+    except Exception as error:  # nearly all errors concern this image only
         if _passes(error):
             raise
         return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether an error may be gone when the image is read again: it must not count as broken."""
+    """Whether an error may be temporary, so that the image must not count as broken."""
     return any(
         isinstance(e, MemoryError | SourceError) or (isinstance(e, OSError) and e.errno in PASSING)
         for e in (error, error.__cause__)

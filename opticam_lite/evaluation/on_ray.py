@@ -1,7 +1,7 @@
-"""The same evaluation by workers of a Ray cluster, each with a network of its own.
+"""The same evaluation by workers of a Ray cluster, each with its own copy of the network.
 
-The driver hands out batches and writes what comes back; workers have no state. If one is lost, only
-the work since its last answer is, and another worker repeats those batches.
+The driver distributes batches and writes the results; workers have no state. If a worker fails,
+only the batches of its last call are lost, and another worker repeats them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 SECONDS_A_CALL = 5.0
-LOSSES = 3  # workers that one batch may lose before it is taken for the cause
+LOSSES = 3  # after so many failed workers a batch is considered the cause
 NO_BATCH = -1
 
 
 class Worker:
-    """Measures batches in a process of its own.
+    """Measures batches in a separate process.
 
     Args:
-        job: Its network is moved to the GPU that Ray gives, if any.
-        gpu: Whether it gives one.
+        job: Its network is moved to the GPU that Ray assigns, if any.
+        gpu: Whether it assigns one.
     """
 
     def __init__(self, job: Job, gpu: bool) -> None:
@@ -53,7 +53,7 @@ class Worker:
 def on_ray(
     job: Job, tasks: Sequence[Task], num_gpus: float | None = None, processes: int | None = None
 ) -> Generator[Measured, None, None]:
-    """Measure the tasks on a cluster; results come as they are ready, not in order.
+    """Measure the tasks on a cluster; results are yielded when they are ready, not in order.
 
     Args:
         job: What to measure.
@@ -65,7 +65,7 @@ def on_ray(
         ImportError: If Ray is not installed.
         ConnectionError: If it can't start, or there is no such cluster.
         ValueError: If the cluster has too few GPUs, or the dataset can't be sent to it.
-        RuntimeError: If batches lose one worker after another.
+        RuntimeError: If one worker after another fails with the same batches.
     """
     try:
         import ray
@@ -96,7 +96,7 @@ def on_ray(
 
 
 def _drive(ray: ModuleType, start: Any, count: int, tasks: Sequence[Task]) -> Iterator[Measured]:
-    """Hand out the tasks and yield the results, those of each task once."""
+    """Distribute the tasks and yield the results, those of each task once."""
     waiting, lost = deque(tasks), Counter[int]()
     seconds_a_task = SECONDS_A_CALL  # so the first call has one batch
     asked: dict[Any, tuple[Any, list[Task]]] = {}  # call → worker, its tasks
@@ -113,7 +113,7 @@ def _drive(ray: ModuleType, start: Any, count: int, tasks: Sequence[Task]) -> It
         try:
             result = ray.get(call)
         except ray.exceptions.RayTaskError as error:
-            # An error of the method, not of Ray, is raised as itself, with Ray's as the cause.
+            # An error of the method is raised itself, with Ray's error as its cause.
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except ray.exceptions.RayError as error:
             if getattr(error, "actor_init_failed", False):
@@ -132,7 +132,7 @@ def _drive(ray: ModuleType, start: Any, count: int, tasks: Sequence[Task]) -> It
             measured, seconds = result
             seconds_a_task = seconds / len(given)
             yield from measured
-        # Calls of a few seconds, and shorter ones towards the end, so that all end together.
+        # Calls of a few seconds, and shorter ones towards the end, so that workers finish together.
         size = min(SECONDS_A_CALL / max(seconds_a_task, 1e-3), len(waiting) / (2 * count))
         chunk = [waiting.popleft() for _ in range(min(max(1, int(size)), len(waiting)))]
         if chunk:

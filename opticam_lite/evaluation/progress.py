@@ -1,4 +1,4 @@
-"""A bar for each method: images done, and by its own seconds the rate and the time left."""
+"""Progress bars, one a method: images done, rate and remaining time by the method's seconds."""
 
 from __future__ import annotations
 

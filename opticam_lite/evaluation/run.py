@@ -1,4 +1,4 @@
-"""`evaluate`: check what is asked for, plan what is left of it, run it, and give the rows."""
+"""`evaluate`: check the arguments, plan what remains to be measured, run it, return the rows."""
 
 from __future__ import annotations
 
@@ -58,17 +58,16 @@ def evaluate(
             `{"grad-cam": {}, "opti-cam": {"iterations": 50}}`.
         metrics: Names of `list_metrics()`.
         limit: Use this many images, drawn at random. Default: all.
-        seed: Of that draw, and of metrics that draw.
+        seed: Of that draw, and of metrics that use random numbers.
         batch_size: Images at a time (the paper times batches of 8).
-        options: Options of methods that were given by their names, such a mapping, too.
-        progress: True shows a bar a method once two seconds have passed; False or None shows
-            nothing. Or a function, called with (method, images done, images in all) after each
-            batch.
+        options: Options of methods that were given by their names: a mapping as in `methods`.
+        progress: True shows a bar for each method after two seconds; False or None shows nothing.
+            Or a function, called with (method, images done, images in all) after each batch.
         out: Folder for the rows (Parquet) and the settings. Default: rows are kept in memory.
         collect: False leaves the rows in `out` and returns none, so that memory does not grow with
             the images: `summarize(out)` makes their table.
-        engine: `"local"`, or `"ray"`: workers of a Ray cluster, which is the one that the
-            environment variable RAY_ADDRESS names, or this machine.
+        engine: `"local"`, or `"ray"`: workers of the Ray cluster given by the environment variable
+            RAY_ADDRESS, or else of one on this machine.
         workers: Threads that decode images, in each process; 0 decodes between the batches.
             Default: 1 for a network on a CPU, 4 on a GPU.
         num_gpus: GPUs of each Ray process; may be a fraction. Default: 1 if the classifier is on
@@ -80,14 +79,14 @@ def evaluate(
         A row for each image, method and metric, in this order: dataset, image, network, layer,
         method, options (JSON), metric, value, target, p, o, seconds (this image's share of its
         batch), detail (a list, where the metric's average needs more than values), error. An image
-        that can't be read, or that has a box outside of it, has one row, with the reason under
+        that can't be read, or that has a box outside of it, has one row, with the reason in
         error.
 
     Raises:
         ValueError: For unknown names, options or limits, or an `out` that holds another run,
             before anything is computed. After it, if no image at all could be read.
-        OSError: If the disk is full, or the folder of the images is gone; what was written stays
-            valid, and the same call continues from there.
+        OSError: If the disk is full, or the folder of the images is missing; what was written
+            stays valid, and the same call continues from there.
     """
     check_name("engine", engine, ENGINES)
     for name, given in {"num_gpus": num_gpus, "processes": processes}.items():
@@ -178,17 +177,17 @@ def _check_fit(job: Job) -> None:
 
 
 def lacks(dataset: Dataset, metric: str) -> str | None:
-    """Say what a metric needs and a dataset does not have, or None if nothing is missing."""
+    """Return what a metric needs and a dataset does not have, or None if nothing is missing."""
     if METRICS[metric].needs == "boxes" and not dataset.has_boxes:
         return "it has no boxes"
     return None
 
 
 def choose(n: int, limit: int | None = None, seed: int = 0) -> list[int]:
-    """Return `limit` of n indices in rising order, drawn at random; all of them for None.
+    """Return `limit` of n indices in ascending order, drawn at random; all of them for None.
 
-    A fixed stride would miss classes where they alternate. The draw for a smaller limit is part of
-    the draw for a larger one.
+    A fixed stride would miss classes where they alternate. The draw for a smaller limit is a subset
+    of the draw for a larger one.
     """
     if limit is None or limit >= n:
         return list(range(n))
@@ -197,7 +196,7 @@ def choose(n: int, limit: int | None = None, seed: int = 0) -> list[int]:
 
 
 def _names(what: str, values: Iterable[str]) -> list[str]:
-    """Return names once each, in their order; a single one may be given as a text."""
+    """Return names once each, in their order; a single one may be given as a string."""
     found = list(dict.fromkeys([values] if isinstance(values, str) else values))
     if not found:
         raise ValueError(f"{what} names none; choose at least one")

@@ -1,4 +1,4 @@
-"""What decides a run's rows, as JSON: compared when a run is resumed."""
+"""The settings that determine a run's rows, as JSON: compared when a run is resumed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def weights_digest(classifier: Classifier) -> str:
     """Return a digest of the network's weights, its layers and its normalisation."""
     state = hashlib.blake2b(digest_size=16)
     tensors = classifier.network.state_dict() | dict(classifier.network.named_buffers())
-    # The network reads x / std − mean / std, in float32.
+    # The network's input is x / std − mean / std, in float32.
     mean, std = (
         torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1)
         for v in (classifier.mean, classifier.std)
@@ -66,7 +66,7 @@ def weights_digest(classifier: Classifier) -> str:
     for name, tensor in tensors.items():
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         state.update(_bytes(tensor))
-    # Networks of the same weights may compute different functions of them.
+    # Networks with the same weights may compute different functions.
     function = f"{classifier.network!r} {classifier.graph_text} {classifier.normalize}"
     state.update(re.sub(r" at 0x[0-9a-f]+", "", function).encode())
     return state.hexdigest()

@@ -4,7 +4,8 @@
     out/part-000000.parquet  rows, always all of a batch and a method
     out/.lock                held by the process that writes
 
-What is done is read from the rows themselves, so no second record can disagree with them.
+What has been measured is derived from the rows themselves, so no separate record can be
+inconsistent with them.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Store(Memory):
     Where nothing can be written, the folder is read without the lock.
 
     Args:
-        folder: Created if need be.
+        folder: Created if necessary.
         settings: What is measured, as JSON values. `methods` (name → options) and `metrics` may
             be more or fewer than in the folder: rows of new ones are added. All else must agree.
 
@@ -164,17 +165,17 @@ class Store(Memory):
         if (self.folder / "settings.json").exists():
             held = read_settings(
                 self.folder
-            )  # raises an error if the file is not ours to overwrite
+            )  # raises an error if `evaluate` has not written the file
         elif parts:
             raise StoreError(
                 f"{self.folder} holds results without settings.json, so it can't be told what "
                 "they are; name another folder"
             )
         if held is None or not parts:
-            return self._settings  # without rows, the settings of an earlier run do not matter
+            return self._settings  # without rows, the settings of an earlier run are irrelevant
         with_rows = set(read_table(self.folder, ["method"])["method"].unique().to_pylist())
         for method in set(held["methods"]) - with_rows:
-            del held["methods"][method]  # nor do the options of a method without rows
+            del held["methods"][method]  # so are the options of a method without rows
         found = differences(held, self._settings)
         if found:
             raise StoreError(
@@ -233,7 +234,7 @@ def _sync(folder: Path) -> None:
 
 def _parts(folder: Path) -> dict[int, Path]:
     """Return the parts by their numbers, in order."""
-    # Digits alone: the rows of a sync client's `part-000000 (1).parquet` would count twice.
+    # Digits only: the rows of a sync client's `part-000000 (1).parquet` would count twice.
     found = {p.stem.removeprefix("part-"): p for p in folder.glob("part-*.parquet")}
     return {int(n): found[n] for n in sorted(filter(str.isdecimal, found), key=int)}
 
@@ -303,7 +304,7 @@ def to_frame(table: pa.Table, methods: Sequence[str], metrics: Sequence[str]) ->
 def done(
     table: pa.Table, images: int, methods: Sequence[str], metrics: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tell from the rows what has been measured.
+    """Derive from the rows what has been measured.
 
     Returns:
         Bool `(images, methods, metrics)`: whether there is such a row. Bool `(images,)`: whether
@@ -326,7 +327,7 @@ def _ranks(names: pa.ChunkedArray, order: Sequence[str]) -> pa.ChunkedArray:
 
 
 def differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Name what differs between two runs' settings, in words; methods and metrics may be added."""
+    """Return the differences of two runs' settings, in words; methods and metrics may be added."""
     found = [
         DIGESTS.get(
             name, f"{name} is {_show(held.get(name))} there and {_show(asked.get(name))} here"

@@ -1,4 +1,4 @@
-"""From rows to a table like the paper's."""
+"""Rows → a table like the paper's."""
 
 from __future__ import annotations
 

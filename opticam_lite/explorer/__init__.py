@@ -1,14 +1,14 @@
-"""The explorer: one image, one method, and sliders for what decides the map (`ol.explore`).
+"""The explorer: one image, one method, and sliders for its options (`ol.explore`).
 
 `Controller` owns one immutable `State` (state.py) and runs one worker thread at a time; it imports
 no widgets. `Explorer` (view.py) is the widget: a changed control calls `Controller.choose`, and
-`look` (look.py) turns each new state into the values of all widgets. So a new feature is a field of
-the state, what changes it in the controller, and what it looks like. An option of methods becomes
-a slider by an entry in `choices.RANGES`.
+`look` (look.py) turns each new state into the values of all widgets. So a new feature needs a field
+of the state, code in the controller that changes it, and code in `look` that shows it. An option of
+methods gets a slider by an entry in `choices.RANGES`.
 
-Why threads: a callback that computes would block the kernel, and with it the cancel button. Where
-callbacks run differs (the main thread with ipykernel 6, a subshell's thread with ipykernel 7 in
-JupyterLab), so nothing here relies on it: the state changes only under the controller's lock,
+Why threads: a callback that computes would block the kernel, and with it the cancel button. The
+thread of callbacks differs (the main thread with ipykernel 6, a subshell's thread with ipykernel 7
+in JupyterLab), so nothing here relies on it: the state changes only under the controller's lock,
 figures are drawn without pyplot under one lock, and no worker ever writes to an `Output` widget,
 which would capture the output of every thread.
 """
@@ -36,14 +36,15 @@ def explore(
     *,
     run: bool = False,
 ) -> Explorer:
-    """Return a widget to explore what a network looks at, by any method, in any layer.
+    """Return a widget that shows saliency maps of a network by any method, at any layer.
 
     Args:
-        classifier: One classifier or several, as a list or a dict of names. In place of any of
-            them a name that `ol.load_model` knows: the first is loaded at once, the others when
-            they are chosen. A single embedded network has the other embedded ones offered beside.
+        classifier: One classifier or several, as a list or a dict of names. Any of them may be a
+            name of `ol.load_model`: the first is loaded at once, the others when they are chosen.
+            With a single embedded network the other embedded ones can be chosen, too.
         images: `(N, 3, H, W)` or one `(3, H, W)`, float in [0, 1], not normalised.
-        targets: `(N,)` class indices, chosen first for each image. Default: the predicted class.
+        targets: `(N,)` class indices, selected at first for each image. Default: the predicted
+            class.
         run: Start the first run at once. It does not wait; `explorer.join()` does.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What can be chosen with a network: its layers, the methods that fit, and their options."""
+"""What can be chosen for a network: its layers, the applicable methods, and their options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..methods import METHODS, applicable
 from ..network import Classifier
 
 MAX_LAYERS = 24
-"""A slider with more stops than this can't be set with a mouse."""
+"""Largest number of layers of the slider, so that it can be set with a mouse."""
 RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (0.01, 1.0),
     "iterations": (1, 300),
@@ -26,13 +26,13 @@ logarithmic for others."""
 
 @dataclass(frozen=True)
 class Choices:
-    """What can be chosen with a network that is cut at a layer.
+    """What can be chosen for a network that is cut at a layer.
 
     Attributes:
         labels: Names of the classes.
         methods: The methods that can explain it.
         refused: Why the other methods can't.
-        layers: The layers that the slider offers; none while the network isn't loaded.
+        layers: The layers of the slider; none while the network isn't loaded.
         shape: (K, h, w) of the layer's feature maps; None while the network isn't loaded.
     """
 
@@ -44,7 +44,7 @@ class Choices:
 
 
 def choices_of(classifier: Classifier) -> Choices:
-    """Return what can be chosen with a classifier; takes a pass of the network."""
+    """Return what can be chosen for a classifier; needs a pass of the network."""
     reasons = applicable(classifier)
     return Choices(
         labels=tuple(classifier.labels),
@@ -67,18 +67,19 @@ def is_whole(option: str) -> bool:
 
 
 def slider_range(method: str, option: str) -> tuple[float, float]:
-    """Return the ends of an option's slider; of a logarithmic one their exponents of ten."""
+    """Return the limits of an option's slider; for a logarithmic one their exponents of ten."""
     (low, high), default = RANGES[option], tunable(method)[option]
     low, high = min(low, default), max(high, default)
     return (low, high) if is_whole(option) else (log10(low), log10(high))
 
 
 def block_layers(classifier: Classifier) -> list[str]:
-    """Return the layers that the slider offers, in forward order: ends of blocks.
+    """Return the layers of the slider, in forward order: outputs of blocks.
 
-    Those are numbered modules made of others (`layer4.1`, `blocks.11`), the activations of a plain
-    sequence such as VGG's, and always the classifier's present layer. A stage that ends where its
-    last block does is left out. At most `MAX_LAYERS` (and the present one) are kept, evenly.
+    These are numbered modules that contain others (`layer4.1`, `blocks.11`), the activations of a
+    plain sequence such as VGG's, and always the classifier's current layer. A stage with the same
+    output as its last block is left out. At most `MAX_LAYERS` evenly spaced ones are kept (and the
+    current one).
     """
     modules = dict(classifier.network.named_modules())
 
@@ -99,7 +100,7 @@ def block_layers(classifier: Classifier) -> list[str]:
     # Blocks inside blocks (the branches of a residual unit) are left out.
     outer = {b for b in blocks if not any(b.startswith(f"{a}.") for a in blocks)}
     kept = [name for name in classifier.layers if name in outer]
-    if len(kept) < 3:  # a network built otherwise: its top-level modules
+    if len(kept) < 3:  # a network without such blocks: its top-level modules
         kept = [name for name in classifier.layers if "." not in name] or classifier.layers
     if len(kept) > MAX_LAYERS:
         last = len(kept) - 1

@@ -29,25 +29,25 @@ _NETWORKS = threading.Lock()  # held while a network runs: explorers can share o
 _LIVE: weakref.WeakSet[Controller] = weakref.WeakSet()
 
 
-class _Stop(Exception):  # noqa: N818 - it ends a run, and is no error
+class _Stop(Exception):  # noqa: N818 - it ends a run, and is not an error
     """Raised in a worker whose run was cancelled."""
 
 
 class Controller:
     """Owns one immutable `State`; changes it as settings are chosen and as runs proceed.
 
-    One run at a time has a worker thread. Starting a run cancels the one before, which changes
-    nothing from then on, whatever its thread still computes. All changes are made under `lock`.
+    One run at a time has a worker thread. Starting a run cancels the previous one, which changes
+    nothing from then on, even if its thread still computes. All changes are made under `lock`.
 
     Args:
-        networks: Names → classifiers, or names that `ol.load_model` knows, which are loaded in a
-            worker when they are first needed. The first must be a classifier.
+        networks: Names → classifiers, or names of `ol.load_model`, which are loaded in a worker
+            when they are first needed. The first must be a classifier.
         images: `(N, 3, H, W)` in [0, 1].
-        targets: `(N,)` classes of the first network, chosen first for each image. Default: the
-            predicted class.
+        targets: `(N,)` classes of the first network, selected at first for each image. Default:
+            the predicted class.
         listener: Called with every new state, mostly from a worker thread, under `lock`.
-        pace: Least seconds between two states that only tell a step; 0 tells every step.
-        preview: Least seconds between two previews. At most a quarter of the time is spent on
+        pace: Minimum seconds between two states that differ only in the step; 0 reports every step.
+        preview: Minimum seconds between two previews. At most a quarter of the time is spent on
             drawing them.
 
     Raises:
@@ -89,10 +89,10 @@ class Controller:
         _LIVE.add(self)
 
     def choose(self, **changes: Any) -> None:
-        """Change fields of the settings; of `options` those that are named.
+        """Change fields of the settings; of `options` only those given.
 
-        Another image brings its own class, another network its own layer, another method the
-        options that were set for it before. Another image, network or layer ends the present run.
+        A new image selects its class, a new network its default layer, a new method the options
+        that were set for it before. A new image, network or layer ends the current run.
 
         Raises:
             ValueError: If there is no such method or network.
@@ -123,7 +123,7 @@ class Controller:
                 self.start(explains=False)
 
     def start(self, *, explains: bool = True) -> int:
-        """Cancel the present run, if any, start another and return its number.
+        """Cancel the current run, if any, start another and return its number.
 
         With `explains=False` it only loads the network and cuts it at the layer.
         """
@@ -137,12 +137,12 @@ class Controller:
             self._set(run=run, **(former if explains else {}))
             stop = threading.Event()
             self._workers.add(stop)
-            # A daemon, so that the kernel can end; see _shut_all.
+            # A daemon thread, so that the kernel can exit; see _shut_all.
             threading.Thread(target=self._work, args=(run, stop), daemon=True).start()
             return run.number
 
     def cancel(self) -> bool:
-        """End the present run; return False if there was none.
+        """Cancel the current run; return False if there was none.
 
         Its thread ends at its next step; until then another run waits for the network.
         """
@@ -160,7 +160,7 @@ class Controller:
             return self._ended.wait_for(lambda: not self._workers, timeout)
 
     def shut(self, timeout: float = 5.0) -> bool:
-        """Stop all workers, tell the listener nothing any more, and wait for them."""
+        """Stop all workers and calls of the listener, and wait for the workers."""
         with self.lock:
             self._abandon()
         return self.join(timeout)
@@ -172,7 +172,7 @@ class Controller:
     # ------------------------------------ runs
 
     def _set(self, **changes: Any) -> None:
-        """Change fields of the state and tell the listener."""
+        """Change fields of the state and call the listener."""
         self.state = replace(self.state, **changes)
         self.listener(self.state)
 
@@ -184,7 +184,7 @@ class Controller:
             self._set(run=replace(self.state.run, **run), **changes)
 
     def _abandon(self) -> None:
-        """Let no worker change the state any more."""
+        """Prevent all workers from changing the state."""
         for stop in self._workers:
             stop.set()
 
@@ -220,9 +220,9 @@ class Controller:
         return source if asked.layer in (None, source.layer) else source.at(asked.layer)
 
     def _offer(self, run: Run, stop: threading.Event, choices: Choices, layer: str) -> None:
-        """Offer what fits the network at this layer, and keep the settings that fit.
+        """Set the choices for the network at this layer, and keep the settings that are valid.
 
-        A method that did not fit an earlier layer is chosen again, unless a run has begun.
+        A chosen method that did not apply to an earlier layer is restored, unless a run has begun.
         """
         with self.lock:
             state, settings = self.state, self.state.settings
@@ -276,7 +276,7 @@ class Controller:
                 end = time.monotonic()
                 draw_at = end + max(self.preview, 4 * (end - now))
 
-        # A progress bar of tqdm's would appear below whichever cell is running just then.
+        # A progress bar of tqdm would appear below the cell that is running at that time.
         options: dict[str, Any] = {**asked.options, "progress": False}
         if "callback" in METHODS[asked.method].options:
             options["callback"] = callback
@@ -335,7 +335,7 @@ def _top(probabilities: Tensor, labels: Sequence[str]) -> tuple[tuple[str, float
 
 @atexit.register
 def _shut_all() -> None:
-    # A thread inside torch while the interpreter is taken down can crash it: stop them first.
+    # A thread inside torch while the interpreter exits can crash it, so threads are stopped first.
     for controller in list(_LIVE):
         controller.shut()
 

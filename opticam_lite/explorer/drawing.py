@@ -1,4 +1,4 @@
-"""Draws what the explorer shows, without pyplot: PNG bytes with alternative texts."""
+"""Draws the explorer's pictures without pyplot: PNG bytes with alternative texts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..plots import drawing_lock as drawing  # one lock for all figures
 from .state import Drawn, Result, Settings, Shown
 
 TILE = 260
-"""Side of a picture on the screen, in CSS pixels: three of them fit beside each other in the 848
-that JupyterLab with its file browser leaves of a window of 1280."""
+"""Side of a picture on the screen, in CSS pixels: three of them fit side by side into 848 pixels,
+the width of a cell in JupyterLab with its file browser in a window of 1280."""
 BEFORE, AFTER = "#6b7280", "#21918c"
-"""Colours of what is measured on the image and on the masked image; distinct in grey, too."""
+"""Colours of values of the image and of the masked image; distinct in greyscale, too."""
 
 
 def draw_image(image: Tensor, alt: str) -> Drawn:
@@ -69,7 +69,7 @@ def draw_shown(
 
 
 def where_in_words(mask: Tensor) -> str:
-    """Say where a mask `(1, H, W)` is bright, for alternative texts."""
+    """Return where a mask `(1, H, W)` is bright, in words, for alternative texts."""
     total = float(mask.sum())
     if total == 0:
         return "zero everywhere"
@@ -86,7 +86,7 @@ def where_in_words(mask: Tensor) -> str:
 
 
 def subject(settings: Settings) -> str:
-    """Say what a map belongs to: a network, and the layer if the method depends on it."""
+    """Return the network of a map, and the layer if the method depends on it, as text."""
     if METHODS[settings.method].uses_layer:
         return f"at {settings.layer} of {settings.network}"
     return f"of {settings.network}"

@@ -1,4 +1,4 @@
-"""How the widgets look in a state: one function from a `State` to the values of all widgets."""
+"""The view of a state: one function from a `State` to the values of all widgets."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _run(state: State) -> dict[str, Traits]:
             "max": max(total, 1),
             "value": index,
             "bar_style": _BAR.get(run.phase, "info"),
-            # The bar moves to and fro until the first step.
+            # The bar is indeterminate until the first step.
             "classes": {"olx-busy": run.busy and not index},
         },
         "status": {"value": panels.status(state)},
@@ -70,9 +70,9 @@ def _run(state: State) -> dict[str, Traits]:
 
 
 def _pictures(state: State) -> dict[str, Traits]:
-    """Show what was found, or a text in its place.
+    """Return the pictures of the result, or a text in their place.
 
-    What the former run found is faded until it is replaced; what other settings gave is paler.
+    Those of the previous run are faded until they are replaced; those of other settings are paler.
     """
     run, shown, result = state.run, state.shown or state.former, state.result
     if result is None and state.former is not None:

@@ -17,11 +17,11 @@ from .state import Drawn, Result, State
 SIDE = 400
 """Width of the two columns of controls, and of the two panels below the pictures, in CSS pixels."""
 GAP = 16
-"""Between what stands side by side, in CSS pixels."""
+"""Gap between columns and panels, in CSS pixels."""
 WIDE = (SIDE, 240)
 """Width and height of these two panels, in CSS pixels."""
 LAST = 6
-"""How many runs the table keeps in sight."""
+"""Number of runs in the table."""
 
 _COLOURS = ", ".join(
     "#{:02x}{:02x}{:02x}".format(*(round(255 * c) for c in colormaps[COLORMAP](i / 8)[:3]))
@@ -50,9 +50,9 @@ def panel(
     below: str = "",
     size: tuple[int, int] = (TILE, TILE),
 ) -> str:
-    """Return a picture, or an empty place with a text in it, under a title and a line of text.
+    """Return a picture, or an empty box with a text, under a title and a line of text.
 
-    A picture has the width of that size, and the height that its shape demands.
+    A picture has the width of that size, and its height follows from its aspect ratio.
     """
     width, height = size
     if isinstance(content, Drawn):
@@ -73,7 +73,7 @@ def panel(
 
 
 def status(state: State) -> str:
-    """Return a line that screen readers speak when it changes."""
+    """Return a line that screen readers read out when it changes."""
     strong, text = _status(state)
     return f'<span role="status"><b>{strong}</b>{escape(text)}</span>'
 
@@ -107,7 +107,7 @@ def _status(state: State) -> tuple[str, str]:
 
 
 def problem(message: str, details: str) -> str:
-    """Return an error: one sentence, and the details folded."""
+    """Return an error: one sentence, and the details collapsed."""
     return (
         f'<div class="olx-error" role="alert">{escape(message)}'
         "<details><summary>Details for a report of the problem</summary>"
@@ -133,7 +133,7 @@ def layer_note(choices: Choices, method: str) -> str:
 
 
 def scores(result: Result | None, text: str) -> str:
-    """Return the probabilities before and after masking and what they mean, or else a text."""
+    """Return the probabilities before and after masking with their meaning, or else a text."""
     if result is None:
         return panel(text, "Probability of the class", COMPARED, size=WIDE)
     change = result.after - result.before
@@ -160,7 +160,7 @@ def scores(result: Result | None, text: str) -> str:
 
 
 def probability(value: float) -> str:
-    """Return a probability with enough digits to tell 0.99987 from 1."""
+    """Return a probability with enough digits to distinguish 0.99987 from 1."""
     return f"{value:.3f}" if 0.001 <= value <= 0.999 or value in (0, 1) else f"{value:.5f}"
 
 
@@ -204,7 +204,7 @@ def history(results: Sequence[Result]) -> str:
 
 
 def _line(tag: str, cells: Mapping[str, object]) -> str:
-    """Return a line of the table; all but names are aligned at the right."""
+    """Return a line of the table; all but names are right-aligned."""
     names = ("image", "class", "method", "network", "layer")
     classes = ["" if column in names else " class=n" for column in cells]
     both = zip(classes, cells.values(), strict=True)

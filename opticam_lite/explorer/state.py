@@ -1,4 +1,4 @@
-"""What the explorer knows: one immutable `State`, from which the whole view follows."""
+"""The explorer's state: one immutable `State`, which determines the whole view."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .choices import Choices
 Phase = Literal[
     "loading", "working", "waiting", "running", "ready", "done", "failed", "cancelled"
 ]  # fmt: skip
-"""What a run does: the first four while its worker is busy, the others when it has ended."""
+"""Phases of a run: the first four while its worker is busy, the others when it has ended."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run explains, and how.
+    """The settings of one run.
 
     Attributes:
         image: Index of the image.
@@ -57,17 +57,17 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run found.
+    """The result of a finished run.
 
     Attributes:
-        settings: What was asked; `target` and `layer` are never None here.
+        settings: Of the run; `target` and `layer` are never None here.
         image, mask: `(3, H, W)` and `(1, H, W)`, both in [0, 1].
         target_label: Name of the explained class.
         before, after: Probability of the class in the image and in the masked image, in [0, 1].
         drop, gain: Relative drop and gain of this image (inside eqs. 13 and 15), in [0, 1].
         top_before, top_after: The three most probable classes of either, with probabilities.
-        objective: The objective after each iteration; empty if the method optimises nothing.
-        steps: The largest number of iterations that was possible.
+        objective: The objective after each iteration; empty if the method has none.
+        steps: The largest possible number of iterations.
         seconds: Time of the method alone.
     """
 
@@ -102,15 +102,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Run:
-    """The present run, or the last one.
+    """The current run, or the last one.
 
     Attributes:
         number: Counts the runs.
         asked: The settings at its start.
         explains: False if it only loads a network or cuts it at a layer.
-        phase: What it does, or how it ended.
+        phase: Its current phase, or how it ended.
         step: Steps done and steps at most; zeros before the first.
-        note: Why another method is chosen now, or nothing.
+        note: Why the method was changed, or an empty text.
         message, details: Of an error: one sentence for users, and details for a bug report.
         outdated: Whether a setting was changed after its end.
     """
@@ -127,24 +127,24 @@ class Run:
 
     @property
     def busy(self) -> bool:
-        """Whether it is under way."""
+        """Whether it has not ended."""
         return self.phase in ("loading", "working", "waiting", "running")
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything that the explorer knows; every change makes another one.
+    """The whole state of the explorer; every change makes a new one.
 
     Attributes:
-        settings: What the controls say. Its options are all that can be set for its method.
+        settings: Values of the controls. Its options are all that can be set for its method.
         picture: The chosen image, drawn.
-        run: The present run, or the last one.
-        choices: What can be chosen with the chosen network and layer.
-        preferred: The method that the user chose, whether it fits the layer or not.
+        run: The current run, or the last one.
+        choices: What can be chosen for the chosen network and layer.
+        preferred: The method that the user chose, whether it applies to the layer or not.
         classes: Name of the given class of each image; empty where none is given.
         tuned: For each method the options that the user has set.
-        shown: What the run has found so far; None before its first preview or result.
-        former: What the run before found, which stays in sight until it is replaced.
+        shown: The preview or result of the run so far; None before the first.
+        former: The result of the previous run, which stays visible until it is replaced.
         history: The results of all finished runs.
     """
 
@@ -166,7 +166,7 @@ class State:
 
     @property
     def differs(self) -> bool:
-        """Whether the settings would give another map than the one that is shown."""
+        """Whether the settings differ from those of the map that is shown."""
         if self.shown is None:
             return True
         asked, now = self.shown.asked, self.settings

@@ -70,7 +70,7 @@ class Explorer(widgets.VBox):
             ]
         )
         self.add_class("olx")
-        # Wait: a method chosen in code while the worker exchanges the list would be another one.
+        # Wait: a method set in code while the worker replaces the list could be another one.
         controller.start(explains=False)
         self.join()
 
@@ -78,30 +78,30 @@ class Explorer(widgets.VBox):
 
     @property
     def settings(self) -> Settings:
-        """What the controls say now."""
+        """The current values of the controls."""
         return self.controller.state.settings
 
     @property
     def result(self) -> Result | None:
-        """What the last finished run found; None before the first and after a change of image."""
+        """The result of the last finished run; None before it and after a change of image."""
         return self.controller.state.result
 
     def start(self) -> int:
-        """Do what the run button does; return the number of the run. Does not wait."""
+        """Start a run, as the run button does, without waiting; return its number."""
         return self.controller.start()
 
     def cancel(self) -> bool:
-        """Do what the cancel button does; return False if nothing was running."""
+        """Cancel the run, as the cancel button does; return False if nothing was running."""
         return self.controller.cancel()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until nothing runs any more; return False if `timeout` seconds were not enough."""
+        """Wait until no run is active; return False if `timeout` seconds were not enough."""
         return self.controller.join(timeout)
 
     def snapshot(self) -> Picture:
-        """Return what the present settings give, as a static picture with alternative text.
+        """Return the result of the current settings as a static picture with alternative text.
 
-        Waits for the run under way; runs if that, or the last one, had other settings.
+        Waits for the current run; starts another if that, or the last one, had other settings.
 
         Raises:
             RuntimeError: If the run failed or was cancelled; the message says why.
@@ -116,7 +116,7 @@ class Explorer(widgets.VBox):
         return draw_snapshot(state.result)
 
     def close(self) -> None:
-        """Stop what runs and remove the widget."""
+        """Stop all runs and remove the widget."""
         self.controller.shut()
         super().close()
 
@@ -141,10 +141,10 @@ class Explorer(widgets.VBox):
                 self.controller.choose(**change)
 
     def _render(self, state: State) -> None:
-        """Let the widgets show a state. Called under the lock, mostly from a worker.
+        """Update the widgets to a state. Called under the lock, mostly from a worker.
 
-        Widgets whose look stays the same are left alone: one may have a value that the user has
-        just set, and that `_choose` is about to enter into the settings.
+        Widgets whose values in the state are unchanged are not set: the user may just have set
+        one, and `_choose` has not yet entered it into the settings.
         """
         new = look(state)
         self._rendering = True

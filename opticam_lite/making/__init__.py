@@ -1,16 +1,16 @@
-"""What makes ``data/``: rendered scenes whose truth is known, and networks trained on such scenes.
+"""Makes ``data/``: rendered scenes with known objects, and networks trained on such scenes.
 
-Nothing here is needed to explain an image. Two commands write the data again:
+Nothing here is needed to explain an image. Two commands reproduce the data:
 
 - ``python -m opticam_lite.making.scenes data/scenes`` the evaluation split;
 - ``python -m opticam_lite.making.training scenes_resnet`` a network.
 
 A scene shows one to three toy-like objects of one class, with neutral clutter, in an environment.
-The classes differ in **shape** alone: colours, materials, light and viewpoint are drawn without
-regard to the class. Only the environment may tell something of the class: each class has a *home*,
-and the share of scenes at home (``home_rate``) says how much an environment tells.
+The classes differ in **shape** alone: colours, materials, light and viewpoint are independent of
+the class. Only the environment may be correlated with the class: each class has a *home*, and the
+share of scenes at home (``home_rate``) is the strength of this correlation.
 
-Two steps, so that everything random is in one place:
+There are two steps, so that all randomness is in the first:
 
 >>> from opticam_lite.making.rendering import render
 >>> from opticam_lite.making.sampling import sample

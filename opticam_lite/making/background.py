@@ -122,7 +122,7 @@ class Background:
             open_sky[close] *= some_sky
         colour = self._shaded(colour * self.tint, diffuse * lit, open_sky)
         if self.place.ground is textures.water:
-            # A still surface mirrors the sky the more, the flatter it is seen.
+            # A smooth surface reflects more of the sky at grazing angles.
             mirror = (1 - slant) ** 3 * 0.65 * (0.6 + 0.4 * lit)
             colour = colour + mirror[:, None] * (self.horizon * 0.95 - colour)
         if not self.place.wall:

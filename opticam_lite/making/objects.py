@@ -1,4 +1,4 @@
-"""Draws objects by sphere tracing: what a camera sees of them, and the shadows they cast."""
+"""Draws objects by sphere tracing: their visible pixels and the shadows they cast."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _colour(o: ObjectSpec, spec: SceneSpec, points: Array, direction: Array) -> 
     lit = np.nonzero(diffuse > 0.01)[0]
     shadow = np.ones_like(diffuse)
     shadow[lit] = _shadow(o, points[:, lit] + 0.02 * normal[:, lit], light, 8)
-    # Ambient occlusion from two probes along the normal, and the ground's darkness near the foot.
+    # Ambient occlusion from two probes along the normal, and darkening near the ground.
     near, far = (_distance(o, points + reach * normal) / reach for reach in (0.07, 0.22))
     foot = 0.62 + 0.38 * np.clip(points[1] / 0.35, 0, 1)
     open_sky = np.clip(0.5 * near + 0.5 * far, 0, 1) * foot
@@ -149,10 +149,10 @@ def _shadow(o: ObjectSpec, points: Array, light: Array, softness: float) -> Arra
 
 
 def ground_shade(o: ObjectSpec, x: Array, z: Array, light: tuple) -> tuple[Array, Array]:
-    """Light and sky in [0, 1] that an object leaves to points of the ground."""
+    """Shares in [0, 1] of sun and sky light that reach points of the ground past an object."""
     shape, scale = SHAPES[o.shape], np.float32(1 / o.scale)
     x, z = (x - np.float32(o.x)) * scale, (z - np.float32(o.z)) * scale
-    # Points outside the shadow of the bounding ball are left alone.
+    # Points outside the shadow of the bounding ball are fully lit.
     ball_x, ball_z = -light[0] / light[1] * shape.centre, -light[2] / light[1] * shape.centre
     reach = shape.radius * 1.2 * (1 + math.hypot(light[0], light[2]) / light[1])
     near = np.nonzero((x - ball_x) ** 2 + (z - ball_z) ** 2 < reach**2)[0]

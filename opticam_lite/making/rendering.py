@@ -1,4 +1,4 @@
-"""From a specification to a picture and what is known of it."""
+"""Specification of a scene → image, boxes and masks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def render(
     shown = spec.objects if objects else ()
     things = shown + spec.clutter
 
-    # Of all objects at a sample the nearest is seen.
+    # Of all objects at a sample the nearest is visible.
     full = size * SUPER
     nearest = np.full(full * full, np.inf, np.float32)
     owner = np.zeros(full * full, np.uint8)
@@ -64,7 +64,7 @@ def render(
     background = Background(spec, place, camera, size).draw(things)
     picture = paint + background * (1 - cover)[..., None]
     picture = picture * np.float32(spec.exposure)
-    # A soft shoulder keeps highlights from clipping.
+    # A tone curve with a soft shoulder, so that highlights do not clip.
     picture = np.where(picture > 0.8, 0.8 + 0.2 * np.tanh((picture - 0.8) / 0.2), picture)
 
     # A pixel belongs to the first object that covers at least half of it.

@@ -1,4 +1,4 @@
-"""What is in a scene, drawn at random: numbers in, plain numbers out.
+"""Random specifications of scenes, as plain numbers.
 
 All randomness of a scene is in its :class:`SceneSpec`; rendering adds none. A seed and an index
 give the same specification on every machine.
@@ -94,7 +94,7 @@ def sample(
     """Draw the scene number ``index`` of the split ``seed``.
 
     home_rate: Probability in [0, 1] that the class stands in its home environment; otherwise one of
-    the other seven, evenly. label: Fixes the class that would be drawn and changes nothing else.
+    the other seven, uniformly. label: Replaces the class that is drawn and changes nothing else.
     Raises ``ValueError`` for a label or rate that does not exist.
     """
     if not 0 <= home_rate <= 1:

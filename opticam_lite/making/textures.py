@@ -1,7 +1,7 @@
-"""The textures of ground and walls: square tiles that repeat without a seam.
+"""The textures of ground and walls: square tiles that repeat seamlessly.
 
-A tile holds RGB and the two slopes of its relief, which the light of a scene turns into shading.
-Tiles are made once, from fixed seeds.
+A tile holds RGB and the two slopes of its height map, from which the light is shaded. Tiles are
+made once, from fixed seeds.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _cells(random: Callable, n: int) -> tuple[Array, Array]:
 def _scatter(
     random: Callable, rgb: Array, palette: Array, n: int, length: float, width: float, bend: float
 ) -> Array:
-    """Paint n pointed leaves over ``rgb``, later ones over earlier ones. Returns their height."""
+    """Draw n pointed leaves over ``rgb``, later ones over earlier ones. Returns their height."""
     u = np.linspace(0, 1, max(4, int(length * 1.6)), dtype=np.float32)
     v = np.linspace(-1, 1, max(3, int(width * 2.6)), dtype=np.float32)
     u, v = (a.ravel() for a in np.meshgrid(u, v))
@@ -142,7 +142,7 @@ def snow(random: Callable, fine: Array, broad: Array) -> Relief:
 
 
 def water(random: Callable, fine: Array, broad: Array) -> Relief:
-    """Still water with a web of light."""
+    """Still water with caustics."""
     a, b = _noise(random, 7, 2) * 2 + ROW * 3, _noise(random, 11, 2) * 2 + COLUMN * 2
     height = np.abs(np.sin(2 * np.pi * a)) + 0.8 * np.abs(np.sin(2 * np.pi * b))
     web = 1 - smoothstep(0.0, 0.5, np.minimum(height / 1.4, 1))

@@ -49,10 +49,10 @@ class Stage:
 class Recipe:
     """How a network is trained.
 
-    Of ``count`` scenes, rendered at ``home_rate``, those are used that `thinned` keeps (which saves
-    rendering another split). ``erase`` and ``dim`` are explained in `augment`, ``teacher_share``
-    and ``imitation`` in `Objective`; ``learning_rate`` and ``weight_decay`` are AdamW's, and
-    gradients are clipped to the norm ``clip``.
+    Of ``count`` scenes, rendered at ``home_rate``, those that `thinned` keeps are used (so that no
+    other split has to be rendered). ``erase`` and ``dim`` are explained in `augment`,
+    ``teacher_share`` and ``imitation`` in `Objective`; ``learning_rate`` and ``weight_decay`` are
+    AdamW's, and gradients are clipped to the norm ``clip``.
     """
 
     count: int = 10_000
@@ -73,7 +73,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "scenes_resnet": Recipe(),
-    # Its dense layers have no norm and diverge at the learning rate of the ResNet.
+    # Its dense layers have no norm layers and diverge at the learning rate of the ResNet.
     "scenes_vgg": Recipe(
         stages=(Stage(8, 112), Stage(2, 160), Stage(2, 224)),
         learning_rate=6e-4,
@@ -93,11 +93,11 @@ RECIPES: dict[str, Recipe] = {
 class Objective(nn.Module):
     """The loss of a network: cross-entropy, or a mixture of it and distillation from a teacher.
 
-    The teacher is a trained ResNet. Its probabilities have a share of ``teacher_share`` in the loss
-    (as a Kullback-Leibler divergence), the labels the rest. A transformer also predicts the
+    The teacher is a trained ResNet. The Kullback-Leibler divergence from its probabilities has the
+    weight ``teacher_share`` in the loss, cross-entropy the rest. A transformer also predicts the
     teacher's standardised feature maps from its patch tokens, by a linear layer that is discarded
-    after training; the mean squared error has the weight ``imitation``. With it every patch has a
-    target of its own, and a small transformer learns enough from a few thousand images.
+    after training; the mean squared error has the weight ``imitation``. This gives every patch its
+    own target, so that a few thousand images are enough for a small transformer.
     """
 
     LAYERS = (3, 4)
@@ -170,11 +170,11 @@ def fit(
     sizes = [stage.size for stage in recipe.stages for _ in range(stage.epochs)]
     total_steps = batches * len(sizes)
     low = dtype_of("auto", torch.device("cpu")) == torch.bfloat16
-    # Epochs at half the size or less read images that were halved once.
+    # Epochs at half the size or less use images that were halved once.
     small = halved(images) if images.shape[1] >= 2 * min(sizes) else images
     rows: list[dict[str, float]] = []
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds GPUs, too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
         generator = torch.Generator().manual_seed(seed)
         network = scene_networks.build(name).to(memory_format=torch.channels_last)
         objective = Objective(network, recipe, teacher)
@@ -256,7 +256,7 @@ def _predict(network: nn.Module, batch: Tensor, size: int) -> Tensor:
 
 
 def save(network: nn.Module, name: str, path: str | Path, settings: dict) -> None:
-    """Keep a network's weights in half precision, with its labels and settings as metadata."""
+    """Write a network's weights in half precision, with its labels and settings as metadata."""
     state = {
         key: (value.half() if value.is_floating_point() else value).detach().contiguous()
         for key, value in network.state_dict().items()
@@ -268,7 +268,7 @@ def save(network: nn.Module, name: str, path: str | Path, settings: dict) -> Non
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(state, str(path), metadata)
-    Path(path).chmod(0o644)  # safetensors leaves it readable to its owner alone
+    Path(path).chmod(0o644)  # safetensors makes it readable by its owner only
 
 
 def train(
@@ -320,8 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train one network from the command line.
 
     Returns:
-        0 if all went well, 1 if a file could not be written, 2 if something is missing or wrong
-        (one sentence says what), 130 if it was interrupted.
+        0 for success, 1 if a file could not be written, 2 if something is missing or wrong (one
+        sentence says what), 130 if it was interrupted.
     """
     parser = argparse.ArgumentParser(
         prog="python -m opticam_lite.making.training",

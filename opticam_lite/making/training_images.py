@@ -1,4 +1,4 @@
-"""The images that networks are trained on: rendered scenes, thinned and varied."""
+"""The training images of the networks: rendered scenes, subsampled and augmented."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def training_split(
     labels = [sample(seed, i, home_rate=home_rate).label for i in range(count)]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")  # takes its name when it is complete
+        part = path.with_suffix(".part")  # renamed when it is complete
         np.lib.format.open_memmap(part, "w+", np.uint8, (count, size, size, 3))
         jobs = [(part, k, min(k + 50, count), seed, home_rate) for k in range(0, count, 50)]
         processes = processes or os.cpu_count() or 1
@@ -61,14 +61,14 @@ def training_split(
 def thinned(count: int, home_rate: float, thin_to: float | None) -> np.ndarray:
     """Indices, in order, of the scenes of a training split that are used.
 
-    Scenes elsewhere are left out until a share of ``thin_to`` is at home; with None all are used.
+    Scenes not at home are left out until a share of ``thin_to`` is at home; with None all are used.
     """
     everything = np.arange(count)
     if thin_to is None:
         return everything
     home = np.array([sample(TRAINING_SEED, i, home_rate=home_rate).home for i in everything])
     others = everything[~home]
-    # Evenly over the split, so that the scenes at its end, which are held out, have their share.
+    # Evenly over the split, so that the share is the same for the held-out scenes at its end.
     wanted = int(home.sum() * (1 - thin_to) / thin_to)
     spread = np.linspace(0, len(others) - 1, wanted).astype(int)
     return np.sort(np.concatenate([everything[home], others[spread]]))
@@ -86,14 +86,14 @@ def halved(images: np.ndarray) -> np.ndarray:
 def augment(
     batch: Tensor, size: int, *, erase: float, dim: float, generator: torch.Generator
 ) -> Tensor:
-    """Vary a batch of images: place, scale, mirror, light, and what of it is kept.
+    """Augment a batch of images: translate, scale, mirror, relight, erase and mask.
 
     batch: uint8 ``(N, H, W, 3)``. erase, dim: Probabilities per image that a rectangle is erased
     and that the image is multiplied by a smooth mask. Returns float32 ``(N, 3, size, size)`` in
     [0, 1].
 
     What lies outside the image, erased rectangles and masked pixels are **black**: saliency maps
-    are measured on masked images, and so these are no new kind of input to the network.
+    are measured on masked images, which are so in the distribution of the training images.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -117,7 +117,7 @@ def augment(
     down, across = ((line - uniform(0, 1, 1)).abs() < uniform(0.1, 0.3, 1) for _ in range(2))
     erased = down[:, None, :, None] & across[:, None, None, :]
     erased &= uniform(0, 1, 1, 1, 1) < erase
-    # Smooth masks of the kind that saliency maps are: low resolution, range-normalised.
+    # Smooth masks similar to saliency maps: low resolution, range-normalised.
     low = uniform(0, 1, 1, 5, 5)
     mask = F.interpolate(low, (size, size), mode="bilinear", align_corners=False)
     least, most = mask.amin((2, 3), keepdim=True), mask.amax((2, 3), keepdim=True)

@@ -1,7 +1,7 @@
 """Saliency methods: one paper a file, each a function `(classifier, images, targets, *, options)`.
 
-Every method walks down one staircase: images → feature maps → weights → saliency map → mask.
-`explain` is the door: it checks what it is given, moves it to the network's device and back.
+Most methods have the same steps: images → feature maps → weights → saliency map → mask. `explain`
+checks its arguments, moves images to the network's device and returns the masks on the images'.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .registry import METHODS, Step
 
 __all__ = ["METHODS", "Step", "applicable", "explain", "list_methods"]
 
-# Every file of this folder is imported, which enters its method into METHODS.
+# Importing every file of this folder registers its method in METHODS.
 for _file in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_file.name}")
 
 
 def list_methods() -> list[str]:
-    """Return the names of all methods, sorted; `METHODS[name]` tells a method's paper."""
+    """Return the names of all methods, sorted; `METHODS[name]` has a method's title and paper."""
     return sorted(METHODS)
 
 
@@ -64,13 +64,13 @@ def explain(
             predicted classes; the predicted one, too, for an image of the dataset without a target
             and, with a warning, for a dataset of classes that the network does not know.
         batch_size: Images computed at a time. Default: `classifier.images_at_once()`, at most 64.
-            An image's mask does not depend on its batch-mates but for rounding, which a search of
-            many steps can magnify: the objective reached stays the same, and single pixels of the
-            mask may differ.
+            The mask of an image does not depend on the rest of its batch except for rounding, which
+            a search of many steps can amplify: the objective reached stays the same, and single
+            pixels of the mask may differ.
         progress: Show a progress bar if it takes longer than two seconds.
         options: The method's own options, see its docstring
-            (`ol.methods.METHODS["opti-cam"].function`). Of several methods, each is given those
-            that it takes.
+            (`ol.methods.METHODS["opti-cam"].function`). With several methods, each gets those that
+            it takes.
 
     Returns:
         Masks float32 `(N, 1, H, W)` in [0, 1], on the images' device, so that `images * masks`
@@ -177,7 +177,7 @@ def _batch(
 def _telling(
     bar: tqdm, name: str, options: dict[str, Any], images: int
 ) -> Iterator[dict[str, Any]]:
-    """Let a long method move the bar by parts of its images, and the rest when it is done."""
+    """Update the progress bar by a long method's steps, and by the rest when it is done."""
     before = bar.n
     own = options.get("callback")
 
@@ -191,7 +191,7 @@ def _telling(
 
 
 def _check_size(classifier: Classifier, images: Tensor) -> None:
-    """Raise ValueError if the network takes no images of this size; many take any."""
+    """Raise ValueError if the network fails on images of this size; many networks take any size."""
     (h, w), (own_h, own_w) = images.shape[2:], classifier.size
     if (h, w) == (own_h, own_w):
         return
@@ -206,7 +206,7 @@ def _check_size(classifier: Classifier, images: Tensor) -> None:
 
 
 def _rows_of(options: dict[str, Any], indices: range, n: int) -> dict[str, Any]:
-    """Return the options for some of n images: one that holds a row an image is cut like them."""
+    """Return the options for some of n images: those with one row per image are indexed, too."""
     u = options.get("initial_u")
     u = None if u is None else torch.as_tensor(u)
     if u is None or u.ndim != 2:

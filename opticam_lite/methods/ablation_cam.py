@@ -27,15 +27,15 @@ def ablation_cam(
 
         w_k = (y_c − y_c without channel k) / y_c,    S = relu(Σ_k w_k A_k)
 
-    Only the head is run again, once for each channel that is not 0 anyway. The size of y_c scales
-    the map, which the normalisation undoes; so the sign of y_c stands for it, and y_c = 0, where
-    the quotient has no value, counts as positive (the limit from above).
+    Only the head is run again, once for each channel that is not 0 everywhere. Dividing by |y_c|
+    only scales the map, which the normalisation undoes; so the sign of y_c is used instead, and
+    y_c = 0, where the quotient is undefined, counts as positive (the limit from above).
 
     Args:
         classifier: Any, cut at any layer.
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)` class indices.
-        chunk: How many ablations pass through the head at a time; bounds the memory. Default:
+        chunk: Batch size of the ablations in the head; bounds the memory. Default:
             `classifier.images_at_once()` of the head.
         callback: Called after each chunk of an image's channels.
 
@@ -64,7 +64,7 @@ def ablation_cam(
             if callback is not None:
                 callback(Step(done, total))
     fall = y - y_without
-    # Logits that do not depend on a channel differ by rounding, which is no weight.
+    # Logits that do not depend on a channel differ by rounding errors: the weight is 0.
     fall[fall.abs() <= 1e-6 * logits.abs().amax(1, keepdim=True)] = 0
     w = fall * torch.where(y < 0, -1.0, 1.0)
     S = torch.einsum("nk,nkhw->nhw", w, A)[:, None].relu()

@@ -1,4 +1,4 @@
-"""What the attention methods share: they read the attention P of a described transformer."""
+"""Functions of the attention methods, which use the attention matrices P of a transformer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..network import Classifier, Transformer, token_grid
 
 
 def unfit(classifier: Classifier) -> str | None:
-    """Say why there is no class token's attention to look at, or None if there is."""
+    """Return why a classifier has no attention of a class token, or None if it has."""
     parts = classifier.transformer
     return parts if isinstance(parts, str) else None
 
@@ -36,7 +36,7 @@ def need_transformer(method: str, classifier: Classifier) -> Transformer:
 def attentions_of(parts: Transformer, x: Tensor, *, last_only: bool = False) -> list[Tensor]:
     """Return the mean attention over heads `(N, T, T)` of each block, or of the last one.
 
-    Rows sum to 1. What comes after the last attention is not computed.
+    Rows sum to 1. Nothing after the last attention is computed.
 
     Args:
         parts: The transformer.
@@ -56,7 +56,7 @@ def attentions_of(parts: Transformer, x: Tensor, *, last_only: bool = False) -> 
 def roll_out(matrices: Sequence[Tensor]) -> Tensor:
     """Return the class token's row `(N, T)` of the product of matrices `(N, T, T)`, last first.
 
-    One row is enough, so no product of two matrices is needed.
+    Only one row is needed, so vectors are multiplied by matrices, not matrices by matrices.
     """
     row = torch.zeros_like(matrices[0][:, :1])  # (N, 1, T)
     row[:, :, 0] = 1
@@ -66,7 +66,7 @@ def roll_out(matrices: Sequence[Tensor]) -> Tensor:
 
 
 def to_map(row: Tensor, prefix: int, size: Sequence[int]) -> Tensor:
-    """Set the class token and its like aside and lay a row `(N, T)` out as `(N, 1, h, w)`.
+    """Drop the prefix tokens (class token, …) of a row `(N, T)` and reshape it to `(N, 1, h, w)`.
 
     Raises:
         ValueError: If the patches form no grid of the shape of the images.

@@ -14,11 +14,11 @@ from .registry import METHODS
 
 
 def linear_head(classifier: Classifier) -> nn.Linear | nn.Conv2d | str:
-    """Return the linear layer behind global average pooling, or why the head is no such thing.
+    """Return the linear layer after global average pooling, or why the head is not of this form.
 
-    A 1×1 convolution before the pooling is the same function. The structure names the candidate;
-    whether the head computes W·mean(A) + b, without a norm or a relu in between, is then checked on
-    random maps, once for each classifier.
+    A 1×1 convolution before the pooling is the same function. Candidates are found by type and
+    shape; whether the head computes W·mean(A) + b, without a norm or a relu in between, is then
+    checked on random maps, once for each classifier.
     """
     if classifier not in _heads:
         _heads[classifier] = _find_linear_head(classifier)
@@ -43,7 +43,7 @@ def _find_linear_head(classifier: Classifier) -> nn.Linear | nn.Conv2d | str:
         maps = torch.randn(2, k, h, w, generator=generator).to(classifier.device)
         logits = classifier.head(maps, rest)
         pooled = maps.mean((2, 3))
-        for linear in fitting:  # another may be an auxiliary head
+        for linear in fitting:  # one of them may be an auxiliary head
             y = F.linear(pooled, linear.weight.flatten(1), linear.bias)
             if torch.allclose(y, logits, atol=1e-3):
                 return linear
@@ -53,7 +53,7 @@ def _find_linear_head(classifier: Classifier) -> nn.Linear | nn.Conv2d | str:
 
 
 def unfit(classifier: Classifier) -> str | None:
-    """Say why CAM can't explain a classifier, or None if it can."""
+    """Return why CAM can't explain a classifier, or None if it can."""
     head = linear_head(classifier)
     return head if isinstance(head, str) else None
 

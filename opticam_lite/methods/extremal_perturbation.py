@@ -1,4 +1,4 @@
-"""Extremal perturbation: the small region that excites the class most (Fong et al. 2019)."""
+"""Extremal perturbation: the region of given area with the largest logit (Fong et al. 2019)."""
 
 from __future__ import annotations
 
@@ -44,36 +44,36 @@ def extremal_perturbation(
     precision: str = "auto",
     callback: Callback | None = None,
 ) -> Tensor:
-    """Find the smooth mask of a given area that keeps the class when all else is blurred.
+    """Find the smooth mask of a given area that maximises the logit when all else is blurred.
 
         m_a = argmax_m Φ(m ⊗ x) − λ R_a(m)
         (m ⊗ x)(u) = x blurred at u by a Gaussian of deviation σ_max (1 − m(u))
         m(u) = smax_v k(‖u − v‖/σ) m̄(v),   smax f = Σ f e^(f/T) / Σ e^(f/T),   T = 1/20
         R_a(m) = mean (vecsort(m) − r_a)²,   r_a = (0, …, 0, 1, …, 1) with a share a of ones
 
-    by gradient steps on m̄, which has one value in each cell of `step` pixels, starts as ones and
-    is kept in [0, 1]. The masks of all images and areas are found in one run, each by itself. The
-    defaults are those of the authors' TorchRay; unlike there, an area is a share of the image, not
-    of the image and a margin of σ around it (0.1 there is up to 0.14 of a photograph), and no
-    darkness comes in over the border when the image is blurred.
+    by gradient ascent on m̄, which has one value for each cell of `step` pixels, starts as ones
+    and is clamped to [0, 1]. The masks of all images and areas are optimised in one batch,
+    independently. The defaults are those of the authors' TorchRay; unlike there, an area is a share
+    of the image, not of the image and a margin of σ around it (0.1 there is up to 0.14 of a
+    photograph), and the blur averages pixels of the image only instead of padding it with zeros.
 
     Args:
-        classifier: Any; its layer plays no part.
+        classifier: Any; its layer is not used.
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)` class indices.
         areas: a, or several of them; the map of an image is the mean of its masks.
         iterations: Steps of gradient ascent.
         learning_rate, momentum: Of these steps.
         step: Side of a cell in pixels.
-        sigma: σ, the radius of a disc that one cell paints, in pixels.
-        levels: How many blurred copies of the image; between them it is interpolated.
+        sigma: σ, the radius of the disc of one cell in the mask, in pixels.
+        levels: Number of blurred copies of the image, between which it is interpolated.
         blur: σ_max, in pixels.
         weight, growth: λ in iteration t = 0, 1, … is weight · growthᵗ.
         jitter: Mirror the image in every other iteration.
         selector: Φ, `"logit"` y_c (default), `"margin"` (TorchRay's contrastive reward),
             `"probability"` or `"log-probability"`.
         precision: Of the network's passes: `"auto"` (bfloat16 where the processor has it), else
-            `"float32"` or `"bfloat16"`. Masks and blurred images are float32 always.
+            `"float32"` or `"bfloat16"`. Masks and blurred images are always float32.
         callback: Called after each iteration with Φ, the mean over the areas; an exception that it
             raises ends the run.
 
@@ -138,8 +138,8 @@ def extremal_perturbation(
 def pyramid(images: Tensor, levels: int, blur: float) -> Tensor:
     """Blur images `(N, 3, H, W)` by σ = blur, …, 0 in equal steps: `(N, levels, 3, H, W)`.
 
-    (1/Z) Σ_v g_σ(u − v) x(v), where Z is the sum of g_σ over the image: at the border fewer pixels
-    are averaged, and none from outside.
+    (1/Z) Σ_v g_σ(u − v) x(v), where Z is the sum of g_σ over the image: no padding, so at the
+    border fewer pixels are averaged.
     """
     copies = []
     for sigma in torch.linspace(blur, 0, levels).tolist()[:-1]:
@@ -149,17 +149,17 @@ def pyramid(images: Tensor, levels: int, blur: float) -> Tensor:
 
 
 def _gaussian(side: int, sigma: float) -> Tensor:
-    """The matrix `(side, side)` that blurs a line of pixels; its rows sum to 1."""
+    """The matrix `(side, side)` of a one-dimensional Gaussian blur; its rows sum to 1."""
     u = torch.arange(side, dtype=torch.float64)
     return (-((u[:, None] - u) ** 2) / (2 * sigma**2)).softmax(1)
 
 
 def perturb(y: Tensor, image: Tensor, m: Tensor) -> Tensor:
-    """Interpolate y at the levels that masks m choose, pixel by pixel: m ⊗ x.
+    """Interpolate y at the levels given by masks m, pixel by pixel: m ⊗ x.
 
     Args:
         y: Pyramids `(N, L, 3, H, W)`.
-        image: `(M,)`, whose pyramid each mask takes.
+        image: `(M,)`, index of the pyramid for each mask.
         m: `(M, 1, H, W)` in [0, 1].
     """
     levels = y.shape[1]
@@ -173,13 +173,13 @@ def perturb(y: Tensor, image: Tensor, m: Tensor) -> Tensor:
 def area_loss(m: Tensor, a: Sequence[float]) -> Tensor:
     """R_a(m) of masks `(M, 1, H, W)` and M areas: the mean of (vecsort(m) − r_a)², `(M,)`.
 
-    The template is 1 for the share a of the largest values, so nothing has to be sorted: pixels
-    above the threshold are drawn to 1, those below it to 0, and those on it, whose order would be
-    left to rounding, partly to both.
+    The template is 1 for the share a of the largest values, so a threshold replaces sorting: it is
+    1 for pixels above the threshold, 0 for those below it, and a fraction for those equal to it,
+    whose order would depend on rounding.
     """
     m = m.flatten(1)
     ones = [round(share * m.shape[1]) for share in a]
-    # Masks of one area together, for a GPU takes as long for one as for all.
+    # Masks of the same area together: a GPU takes as long for one as for all.
     together = [m] if len(set(ones)) == 1 else m.split(1)
     with torch.no_grad():
         r = torch.cat([_template(some, k) for some, k in zip(together, ones, strict=False)])
@@ -194,7 +194,7 @@ def _template(m: Tensor, ones: int) -> Tensor:
 
 
 class MaskGenerator:
-    """Paints discs: m̄ `(M, 1, h, w)` in [0, 1] → masks `(M, 1, H, W)` in [0, 1].
+    """Smooth maximum of discs: m̄ `(M, 1, h, w)` in [0, 1] → masks `(M, 1, H, W)` in [0, 1].
 
     m(u) = smax_v k(‖u − v‖/σ) m̄(v),   k(z) = exp(−2 max(0, z − ½)²)
 
@@ -228,13 +228,13 @@ class MaskGenerator:
 class _SmoothMax(torch.autograd.Function):
     """smax over v of k(v, u) m̄(v), one v after the other.
 
-    All of them at once would take a hundred times the memory of the masks, several times over.
+    All v at once would take several hundred times the memory of the masks.
     """
 
     @staticmethod
     def forward(ctx: Any, around: Tensor, k: Tensor) -> Tensor:
         f_v = around.permute(1, 0, 2)[..., None].contiguous()  # (V, M, cells, 1)
-        k = 20 * k  # f is divided by T once for all
+        k = 20 * k  # divide f by T once
         total = around.new_zeros(*f_v.shape[1:3], k.shape[1])  # (M, cells, pixels)
         weighted, f, e = torch.zeros_like(total), torch.empty_like(total), torch.empty_like(total)
         for m_v, k_v in zip(f_v, k, strict=True):

@@ -1,4 +1,4 @@
-"""Fake-CAM: the map that means nothing and wins average drop (Poppi et al. 2021; section 4)."""
+"""Fake-CAM: a map without meaning that has the best average drop (Poppi et al. 2021; section 4)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .registry import METHODS
 def fake_cam(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
     """All ones, the top-left pixel zero.
 
-    Masking changes one pixel, so the probability can hardly drop: AD ≈ 0. On about half of the
-    images it rises by a trifle, which counts as a full point in AI. AG shows that nothing is won.
+    Masking changes one pixel, so the probability hardly changes: AD ≈ 0. On about half of the
+    images it rises very little, which AI counts fully. AG ≈ 0 shows that nothing is gained.
 
     Args:
         classifier: Not used.

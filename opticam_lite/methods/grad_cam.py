@@ -11,7 +11,7 @@ from .registry import METHODS
 
 
 def unread(classifier: Classifier) -> str | None:
-    """Say why the gradient at the layer's maps is 0 everywhere, or None if it is not."""
+    """Return why the gradient at the layer's maps is 0 everywhere, or None if it is not."""
     if classifier.reads_maps:
         return None
     return (
@@ -45,8 +45,8 @@ def features_and_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Return the feature maps A and g = ∂y_c/∂A, both `(N, K, h, w)`.
 
-    Only the head is differentiated. An image's logit does not depend on its batch-mates, so the
-    gradient of the sum of all logits holds each image's own gradient.
+    Only the head is differentiated. An image's logit does not depend on the other images, so the
+    gradient of the sum of all logits contains the gradient of each.
     """
     with torch.no_grad():
         A, rest = classifier.split(images)

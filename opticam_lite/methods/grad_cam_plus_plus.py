@@ -15,14 +15,14 @@ from .registry import METHODS
     "grad-cam++", title="Grad-CAM++", source="Chattopadhyay et al. 2018", unfit=unread
 )
 def grad_cam_plus_plus(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
-    """Weigh the feature maps by their positive gradients, each position with its own share α.
+    """Weigh the feature maps by their positive gradients, each position with a coefficient α.
 
-        α_k = g_k² / (2 g_k² + (Σ A_k) g_k³)        at each position; the sum is over all of them
+        α_k = g_k² / (2 g_k² + (Σ A_k) g_k³)        at each position; the sum is over positions
         w_k = Σ α_k relu(g_k),    S = relu(Σ_k w_k A_k)        with g = ∂y_c/∂A
 
-    Gradients are often so small that their cubes are 0 in float32. A constant in the denominator,
-    as other implementations add, then decides the weights. Dividing by g² instead changes nothing
-    and needs no constant: α = 1 / (2 + (Σ A) g), and α = 0 where the denominator is 0.
+    Gradients are often so small that their cubes underflow in float32; a constant added to the
+    denominator, as in other implementations, then determines the weights. Dividing both by g² is
+    equivalent and needs no constant: α = 1 / (2 + (Σ A) g), and α = 0 where the denominator is 0.
 
     Args:
         classifier: Any, cut at any layer.

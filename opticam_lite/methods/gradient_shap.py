@@ -29,25 +29,25 @@ def gradient_shap(
     chunk: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Average the gradient on the way from a baseline to the image, times the way.
+    """Average the gradient between a baseline and the image, times their difference.
 
         x̃ = x + ε,   ε ~ N(0, stdev²),   b ∈ {0, x} and α ∈ [0, 1] uniform
         φ = E[(x̃ − b) ⊙ ∂y_c/∂x (α x̃ + (1 − α) b)],   map = Σ over channels of |φ|
 
     Through captum, which draws ε, b and α; the gradients are computed here, a chunk at a time, by
-    the network's quick copy in float32 (`Classifier.quick`). Every image draws the same random
-    numbers, so its mask does not depend on others. A GPU draws another ε than a CPU, whose
+    the network's quick copy in float32 (`Classifier.quick`). The random numbers are the same for
+    every image, so a mask does not depend on other images. A GPU draws another ε than a CPU, whose
     effect is negligible, and the same b and α.
 
     Args:
-        classifier: Any; its layer plays no part.
+        classifier: Any; its layer is not used.
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)` class indices.
-        samples: How many (ε, b, α) of an image.
+        samples: Number of (ε, b, α) per image.
         stdev: Of the noise, in units of pixel values.
         seed: Of the random numbers.
-        chunk: How many samples pass through the network at a time; it does not change the mask.
-            Default: `classifier.images_at_once()`.
+        chunk: Batch size of the samples; it does not change the mask. Default:
+            `classifier.images_at_once()`.
         callback: Called after each chunk.
 
     Returns:
@@ -57,7 +57,7 @@ def gradient_shap(
         ValueError: If samples or chunk is not positive, stdev is negative or the seed is not one
             of NumPy's.
     """
-    from captum.attr import GradientShap  # slow to import, and seldom needed
+    from captum.attr import GradientShap  # slow to import, and rarely needed
 
     samples = whole_number("samples", samples, 1)
     chunk = classifier.images_at_once(images.shape[2:]) if chunk is None else chunk
@@ -72,7 +72,7 @@ def gradient_shap(
     def gradients(
         forward: object, inputs: tuple[Tensor], c: int, more: object = None
     ) -> tuple[Tensor]:
-        """∂y_c/∂x of all samples, in place of captum's, which holds them all at once."""
+        """∂y_c/∂x of all samples in chunks; captum's own computes all of them at once."""
         nonlocal done
         g = []
         for x in inputs[0].split(chunk):
@@ -87,7 +87,7 @@ def gradient_shap(
     shap = GradientShap(quick.logits)
     shap.gradient_func = gradients
     maps = []
-    # The state of other devices' generators can't be restored: there captum draws on the CPU.
+    # On devices whose generator state can't be restored, captum draws on the CPU.
     here = images if images.is_cuda else images.cpu()
     for x, c in zip(here.split(1), targets.tolist(), strict=True):
         with _global_seed(seed, x.device):
@@ -99,7 +99,7 @@ def gradient_shap(
 
 @contextmanager
 def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators, from which captum draws, and leave them as they were."""
+    """Seed the global generators, from which captum draws, and restore their state afterwards."""
     state = np.random.get_state()  # noqa: NPY002
     gpus = [device.index] if device.type == "cuda" else []
     generators = [torch.default_generator, *(torch.cuda.default_generators[i] for i in gpus)]

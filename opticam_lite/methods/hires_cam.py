@@ -16,8 +16,8 @@ def hires_cam(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor
 
         S = relu(Σ_k g_k ⊙ A_k)        with g = ∂y_c/∂A
 
-    Grad-CAM averages g over positions first; behind global average pooling g is the same at every
-    position, so that both are equal there.
+    Grad-CAM averages g over positions first; before global average pooling and a linear layer g is
+    the same at every position, so both methods are equal there.
 
     Args:
         classifier: Any, cut at any layer.

@@ -16,7 +16,7 @@ def layer_cam(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor
 
         S = relu(Σ_k relu(g_k) ⊙ A_k)        with g = ∂y_c/∂A
 
-    Unlike Grad-CAM's, the weights keep their place, so that fine maps of early layers are of use.
+    Unlike Grad-CAM's, the weights depend on the position, which makes early layers usable, too.
 
     Args:
         classifier: Any, cut at any layer.

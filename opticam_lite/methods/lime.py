@@ -27,7 +27,7 @@ def lime(
     chunk: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Weigh each superpixel by how much of the class's probability it carries.
+    """Weigh each superpixel by its coefficient in a linear model of the class's probability.
 
         z ∈ {0, 1}^S at random,   x_z = x, but its mean colour in superpixels s with z_s = 0
         w, b = argmin Σ_z π(z) (p_c(x_z) − w·z − b)² + ‖w‖²,   π(z) = exp(−d² / 2κ²)
@@ -35,22 +35,21 @@ def lime(
 
     Superpixels, random z and regression are those of the authors' package, `lime`, with its
     defaults; the probabilities are those of the network's quick copy in float32
-    (`Classifier.quick`). Every image draws the same random numbers, so its mask does not
-    depend on others.
+    (`Classifier.quick`). The random numbers are the same for every image, so a mask does not depend
+    on other images.
 
     Args:
-        classifier: Any; its layer plays no part.
+        classifier: Any; its layer is not used.
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)` class indices.
-        samples: How many z, the first of them all ones (the package: 1000).
+        samples: Number of z, the first of them all ones (the package: 1000).
         seed: Of z and of the ties of quickshift.
-        chunk: How many images x_z pass through the network at a time. Default:
-            `classifier.images_at_once()`.
+        chunk: Batch size of the images x_z. Default: `classifier.images_at_once()`.
         callback: Called after each chunk.
 
     Returns:
-        Masks `(N, 1, H, W)` in [0, 1], constant in each superpixel, the heaviest 1; zeros where no
-        superpixel raises the probability.
+        Masks `(N, 1, H, W)` in [0, 1], constant in each superpixel, 1 for the largest weight; zeros
+        where no superpixel raises the probability.
 
     Raises:
         ValueError: If samples or chunk is not positive, or the seed is not one of NumPy's.
@@ -76,10 +75,10 @@ def lime(
             top_labels=None,  # else these replace the labels
             num_samples=samples,
             segmentation_fn=_quickshift(seed),
-            random_seed=seed,  # else it costs a random number
+            random_seed=seed,  # else the package draws one from NumPy's global generator
         )
         w = np.array([weight for _, weight in sorted(explanation.local_exp[c])])  # (S,)
-        # The probability of an image of one colour varies by nothing but rounding.
+        # The probability of an image of one colour varies by rounding only.
         w[w <= 1e-6 * (abs(explanation.intercept[c]) + np.abs(w).sum())] = 0
         maps.append(torch.from_numpy(w[explanation.segments]))
     return normalize(torch.stack(maps)[:, None].to(images), "max")
@@ -94,8 +93,8 @@ def _quickshift(seed: int) -> partial[Any]:
 def _explainer(
     quick: Quick, device: torch.device, seed: int, chunk: int, tell: Callable[[int], None]
 ) -> Any:
-    """Return the package's explainer, but for how it masks: here on the network's device."""
-    from lime.lime_image import LimeImageExplainer  # slow to import, and seldom needed
+    """Return the package's explainer with the masking done on the network's device."""
+    from lime.lime_image import LimeImageExplainer  # slow to import, and rarely needed
 
     class Explainer(LimeImageExplainer):
         def data_labels(

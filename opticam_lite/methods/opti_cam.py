@@ -33,32 +33,32 @@ def opti_cam(
     precision: str = "auto",
     callback: Callback | None = None,
 ) -> Tensor:
-    """Find the convex combination of feature maps that, as a mask, serves the class best.
+    """Find the convex combination of feature maps that maximises the class logit as a mask.
 
         S(u) = Σ_k softmax(u)_k A_k                    eq. 8, h = identity
         F(u) = g_c(f(x ⊙ s)),  s = n(up(S(u)))         eq. 10
         u*   = argmax_u F(u), by Adam                   eq. 9
 
-    The features are computed once; each iteration is one pass of the masked images forward and
-    back. The result is the mask of the best objective seen, for eq. 9 is an argmax.
+    The features are computed once; each iteration is one forward and one backward pass of the
+    masked images. The result is the mask of the largest objective seen, as eq. 9 is an argmax.
 
     Args:
         classifier: Any, cut at any layer.
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)` class indices.
-        iterations: Most steps of Adam (Appendix A: 100). With 0 the map is that of the
-            start, by default the mean feature map.
+        iterations: Largest number of steps of Adam (Appendix A: 100). With 0 the map is that of
+            `initial_u`, by default the mean feature map.
         learning_rate: Of Adam (Appendix A: 0.1).
         objective: `"mask"` (eq. 10, default), `"diff"` (eq. 19), `"io-mask"` (eq. A1) or
             `"io-diff"` (eq. A2).
         normalization: n, `"range"` (eq. 16, default), `"max"` (eq. 17) or `"sigmoid"` (eq. 18).
         selector: g_c, `"logit"` y_c (default), `"probability"`, `"log-probability"` or `"margin"`
             (y_c − the largest other logit).
-        tolerance: An image stops by itself, whatever its batch-mates do, when its objective
+        tolerance: The search stops for an image, independently of the others, when its objective
             changes by less than this from one iteration to the next (Appendix A: 1e-10).
         initial_u: Start, `(K,)` or `(N, K)`. Default: zeros (any constant gives the same map).
         precision: Of the search's passes: `"auto"` (bfloat16 where the processor has it), else
-            `"float32"` or `"bfloat16"`. Feature maps are float32 always.
+            `"float32"` or `"bfloat16"`. Feature maps are always float32.
         callback: Called after each iteration; an exception that it raises ends the run.
 
     Returns:
@@ -75,7 +75,7 @@ def opti_cam(
     check_name("selector", selector, SELECTORS)
     A = classifier.features(images).detach()  # (N, K, h, w)
     u = _start(initial_u, A)
-    # Of equal weights the mean itself, which may be near 0: softmax would add rounding errors.
+    # For equal weights take the mean, which may be near 0: softmax would add rounding errors.
     S = A.mean(1, keepdim=True) if initial_u is None else _combination(u, A)
     n = partial(to_masks, size=images.shape[2:], normalization=normalization)
     if not iterations:

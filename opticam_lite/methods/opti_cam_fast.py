@@ -1,4 +1,4 @@
-"""Opti-CAM in twenty passes: other steps, the same saliency maps (ours)."""
+"""Opti-CAM in twenty passes: the same kind of maps by another optimiser (this package)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def opti_cam_fast(
     precision: str = "auto",
     callback: Callback | None = None,
 ) -> Tensor:
-    """Find the combination of feature maps that wins the most probability, in few passes.
+    """Find the combination of feature maps with the highest log-odds, in few passes.
 
     As in Opti-CAM, a mask is a combination of feature maps that is optimised through the network.
-    Four things are different:
+    Four things differ:
 
     1. *Objective.* Not the logit but the log-odds of the class, log p/(1 − p): AD and AG are
        measured on p, and the gradient of log p would vanish as p nears 1.
@@ -37,10 +37,9 @@ def opti_cam_fast(
        normalisation n removes scale and shift of S, so the sum of the weights is free.)
     3. *Scale of the channels.* Each feature map is divided by its standard deviation, so that a
        step has the same effect whatever the channel's scale.
-    4. *Step length.* Log-odds have no fixed scale, so only the direction of the gradient is used:
-       its largest component becomes 1, and the square root of the others lies between the gradient,
-       by which few channels move, and its sign, by which all do (Adam's first step). The length
-       falls linearly to 0.
+    4. *Step length.* Log-odds have no fixed scale, so the gradient is divided by its largest
+       component. The square root is a compromise between the gradient, which changes few channels,
+       and its sign, which changes all (Adam's first step). The step length falls linearly to 0.
 
         S(w) = Σ_k w_k A_k/σ_k,      w = 1 at first
         F(w) = log p/(1 − p) of f(x ⊙ n(up(S(w))))
@@ -51,10 +50,10 @@ def opti_cam_fast(
         classifier: Any, cut at any layer.
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)` class indices.
-        passes: How often the network is run in all: once for the feature maps, then on masked
-            images, there and back; the last one only judges. At least 2.
+        passes: Number of passes of the network in all: one for the feature maps, then forward and
+            backward passes of masked images; the last one only evaluates. At least 2.
         precision: Of the passes: `"auto"` (bfloat16 where the processor has it), else `"float32"`
-            or `"bfloat16"`. Feature maps are float32 always.
+            or `"bfloat16"`. Feature maps are always float32.
         callback: Called after each pass on masked images.
 
     Returns:
@@ -87,7 +86,7 @@ def opti_cam_fast(
         w.add_(length * m)
         length.sub_(2 / T)
 
-    # The last pass only judges.
+    # The last pass only evaluates.
     S = search(
         w, evaluate, update,
         start=start, steps=T - 1, to_masks=n, tell_last=True, callback=callback,
@@ -96,7 +95,7 @@ def opti_cam_fast(
 
 
 def _deviation(A: Tensor) -> Tensor:
-    """σ_k of each map `(N, K, 1, 1)`; infinite for a flat one, which can't tell pixels apart."""
+    """σ_k of each map `(N, K, 1, 1)`; infinite for a constant map, which then has no effect."""
     sigma = A.std(dim=(2, 3), keepdim=True, correction=0)
     flat = sigma <= 1e-6 * sigma.amax(1, keepdim=True)
     return sigma.where(~flat, torch.full_like(sigma, math.inf))

@@ -1,4 +1,4 @@
-"""Raw attention: what the class token looks at in the last block (Dosovitskiy et al. 2021)."""
+"""Raw attention: the class token's attention in the last block (Dosovitskiy et al. 2021)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .registry import METHODS
     uses_layer=False,
 )
 def raw_attention(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
-    """Show the class token's attention to the patches in the last block.
+    """Return the class token's attention to the patches in the last block.
 
         S = mean over heads of P_L[class token, patches],    P_L = softmax(q kᵀ/√d) of block L
 
-    It is the same for every class: nothing of the class enters it.
+    It does not depend on the target class.
 
     Args:
-        classifier: A vision transformer with a class token; where it is cut does not matter.
+        classifier: A vision transformer with a class token; its layer is not used.
         images: `(N, 3, H, W)` in [0, 1].
         targets: Not used.
 

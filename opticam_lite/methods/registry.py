@@ -1,4 +1,4 @@
-"""The registry of saliency methods, and what a slow method tells while it runs."""
+"""The registry of saliency methods, and the `Step` that slow methods pass to their callback."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Step:
         index: 1 for the first step.
         total: The number of steps at most; a run whose images all stop early has fewer.
         objective: The objective of each image `(N,)`, or None if the method optimises nothing.
-        saliency: The present saliency maps `(N, 1, h, w)`, or None.
+        saliency: The current saliency maps `(N, 1, h, w)`, or None.
         to_masks: Turns `saliency` into masks.
     """
 
@@ -44,7 +44,7 @@ class Step:
     to_masks: Callable[[Tensor], Tensor] | None = None
 
     def masks(self) -> Tensor | None:
-        """Return the present masks `(N, 1, H, W)`, or None if there are none yet."""
+        """Return the current masks `(N, 1, H, W)`, or None if there are none yet."""
         if self.saliency is None or self.to_masks is None:
             return None
         return self.to_masks(self.saliency)

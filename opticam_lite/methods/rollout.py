@@ -1,4 +1,4 @@
-"""Attention rollout: attention followed through all blocks (Abnar & Zuidema 2020)."""
+"""Attention rollout: the product of the attention of all blocks (Abnar & Zuidema 2020)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def rollout(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
         A_b = rows of (mean over heads of P_b + I), each divided by its sum
         S   = (A_L ⋯ A_2 A_1)[class token, patches]
 
-    Rows sum to 1, so S says which share of the class token comes from each patch if tokens were
-    only ever mixed. It is the same for every class.
+    Rows sum to 1, so S is the share of each patch in the class token if blocks did nothing but
+    average tokens. It does not depend on the target class.
 
     Args:
-        classifier: A vision transformer with a class token; where it is cut does not matter.
+        classifier: A vision transformer with a class token; its layer is not used.
         images: `(N, 3, H, W)` in [0, 1].
         targets: Not used.
 

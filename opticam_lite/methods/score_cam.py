@@ -21,21 +21,21 @@ def score_cam(
     chunk: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Weigh each feature map by the logit that it gives as a mask.
+    """Weigh each feature map by the class logit of the image masked by it.
 
         u_k = f(x ⊙ n(up(A_k)))_c − f(0)_c,    w = softmax(u),    S = relu(Σ_k w_k A_k)
 
-    One forward pass per channel that is not flat: a flat one gives a black image, whose u_k is 0.
+    One forward pass per channel that is not constant: a constant one gives a black image, u_k = 0.
 
     Args:
         classifier: Any, cut at any layer.
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)` class indices.
         precision: Of the masked images' passes: `"float32"`, or `"bfloat16"` or `"auto"` to be
-            quicker on some processors. The softmax over raw logits magnifies the error of
-            bfloat16: single maps may differ visibly, AD and AG hardly.
-        chunk: How many masked images pass through the network at a time; bounds the memory.
-            Default: `classifier.images_at_once()`.
+            faster on some processors. The softmax over raw logits amplifies the error of bfloat16:
+            single maps may differ visibly, AD and AG hardly.
+        chunk: Batch size of the masked images; bounds the memory. Default:
+            `classifier.images_at_once()`.
         callback: Called after each chunk of an image's channels.
 
     Returns:

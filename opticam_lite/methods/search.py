@@ -1,8 +1,8 @@
-"""The engine of every method that searches for a mask by gradient steps.
+"""The optimisation loop of the methods that search for a mask by gradient steps.
 
-A method states three things: its map (parameters → saliency), its objective and its update. The
-engine repeats them, keeps the best maps that it has seen, stops each image when it has converged,
-tells a callback, and on a GPU records the step once (`RecordedStep`).
+A method defines its map (parameters → saliency), its objective and its update. The loop repeats
+them, keeps the best maps seen, stops each image when it has converged, calls the callback, and on a
+GPU records the step once (`RecordedStep`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SELECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "log-probability": lambda y, c: y.log_softmax(1),
     "margin": lambda y, c: y - y.scatter(1, c, -math.inf).amax(1, keepdim=True),
 }
-"""Selector functions g_c: what is read of logits y `(N, C)` in column c `(N, 1)`."""
+"""Selector functions g_c of logits y `(N, C)` and classes c `(N, 1)`."""
 
 
 def search(
@@ -37,20 +37,20 @@ def search(
     tell_last: bool = False,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Maximise an objective for each image by itself; return the best maps seen.
+    """Maximise an objective for each image independently; return the best maps seen.
 
     Args:
         parameters: `(N, …)`, changed in place.
-        evaluate: Parameters → saliency maps S `(N, 1, h, w)`, their objectives F `(N,)`, and what
-            is ascended `(N,)`: F, or F less a penalty.
+        evaluate: Parameters → saliency maps S `(N, 1, h, w)`, their objectives F `(N,)`, and the
+            function that is differentiated `(N,)`: F, or F minus a penalty.
         update: Takes the gradient `(N, …)` and changes the parameters in place. Neither `update`
-            nor `evaluate` may ask for a value (see `RecordedStep`).
-        start: Maps of the parameters as they are given; returned if no objective is a number.
-        steps: At most so many. The parameters that the last one leaves are judged, too.
+            nor `evaluate` may copy a value to the CPU (see `RecordedStep`).
+        start: Maps of the initial parameters; returned where every objective is NaN.
+        steps: Largest number of steps. The parameters after the last one are evaluated, too.
         to_masks: S → masks, for the callback.
-        tolerance: An image stops, whatever its batch-mates do, once its objective changes by less
+        tolerance: An image stops, independently of the others, once its objective changes by less
             than this from one step to the next.
-        tell_last: Whether that last judgement is told as one more step.
+        tell_last: Whether the callback gets that last evaluation as one more step.
         callback: Called after each step; an exception that it raises ends the search.
 
     Returns:
@@ -83,7 +83,7 @@ def search(
             callback(Step(index, steps + tell_last, F.clone(), S.clone(), to_masks))
 
     recorded = RecordedStep(step, parameters.device)
-    # To ask a GPU which images have converged makes it wait; a CPU loses nothing.
+    # Checking for convergence synchronises with a GPU, so it is done rarely there.
     ask_every = 1 if parameters.device.type == "cpu" else 10
     for index in range(1, steps + 1):
         recorded()
@@ -97,13 +97,13 @@ def search(
 
 
 def select(logits: Tensor, targets: Tensor, selector: str) -> Tensor:
-    """Apply the selector function g_c to logits `(N, C)`: one number an image, `(N,)`."""
+    """Apply the selector function g_c to logits `(N, C)`: one value per image, `(N,)`."""
     c = targets[:, None]
     return SELECTORS[selector](logits, c).gather(1, c)[:, 0]
 
 
 def check_numbers(condition: str, holds: Callable[[float], bool], **values: float) -> None:
-    """Raise ValueError for the first value that does not hold a condition, named in words."""
+    """Raise ValueError for the first value that violates a condition, which the error states."""
     for name, value in values.items():
         if not holds(value):
             raise ValueError(f"{name} is {value}; {condition} is needed")

@@ -1,8 +1,8 @@
 """TIBAV: transformer interpretability beyond attention visualization (Chefer et al., CVPR 2021).
 
-Relevance starts as 1 at the target's logit and is handed back, layer by layer, to what contributed
-to it. That is how gradients travel, too: so the rules are written as operations whose *backward
-pass hands out relevance instead of gradients*, and autograd does the walking.
+Relevance is 1 at the target's logit and is propagated backwards, layer by layer, to the inputs in
+proportion to their contributions. The rules are implemented as operations whose *backward pass
+propagates relevance instead of gradients*, so autograd traverses the network.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .registry import METHODS
 
 
 def unfit(classifier: Classifier) -> str | None:
-    """Say why TIBAV can't explain a classifier, or None if it can."""
+    """Return why TIBAV can't explain a classifier, or None if it can."""
     parts = classifier.transformer
     return parts if isinstance(parts, str) else _without_rule(parts)
 
 
 def _without_rule(parts: Transformer) -> str | None:
-    # A module with linear layers inside is more than an activation or a norm.
+    # A module that contains linear layers is no activation or norm.
     for module in (m for block in parts.blocks for m in block.mlp):
         inner = [m for m in module.modules() if isinstance(m, nn.Linear) and m is not module]
         if inner:
@@ -78,7 +78,7 @@ def tibav(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
 
 
 class Relevance(Operations):
-    """The operations of a transformer whose backward pass hands out relevance."""
+    """The operations of a transformer with a backward pass that propagates relevance."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See `_Linear`."""
@@ -97,12 +97,12 @@ class Relevance(Operations):
         return _Fork.apply(x)
 
     def apply(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Norms, activations, the softmax and scales pass relevance on as it is."""
+        """Norms, activations, the softmax and scales pass relevance on unchanged."""
         return _Same.apply(x, f)
 
 
 class _Linear(Function):
-    """The αβ rule with α = 1: only contributions above zero count, and the bias gets nothing.
+    """The αβ rule with α = 1: only positive contributions count, and the bias gets none.
 
     R_j = Σ_i (x_j w_ij)⁺ / (Σ_j' (x_j' w_ij')⁺) R_i. A contribution is positive where input and
     weight have the same sign.
@@ -125,9 +125,9 @@ class _Linear(Function):
 
 
 class _Matmul(Function):
-    """Half of the relevance for either factor, shared out by contribution.
+    """Half of the relevance for either factor, distributed by contribution.
 
-    The paper divides it in the way of `_Add`; the authors' code halves it.
+    The paper divides it between the factors as in `_Add`; the authors' code halves it.
     """
 
     @staticmethod
@@ -144,11 +144,11 @@ class _Matmul(Function):
 
 
 class _Add(Function):
-    """Share relevance out by contribution, then scale both parts so that nothing is lost.
+    """Distribute relevance by contribution, then scale both parts so that the sum is conserved.
 
-    Parts of opposite sign would grow without bound (a/(a + b) is any number), so each image's part
-    is scaled to |Σa| / (|Σa| + |Σb|) of the whole, eqs. 9 and 10 of the paper. The authors' code
-    takes these sums over the whole batch.
+    Parts of opposite sign would be unbounded (a/(a + b) is any number), so each image's part is
+    scaled to |Σa| / (|Σa| + |Σb|) of the whole, eqs. 9 and 10 of the paper. The authors' code takes
+    these sums over the whole batch.
     """
 
     @staticmethod
@@ -169,10 +169,10 @@ class _Add(Function):
 
 
 class _Fork(Function):
-    """Relevances that come back along both ways are added up, which autograd does before this.
+    """The relevances of both branches are summed, which autograd does before this.
 
-    The authors' code divides by the value and multiplies with it again, which takes relevance from
-    values of about 1e-9; large relevances may sit there, so this is seen in the map.
+    The authors' code divides by the value and multiplies by it again, which removes relevance from
+    values of about 1e-9; relevance can be large there, so the effect is visible in the map.
     """
 
     @staticmethod
@@ -197,7 +197,7 @@ class _Same(Function):
 
 
 def _sum(R: Tensor) -> Tensor:
-    """Sum over each image, shaped so that it multiplies the image again."""
+    """Sum over each image, shaped to broadcast against it."""
     return R.sum(tuple(range(1, R.ndim)), keepdim=True)
 
 

@@ -17,8 +17,8 @@ def xgrad_cam(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor
 
         w_k = Σ g_k A_k / Σ A_k,    S = relu(Σ_k w_k A_k)        with g = ∂y_c/∂A
 
-    The sums are over positions. A map whose sum is 0, but for rounding, has no such average; its
-    weight is 0. (A relu's map then is 0 everywhere, and its weight does not matter.)
+    The sums are over positions. For a map whose sum is 0, up to rounding, the average is undefined;
+    its weight is 0. (The output of a relu is then 0 everywhere, so the weight has no effect.)
 
     Args:
         classifier: Any, cut at any layer.

@@ -8,8 +8,8 @@
 | I | insertion: area under the probability while pixels are put back (5.3.2) | ↑ |
 | D | deletion: area under the probability while pixels are blackened (5.3.2) | ↓ |
 | AOPC | mean fall of the probability while ten patches are blackened (5.3.3) | ↑ |
-| MS | max-sensitivity: how far the map moves with a little noise; a ratio (5.3.3) | ↓ |
-| ADCC | harmonic mean of coherency, simplicity and what is not dropped (5.3.3) | ↑ |
+| MS | max-sensitivity: relative change of the map under small noise; a ratio (5.3.3) | ↓ |
+| ADCC | harmonic mean of coherency, 1 − complexity and 1 − drop (5.3.3) | ↑ |
 | OM | official metric: localisation error where the class is right, else 1 (eq. A1) | ↓ |
 | LE | localisation error: what the predicted box lacks of the true one (eq. A2) | ↓ |
 | F1 | harmonic mean of precision and recall of pixels (eqs. A3, A4) | ↑ |
@@ -18,10 +18,10 @@
 | EP | energy pointing game: share of the mass on the object (eq. A3) | ↑ |
 | SM | saliency metric: log of the predicted box's area and of p; unbounded (eq. A7) | ↓ |
 
-AD, AG, AI, I and D are about the network; OM to EP need boxes and are about the object; OM needs
-the true class, too. Functions return a fraction for each image, `average_…` percent.
-`METRICS[name]` holds what `ol.evaluate` asks: values as tables print them, in percent but for MS
-and SM.
+AD, AG, AI, I and D measure faithfulness to the network; OM to EP need boxes and measure
+localisation of the object; OM also needs the true class. Functions return a fraction for each
+image, `average_…` percent. `METRICS[name]` is what `ol.evaluate` uses: values as tables print them,
+in percent except for MS and SM.
 """
 
 # The order of these is that of METRICS and of tables.
@@ -86,5 +86,5 @@ __all__ = [
 
 
 def list_metrics() -> list[str]:
-    """Return the names of all metrics; `METRICS[name]` tells a metric's paper."""
+    """Return the names of all metrics; `METRICS[name]` has a metric's title and source."""
     return list(METRICS)

@@ -42,19 +42,19 @@ def adcc(p: Probabilities, o: Probabilities, masks: Tensor, again: Tensor) -> Te
         float64 `(N,)` in [0, 1].
 
     Raises:
-        ValueError: If shapes or values are not those.
+        ValueError: If shapes or values are others.
     """
     good = torch.stack(
         [coherency(masks, again), 1 - complexity(masks), 1 - drop(p, o).to(masks.device)]
     )
-    # 1/0 = ∞ and 3/∞ = 0: floats have the limit built in.
+    # In floating point 1/0 = ∞ and 3/∞ = 0, which is the limit.
     return 3 / (1 / good).sum(0)
 
 
 def coherency(masks: Tensor, again: Tensor) -> Tensor:
     """Return (r + 1)/2 of each image, r Pearson's correlation of S(x) and S(x ⊙ S(x)).
 
-    A flat map varies with nothing: r is 0.
+    For a constant map, whose correlation is undefined, r is 0.
 
     Args:
         masks, again: `(N, 1, H, W)`.

@@ -1,7 +1,7 @@
 """Insertion, deletion and AOPC: the probability while pixels are replaced, most salient first.
 
-All three go from an image `start` to an image `end`: in decreasing order of saliency, pixels change
-over, and the probability of a class is observed after every step.
+All three go from an image `start` to an image `end`: pixels are replaced in decreasing order of
+saliency, and the probability of a class is measured after every step.
 
 | name | start | end | a step |
 |---|---|---|---|
@@ -9,10 +9,10 @@ over, and the probability of a class is observed after every step.
 | deletion D ↓ | the image | black | a row's worth of pixels, until all are changed |
 | AOPC ↑ | the image | black | a patch, for the ten most salient |
 
-Only the order of the saliency counts: a strictly increasing transform changes nothing. Pixels of
-equal saliency (a CAM's black regions, all but one of Fake-CAM's) take turns in an order drawn from
-the seed, the same for every image. By position they would go row by row from the top, which favours
-what is there and makes a compact region of what has no order.
+Only the order of the saliency matters: a strictly increasing transform changes nothing. Pixels of
+equal saliency (regions where a CAM is 0, all but one pixel of Fake-CAM) are ordered at random, by
+the seed and alike for every image. Ordered by position, they would be replaced row by row from the
+top, which favours what is there and makes a compact region of pixels that have no order.
 
 Insertion and deletion run the network's quick copy in float32 (`Classifier.quick`).
 
@@ -42,7 +42,7 @@ Targets = Tensor | Sequence[int] | int
 
 
 class Curves(NamedTuple):
-    """What replacing pixels does to each image.
+    """The probability curve of each image and the metric computed from it.
 
     Attributes:
         areas: float64 `(N,)`: the metric, as a fraction.
@@ -83,8 +83,8 @@ def insertion(
 ) -> Curves:
     """Return the area under the probability while the blurred image's pixels become the image's.
 
-    The blur is a Gaussian, 11×11 with σ = 5 (RISE), mirrored at the border. RISE's own code folds
-    what it cuts off back into the window, which makes it nearly a box, and has a black border.
+    The blur is a Gaussian, 11×11 with σ = 5 (RISE), with mirrored padding. RISE's own code reflects
+    the truncated tails into the window, which makes it nearly a box filter, and pads with zeros.
 
     Args:
         classifier: The network.
@@ -92,14 +92,14 @@ def insertion(
         masks: Saliency `(N, 1, H, W)`, of any range. A step is W pixels: 224 for 224×224.
         targets: `(N,)` classes, or one for all. Default: the predicted ones (section 5.3.2).
         seed: Of the order among pixels of equal saliency.
-        batch_size: Steps of an image at a time; bounds the memory. Default:
+        batch_size: Number of steps in a batch; bounds the memory. Default:
             `classifier.images_at_once()`.
 
     Returns:
         Areas `(N,)` in [0, 1] by the trapezoid rule, and values `(N, H + 1)`.
 
     Raises:
-        ValueError: If shapes or values are not those.
+        ValueError: If shapes or values are others.
     """
     images = classifier.check_images(images)
     blurred = transforms.gaussian_blur(images, [11, 11], [5.0, 5.0]).clamp(0, 1)
@@ -147,8 +147,8 @@ def replacement(
 ) -> Curves:
     """Return the area under the probability while pixels of `start` become those of `end`.
 
-    Insertion and deletion are this. From `end` to `start` by −S gives the curve of S backwards,
-    if no two pixels are equally salient.
+    Insertion and deletion are special cases. From `end` to `start` by −S gives the reversed curve
+    of S, if no two pixels are equally salient.
 
     Args:
         classifier: The network.
@@ -199,7 +199,7 @@ def aopc(
     Args:
         classifier: The network.
         images: `(N, 3, H, W)` in [0, 1].
-        masks: Saliency `(N, 1, H, W)`; a patch's is its pixels' sum.
+        masks: Saliency `(N, 1, H, W)`; that of a patch is the sum over its pixels.
         targets: `(N,)` classes, or one for all. Default: the predicted ones.
         patch: Side of the patches, from the top left corner on; the last ones may be cut
             (section 5.3.3).
@@ -211,7 +211,7 @@ def aopc(
         Areas: AOPC `(N,)` in [−1, 1]; values `(N, 1 + L)`: p, p_1, … p_L.
 
     Raises:
-        ValueError: If shapes or values are not those.
+        ValueError: If shapes or values are others.
     """
     images = classifier.check_images(images)
     check_masks(masks, images)
@@ -230,7 +230,7 @@ def aopc(
 
 
 def _ranks(saliency: Tensor, seed: int) -> Tensor:
-    """Return each value's rank in decreasing order, `(N, P)` from 0; ties in a drawn order."""
+    """Return each value's rank in decreasing order, `(N, P)` from 0; ties in random order."""
     seed = whole_number("seed", seed, 0, 2**63 - 1)
     drawn = torch.randperm(saliency.shape[1], generator=torch.Generator().manual_seed(seed))
     drawn = drawn.to(saliency.device)

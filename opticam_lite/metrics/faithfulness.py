@@ -20,7 +20,7 @@ Probabilities = Tensor | Sequence[float]
 def drop(p: Probabilities, o: Probabilities) -> Tensor:
     """Return the relative drop of each image, [p − o]₊ / p, in [0, 1] (inside eq. 13).
 
-    A drop from p = 0 is 0: there is nothing to lose.
+    For p = 0 the drop is defined as 0.
 
     Raises:
         ValueError: If p and o are not vectors of the same length, of values in [0, 1].
@@ -32,7 +32,7 @@ def drop(p: Probabilities, o: Probabilities) -> Tensor:
 def gain(p: Probabilities, o: Probabilities) -> Tensor:
     """Return the relative gain of each image, [o − p]₊ / (1 − p), in [0, 1] (inside eq. 15).
 
-    A gain at p = 1 is 0: there is nothing to win, and float32 softmax does reach exactly 1.
+    For p = 1, which softmax in float32 does reach, the gain is defined as 0.
 
     Raises:
         ValueError: If p and o are not vectors of the same length, of values in [0, 1].
@@ -76,9 +76,9 @@ def average_drop(p: Probabilities, o: Probabilities) -> float:
     of_case=lambda _, case: 100 * gain(case.p, case.o),
 )
 def average_gain(p: Probabilities, o: Probabilities) -> float:
-    """Return AG in percent: how much of what is missing masking wins; higher is better (eq. 15).
+    """Return AG in percent: the share of 1 − p that masking gains; higher is better (eq. 15).
 
-    >>> average_gain([0.5, 0.75], [0.25, 1.0])  # nothing is won, all is won
+    >>> average_gain([0.5, 0.75], [0.25, 1.0])  # nothing is gained, all is gained
     50.0
     """
     return _percent(gain(p, o))
@@ -112,7 +112,7 @@ def _check(p: Any, o: Any) -> tuple[Tensor, Tensor]:
 
 
 def check_probabilities(name: str, values: Any, n: int | None = None) -> Tensor:
-    """Return probabilities as float64 `(N,)`, so that 1 − p keeps its digits near 1.
+    """Return probabilities as float64 `(N,)`, so that 1 − p is accurate for p near 1.
 
     Raises:
         ValueError: Unless they are a vector of fractions in [0, 1], of length `n` if given.

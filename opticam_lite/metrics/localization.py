@@ -2,7 +2,7 @@
 
 `masks` S are `(N, 1, H, W)` in [0, 1]; `boxes` hold one int64 tensor `(M, 4)` for each image: x0,
 y0, x1, y1 in pixels, right and bottom exclusive. Functions return float64 `(N,)`, NaN for an image
-without boxes (M = 0), and raise ValueError if shapes or values are not those.
+without boxes (M = 0), and raise ValueError for other shapes or values.
 
 The predicted box B_p is that of the largest connected component above the mean of the map. Pixels
 that touch at a corner are connected, as in the code of [66]; of equally large components the first
@@ -173,7 +173,7 @@ def box_overlaps(masks: Tensor, boxes: Boxes, thresholds: Sequence[float] = THRE
 def pointing_game(masks: Tensor, boxes: Boxes) -> Tensor:
     """Return SP = 1[p* ∈ U], p* the most salient pixel; higher is better (eq. A6).
 
-    Of several most salient pixels none is favoured: SP is the share of them that is in U.
+    If several pixels have the largest saliency, SP is the share of them that is in U.
     """
     U = _unions(masks, boxes)
     top = (masks == masks.amax((2, 3), keepdim=True)).double()
@@ -191,7 +191,7 @@ def pointing_game(masks: Tensor, boxes: Boxes) -> Tensor:
 def energy_pointing_game(masks: Tensor, boxes: Boxes) -> Tensor:
     """Return EP = P, the share of the map's mass that is in U; higher is better (eq. A3).
 
-    A map of zeros has no mass, and none in U: 0.
+    For a map of zeros EP is defined as 0.
     """
     U, S = _unions(masks, boxes), masks.double()
     T = _sum(S)
@@ -228,7 +228,7 @@ def predicted_boxes(masks: Tensor) -> Tensor:
     """Return B_p of each map, int64 `(N, 4)`; (0, 0, 0, 0) where nothing is above the mean."""
     check_masks(masks)
     S = masks[:, 0].double()
-    # A flat map's mean may be below its values by a rounding error.
+    # The mean of a constant map may be below its values by a rounding error.
     above = S.mean((1, 2), keepdim=True).maximum(S.amin((1, 2), keepdim=True)) < S
     boxes = [_largest_box(pixels) for pixels in above.cpu().numpy()]
     return torch.tensor(boxes, dtype=torch.int64, device=masks.device).view(-1, 4)

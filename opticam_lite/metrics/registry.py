@@ -1,4 +1,4 @@
-"""The registry of metrics, and what a metric is told of the images that it measures."""
+"""The registry of metrics, and `Case`, their input."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ..registry import Entry, Registry
 
 @dataclass
 class Case:
-    """What is known of a batch of images and their masks: computed once, shared by all metrics.
+    """A batch of images and masks with what metrics need of them, computed once and shared.
 
     Attributes:
         classifier: The network.
         images: `(N, 3, H, W)` in [0, 1].
-        targets: `(N,)`, the true classes; the predicted ones where nobody knows.
+        targets: `(N,)`, the true classes; the predicted ones where they are unknown.
         predicted: `(N,)`, the predicted classes.
         masks: `(N, 1, H, W)` in [0, 1], explanations of `targets`.
         p: `(N,)`, the target's probability for the image.
         o: `(N,)`, the target's probability for the image × mask.
         boxes: For each image int64 `(M, 4)`: x0, y0, x1, y1, right and bottom exclusive.
         explain: (images, targets) → masks, by the method and the options that made `masks`.
-        seed: Of metrics that draw at random.
+        seed: Of metrics that use random numbers.
         known: bool `(N,)`, whether `targets` holds the true class; None if it does for all.
     """
 
@@ -46,14 +46,14 @@ class Case:
     _shared: dict[Callable[[Case], Tensor], Tensor] = field(default_factory=dict, repr=False)
 
     def share(self, compute: Callable[[Case], Tensor]) -> Tensor:
-        """Return `compute(self)`, computed once: what several metrics need."""
+        """Return `compute(self)`, computed once and cached for all metrics that need it."""
         if compute not in self._shared:
             self._shared[compute] = compute(self)
         return self._shared[compute]
 
     @cached_property
     def masks_of_predicted(self) -> Tensor:
-        """Masks `(N, 1, H, W)` of the predicted classes; only wrong predictions cost anything."""
+        """Masks `(N, 1, H, W)` of the predicted classes; only those that differ are computed."""
         wrong = self.predicted != self.targets
         if not wrong.any():
             return self.masks
@@ -76,7 +76,7 @@ class Metric(Entry):
             `(N,)`; NaN where the metric is not defined for an image, such as localisation without
             boxes.
         better: `"higher"` or `"lower"`.
-        unit: `"percent"`, or what else the values are, such as `"ratio"`.
+        unit: `"percent"`, or another unit of the values, such as `"ratio"`.
         needs: `"boxes"` if the metric is defined for images with boxes only, else None.
         detail: Returns a row for each image of a case, float64 `(N, T)`, where `average` needs
             more than the values.
@@ -104,10 +104,10 @@ METRICS = Registry("metric", Metric)
 
 
 def check_masks(masks: Tensor, images: Tensor | None = None) -> None:
-    """Say what is wrong unless masks are `(N, 1, H, W)` without NaN, one for each image if given.
+    """Check that masks are `(N, 1, H, W)` without NaN, one for each image if given.
 
     Raises:
-        TypeError, ValueError: If they are not that.
+        TypeError, ValueError: If they are not; the message says what is wrong.
     """
     check_tensor("masks", masks)
     if masks.ndim != 4 or masks.shape[1] != 1:

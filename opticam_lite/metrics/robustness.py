@@ -1,4 +1,4 @@
-"""Max-sensitivity: how far a map moves when the image is hardly changed (section 5.3.3)."""
+"""Max-sensitivity: the relative change of a map under small noise in the image (section 5.3.3)."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def max_sensitivity(
 ) -> Tensor:
     """Return the largest relative change of each map, max over x′ of ‖S(x) − S(x′)‖ / ‖S(x)‖.
 
-    x′ = x + noise, uniform in ±radius for each value, then clamped to [0, 1], since an image must
-    be there. The noise is drawn from the seed, the same for every image of a size.
+    x′ = x + noise, uniform in ±radius for each value, then clamped to [0, 1], the range of images.
+    The noise is drawn from the seed, the same for every image of a size.
 
-    A map S(x) = 0 has no norm to be relative to: the sensitivity is 0 if all maps S(x′) are 0, too
-    (nothing changed), else NaN, which averages leave out.
+    For S(x) = 0 the ratio is undefined: the sensitivity is 0 if all maps S(x′) are 0, too (no
+    change), else NaN, which averages leave out.
 
     Args:
         explain: (images, targets) → masks `(N, 1, H, W)`, the method under test.
@@ -55,7 +55,7 @@ def max_sensitivity(
         float64 `(N,)`, from 0, a ratio and no percentage.
 
     Raises:
-        ValueError: If shapes or values are not those.
+        ValueError: If shapes or values are others.
     """
     check_range("images", images)
     check_masks(masks, images)

@@ -1,7 +1,8 @@
-"""A network in one place: the classifier, its cut at a layer, its quick copy, its description.
+"""The network: the classifier, its cut at a layer, its quick copy, the parts of a transformer.
 
-`Classifier` is what the other rooms use. Speed lives here and in the search engine of the methods:
-channels last, folded batch norms, frozen parameters, the head alone, recorded steps.
+`Classifier` is what the rest of the package uses. All optimisations for speed are here and in
+`methods.search`: channels-last memory format, folded batch norms, frozen parameters, running the
+head alone, CUDA graphs.
 """
 
 from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing, Quick

@@ -1,4 +1,4 @@
-"""The head of a network on maps that lack one channel, for every channel in turn."""
+"""Logits of a network with one channel of the feature maps set to 0, for any channels."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Ablate = Callable[[Tensor], Tensor]
 
 
 def ablation(classifier: Classifier, maps: Tensor, rest: Rest) -> Ablate:
-    """Return the head of one image without each of the channels k: `(n,)` → logits `(n, C)`.
+    """Return a function from channels k `(n,)` to the logits `(n, C)` without each of them.
 
-    Where the head begins with a sum over the channels, to subtract one channel's share of the sum
-    is less work than the whole sum without it: the sum of a 1×1 convolution, Z_o = Σ_k W_ok A_k +
-    b_o, and those of a transformer's last attention (`AttentionAblation`).
+    Where the head begins with a sum over the channels, subtracting one channel's term is cheaper
+    than computing the whole sum without it: the sum of a 1×1 convolution, Z_o = Σ_k W_ok A_k + b_o,
+    and those of a transformer's last attention (`AttentionAblation`).
 
     Args:
         classifier: Cut at the layer of the maps.
@@ -49,15 +49,16 @@ def ablation(classifier: Classifier, maps: Tensor, rest: Rest) -> Ablate:
 
 
 class AttentionAblation:
-    """Logits of one image whose last attention reads tokens that lack a channel.
+    """Logits of one image with one channel of the last attention's input tokens set to 0.
 
-    Without channel k a token x_j is x_j − x_jk e_k. So a query's scores r·x_j, r = q W_k/√d, lose
-    r_k x_jk, a matrix of rank one, and its answer Σ_j a_j x_j W_v loses (Σ_j a_j x_jk) e_k W_v: no
-    token has to be projected again. Only queries that keep their channels may be asked for.
+    Without channel k a token x_j is x_j − x_jk e_k. So the scores r·x_j of a query, r = q W_k/√d,
+    decrease by r_k x_jk, a matrix of rank one, and its output Σ_j a_j x_j W_v decreases by
+    (Σ_j a_j x_jk) e_k W_v: no token has to be projected again. Valid only for the queries of prefix
+    tokens, whose own channels are kept.
 
     Args:
-        parts: The transformer; queries and keys must have no norm of their own.
-        x: `(1, T, D)`, what the last attention reads.
+        parts: The transformer; queries and keys must not be normalised (no QK norm).
+        x: `(1, T, D)`, input of the last attention.
         skip: `(1, T, D)`, the tokens before the norm, which the skip connection adds.
     """
 
@@ -74,7 +75,7 @@ class AttentionAblation:
         weight, _ = self.block.qkv
         _, W_k, W_v = weight[:, k].unflatten(0, (3, self.block.heads, -1))  # (heads, d, n)
         x_k = self.x[:, k].T.clone()  # (n, T)
-        x_k[:, : self.parts.prefix] = 0  # tokens set aside keep the channel
+        x_k[:, : self.parts.prefix] = 0  # prefix tokens keep the channel
         r_k = torch.einsum("htd,hdn->nht", self.q, W_k)
         a = (self.scores - r_k[..., None] * x_k[:, None, None]).softmax(-1)  # (n, heads, asking, T)
         lost = torch.einsum("nhtj,nj,hdn->nhtd", a, x_k, W_v)

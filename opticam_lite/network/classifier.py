@@ -1,4 +1,4 @@
-"""A frozen network with all that an explanation needs: normalisation, labels, device, a layer."""
+"""`Classifier`: a frozen network with its normalisation, labels, device and layer to explain."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ class Classifier:
             size / 0.875, centre crop of `size`, bilinear.
         device: `"auto"` (a CUDA GPU where there is one, else the CPU) or any torch device.
         normalize: False leaves the normalisation out (paper, Appendix H).
-        name: What tables and figures call it.
+        name: Name in tables and figures.
 
     Raises:
-        ValueError: If an argument has a wrong value. `CutError`, a kind of it, if the network
-            can't be traced or has no such layer.
+        ValueError: If an argument has a wrong value. `CutError`, a subclass, if the network can't
+            be traced or has no such layer.
     """
 
-    @torch.inference_mode(False)  # there the copy could not be differentiated later
+    @torch.inference_mode(False)  # inference tensors could not be differentiated later
     def __init__(
         self,
         network: nn.Module,
@@ -144,7 +144,7 @@ class Classifier:
 
     @property
     def reads_maps(self) -> bool:
-        """Whether the logits depend on the layer's maps, not only on tokens set aside."""
+        """Whether the logits depend on the layer's maps, not only on its prefix tokens."""
         return self._traced.reads(self.layer)
 
     def _cut_at(self, layer: str) -> None:
@@ -154,9 +154,9 @@ class Classifier:
 
     @property
     def transformer(self) -> Transformer | str:
-        """The parts of the network if it is a vision transformer with a class token, else why not.
+        """The parts of a vision transformer with a class token, or why the network is none.
 
-        See `network.transformer`; the parts' logits were compared with the network's own.
+        See `network.transformer`; the logits of the parts were compared with the network's.
         """
         return self._traced.transformer
 
@@ -210,7 +210,7 @@ class Classifier:
         Raises:
             ValueError: If the precision is not one of these, or the network fails in it.
         """
-        # In a very small network the conversions cost what the multiplications save.
+        # In a very small network the conversions cost as much time as the multiplications save.
         small = self._traced.values < 1_000_000
         dtype = dtype_of("float32" if precision == "auto" and small else precision, self.device)
         if dtype not in self._copies:
@@ -227,7 +227,7 @@ class Classifier:
 
     @torch.inference_mode(False)  # the copy is kept, and searches need its gradients
     def _quick_copy(self, dtype: torch.dtype) -> QuickCopy | None:
-        """Return a quick copy of the network, or None if it does not do the same."""
+        """Return a quick copy of the network, or None if its logits differ."""
         generator = torch.Generator().manual_seed(0)
         x = self.normalised(torch.rand(2, 3, *self.size, generator=generator))
         described = isinstance(self.transformer, Transformer)
@@ -235,13 +235,13 @@ class Classifier:
             copied = QuickCopy(self.network, self._traced.graph, dtype, transformer=described)
             with torch.no_grad():
                 expected, logits = self._run(x), copied(x)
-        except (RuntimeError, TypeError, ValueError):  # an operation lacks that number format
+        except (RuntimeError, TypeError, ValueError):  # an operation does not support the dtype
             return None
         tolerance = (0.1 if dtype == torch.bfloat16 else 1e-3) * expected.abs().amax()
         return copied if (logits - expected).abs().amax() <= tolerance else None
 
     def __copy__(self) -> Classifier:
-        other = object.__new__(type(self))  # not by `__reduce__`, which would trace again
+        other = object.__new__(type(self))  # `__reduce__` would trace the network again
         other.__dict__.update(self.__dict__)
         return other
 
@@ -255,17 +255,17 @@ class Classifier:
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Graphs can't be pickled: the network is traced again where it arrives.
+        # Graphs can't be pickled: the network is traced again when it is unpickled.
         arguments = self.rebuild_arguments()
         if arguments["device"] != "cpu":
             arguments["device"] = "auto"
         return partial(type(self), **arguments), ()
 
     def remember(self, images: Tensor) -> Classifier:
-        """Return the same classifier with the feature maps of a batch at hand.
+        """Return the same classifier with the feature maps of a batch cached.
 
-        Its `split` answers for equal images without running the network, and `recalls` counts how
-        often it did; so several methods share the features of a batch.
+        For equal images its `split` returns them without running the network, so several methods
+        share the features of a batch; `recalls` counts these calls.
         """
         other = copy.copy(self)
         with torch.no_grad():
@@ -274,11 +274,11 @@ class Classifier:
 
     @property
     def recalls(self) -> int:
-        """How often `split` answered with what `remember` was given."""
+        """How often `split` returned the cached feature maps of `remember`."""
         return self._memory.recalls if self._memory is not None else 0
 
     def split(self, images: Tensor) -> tuple[Tensor, Rest]:
-        """Return the feature maps `(N, K, h, w)` and the rest that `head` needs besides them."""
+        """Return the feature maps `(N, K, h, w)` and the other values that `head` needs."""
         if self._memory is not None and self._memory.holds(images):
             self._memory.recalls += 1
             return self._memory.maps.detach(), self._memory.rest
@@ -295,7 +295,7 @@ class Classifier:
             return self._cut.head(maps, rest)
 
     def ablation(self, maps: Tensor, rest: Rest) -> Ablate:
-        """Return the head of one image without each of the channels k: `(n,)` → logits `(n, C)`.
+        """Return a function from channels k `(n,)` to the logits `(n, C)` without each of them.
 
         Args:
             maps, rest: Of one image, `(1, K, h, w)`, as `split` returns them.
@@ -325,16 +325,16 @@ class Classifier:
         """Return the most probable classes `(N,)`, int64, of images `(N, 3, H, W)` in [0, 1].
 
         Raises:
-            TypeError, ValueError: If the images are not that.
+            TypeError, ValueError: If type, shape or range of the images is another.
         """
         return self.probabilities(self.check_images(images)).argmax(1)
 
     def images_at_once(self, size: Sequence[int] | None = None, *, layer: str | None = None) -> int:
-        """Return how many images, masked images or feature maps to compute at a time.
+        """Return the batch size for images, masked images or feature maps.
 
-        On a CPU a layer's values should stay near the caches (4 million of the largest layer), a
-        GPU wants more to do at a time (eight times as many): at least 8 and at most 64, and what
-        fits into a quarter of the free memory, with gradients; at least 1.
+        On a CPU the values of a layer should fit into the caches (4 million of the largest layer);
+        a GPU needs larger batches to be used fully (eight times as many). At least 8 and at most
+        64, then at most what fits into a quarter of the free memory, with gradients; at least 1.
 
         Args:
             size: Height and width of the images. Default: what the network is made for.
@@ -346,12 +346,12 @@ class Classifier:
         else:
             free, budget = psutil.virtual_memory().available, 2**22
         most = min(64, max(8, int(budget / (self._traced.largest(layer) * area))))
-        # A gradient needs every value again on the way back, and the gradient of each.
+        # The backward pass needs all activations and their gradients.
         bytes_each = 2 * 4 * self._traced.values * area
         return max(1, min(most, int(free / 4 / bytes_each)))
 
     def check_images(self, images: Tensor) -> Tensor:
-        """Return images as float32, or say what is wrong with them.
+        """Return images as float32, or raise an error that says what is wrong with them.
 
         Raises:
             TypeError, ValueError: Unless they are a float tensor `(N, 3, H, W)` in [0, 1].
@@ -382,7 +382,7 @@ class Classifier:
         return images
 
     def check_targets(self, targets: Tensor | Sequence[int] | int, n: int) -> Tensor:
-        """Return targets as int64 `(n,)`, or say what is wrong with them.
+        """Return targets as int64 `(n,)`, or raise an error that says what is wrong with them.
 
         Raises:
             TypeError, ValueError: Unless they are n class indices (or one for all).
@@ -418,7 +418,7 @@ class Classifier:
             )
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Return images `(N, 3, H, W)` in [0, 1] as the network reads them, on its device."""
+        """Return images `(N, 3, H, W)` in [0, 1] normalised, on the network's device."""
         self._check_shape(images)
         x = images.to(self.device, torch.float32)
         return torch.addcmul(self._shift, x, self._scale) if self.normalize else x
@@ -437,15 +437,15 @@ class Classifier:
 
 
 class Quick:
-    """A network's quick copy behind its classifier's door: logits of images, and nothing else.
+    """The quick copy of a network with the normalisation of its classifier: images → logits.
 
     Attributes:
-        dtype: The number format it computes in.
+        dtype: The dtype that it computes in.
     """
 
     def __init__(self, classifier: Classifier, network: QuickCopy | None) -> None:
         self._classifier = classifier
-        self._network = network or classifier._run  # a network whose copy fails is run itself
+        self._network = network or classifier._run  # the network itself if it can't be copied
         self.dtype = torch.float32 if network is None else network.dtype
 
     def logits(self, images: Tensor) -> Tensor:
@@ -456,7 +456,7 @@ class Quick:
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:
-    """Return the network that a wrapper of torch.compile or for several GPUs holds."""
+    """Return the network inside a wrapper of torch.compile or DataParallel."""
     while True:
         inner = dict(network.named_children())
         if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):

@@ -25,7 +25,7 @@ from .transformer import Transformer, describe
 
 
 class _Tracer(NodePathTracer):
-    """Keeps the qualified names of layers, and takes what can't be traced as one piece."""
+    """Keeps the qualified names of layers; modules that can't be traced become leaves."""
 
     def __init__(self, leaves: set[str]) -> None:
         super().__init__(
@@ -48,7 +48,7 @@ class _Tracer(NodePathTracer):
 
 
 def _trace(network: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
-    """Trace a network, leaving those modules whole whose forward can't be traced."""
+    """Trace a network; modules whose forward can't be traced become leaf modules."""
     leaves: set[str] = set()
     # Optional arguments keep their defaults: a traced None would not be None.
     parameters = list(inspect.signature(network.forward).parameters.values())
@@ -70,7 +70,7 @@ def _trace(network: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph, keeps the shape of every value and, of those that are wanted, the values."""
+    """Runs a graph and keeps the shape of every value, and the values of the nodes asked for."""
 
     def __init__(self, module: fx.GraphModule, wanted: Collection[fx.Node] = ()) -> None:
         super().__init__(module)
@@ -104,7 +104,7 @@ class Traced:
         self.network, self.size = network, size
         self.graph, self._names = _trace(network)
         self.module = fx.GraphModule(network, self.graph)
-        # Two images, so that what is not batched (windows, constants) is recognised by its shape.
+        # Two images: values that are not batched (windows, constants) are recognised by shape.
         probe = self._probe(2)
         recorder = _Recorder(self.module)
         with torch.no_grad():
@@ -144,7 +144,7 @@ class Traced:
         self._shapes = recorder.shapes
         self._per_image = self._find_values_per_image()
         self.layers = self._find_layers()
-        # How many numbers one image leaves between the layers.
+        # Number of intermediate values per image, over all layers.
         self.values = sum(shape.numel() // 2 for shape in self._shapes.values())
 
     def _probe(self, images: int) -> Tensor:
@@ -154,7 +154,7 @@ class Traced:
         return probe.to(weight.device, weight.dtype)
 
     def _find_values_per_image(self) -> set[fx.Node]:
-        """Tensors that depend on the images and hold one entry for each of them."""
+        """Tensors that depend on the images and have one entry for each of them."""
         varies: set[fx.Node] = set()
         for node in self.graph.nodes:
             if node.op == "placeholder" or any(i in varies for i in node.all_input_nodes):
@@ -164,7 +164,7 @@ class Traced:
     def _find_layers(self) -> dict[str, tuple[fx.Node, FeatureLayout]]:
         """Layers whose output is a set of maps on which the logits depend, in forward order.
 
-        Of tokens the logits may depend by those that are set aside alone: see `reads`.
+        Of a layer of tokens the logits may depend on the prefix tokens alone: see `reads`.
         """
         useful: set[fx.Node] = set()
         for node in reversed(self.graph.nodes):
@@ -194,7 +194,7 @@ class Traced:
         return layers
 
     def reads(self, layer: str) -> bool:
-        """Whether the logits depend on a layer's maps, not only on tokens that are set aside."""
+        """Whether the logits depend on a layer's maps, not only on its prefix tokens."""
         node, layout = self.layers[layer]
         return not layout.prefix or node not in self._unread
 
@@ -202,10 +202,10 @@ class Traced:
     @torch.inference_mode(False)
     @torch.enable_grad()
     def _unread(self) -> set[fx.Node]:
-        """Tokens of which only those that are set aside are read: elsewhere the gradient is 0.
+        """Tokens of which only the prefix is used: at all others the gradient is 0.
 
-        It is that of the features which the last linear layer reads, whose own weights may be 0
-        before training.
+        The gradient is that of the input of the last linear layer, because the weights of that
+        layer may be 0 before training.
         """
         asides = {node: layout.prefix for node, layout in self.layers.values() if layout.prefix}
         if not asides:
@@ -222,7 +222,7 @@ class Traced:
             y = run.values.pop(features)
             direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
             g = torch.autograd.grad(y, list(run.values.values()), direction, allow_unused=True)
-        except RuntimeError:  # it can't be differentiated from the image on
+        except RuntimeError:  # the features can't be differentiated with respect to the image
             return set()
         return {
             node
@@ -234,11 +234,11 @@ class Traced:
 
     @cached_property
     def transformer(self) -> Transformer | str:
-        """The parts of the network if it is a transformer that can be described, else why not."""
+        """The parts of a transformer that `describe` knows, or why the network is none."""
         return describe(self.network, self.size)
 
     def largest(self, layer: str | None = None) -> int:
-        """Return the most numbers that one image leaves at one place, from a layer on."""
+        """Return the number of values per image of the largest tensor, from a layer on."""
         nodes = list(self.graph.nodes) if layer is None else self._halves(self.layers[layer][0])[1]
         return max(self._shapes[node].numel() // 2 for node in nodes if node in self._shapes)
 
@@ -249,11 +249,11 @@ class Traced:
         return maps.shape[1], maps.shape[2], maps.shape[3]
 
     def default_layer(self) -> str:
-        """Return the layer of the paper's Appendix A, for any network of such a kind.
+        """Return the layer of the paper's Appendix A, generalised to other networks.
 
-        Convolutional: the last output with maps that is neither a pooling nor already one map a
-        class; so the last block of a ResNet and the relu before VGG's last max pooling. With a
-        class token: the first norm of the last block, the last maps that attention still reads.
+        Convolutional: the last output with maps that is neither a pooling nor one map per class;
+        so the last block of a ResNet and the relu before VGG's last max pooling. With a class
+        token: the first norm of the last block, the last maps that an attention reads.
 
         Raises:
             CutError: If no layer gives feature maps.
@@ -270,16 +270,16 @@ class Traced:
         if layout.prefix:
             read = [n for n in self.layers if self.layers[n][1].prefix and self.reads(n)]
             norms = [n for n in read if n.rpartition(".")[2] in ("norm1", "ln_1")]
-            # Where blocks are built otherwise: what the last attention reads, not its projections.
+            # For blocks with other names: the input of the last attention, not its projections.
             values = [n for n in read if not isinstance(modules[n], nn.Linear)]
             return (norms or values or [name])[-1]
-        # One value can end several modules: relu, block, stage. The numbered one is the block.
+        # One value can be the output of several modules: relu, block, stage. Blocks are numbered.
         same = [n for n, (other, _) in self.layers.items() if other is node]
         numbered = [n for n in same if n.rpartition(".")[2].isdigit()]
         return min(numbered or same, key=lambda n: n.count("."))
 
     def _is_no_end(self, name: str, modules: dict[str, nn.Module]) -> bool:
-        """Whether a layer is a pooling, or already one map a class that is only averaged."""
+        """Whether a layer is a pooling, or one map per class that is only averaged."""
         node, _ = self.layers[name]
         pooled = node.op == "call_module" and "Pool" in type(modules[str(node.target)]).__name__
         if pooled or "pool" in name:
@@ -320,7 +320,7 @@ class Traced:
         copies = {}
         for i, n in enumerate([node, *needed]):
             given = head.placeholder("maps" if i == 0 else f"rest_{i}")
-            # Because the next operation of the network may work in place.
+            # The next operation of the network may work in place.
             copies[n] = head.call_method("clone", (given,))
         for n in before:
             if n in again:
@@ -341,7 +341,7 @@ class Traced:
         return nodes[:split], nodes[split:]
 
     def _crossing(self, node: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:
-        """Return what the nodes after one need of those before: handed over, and computed again."""
+        """Return the earlier nodes that the head needs: as inputs, and those it recomputes."""
         before, after = self._halves(node)
         needed: list[fx.Node] = []
         again: set[fx.Node] = set()
@@ -351,7 +351,7 @@ class Traced:
                 return
             if earlier in self._per_image:
                 needed.append(earlier)
-            else:  # parameters and sizes are read again rather than handed over
+            else:  # parameters and sizes are recomputed in the head
                 again.add(earlier)
                 for input_node in earlier.all_input_nodes:
                     need(input_node)
@@ -362,10 +362,10 @@ class Traced:
         return needed, again
 
     def _pointwise_reader(self, node: fx.Node) -> str | None:
-        """Return the name of the 1×1 convolution that alone reads a value, if there is one.
+        """Return the name of the 1×1 convolution that is the only user of a value, if there is one.
 
-        A parallel branch that begins between the two would be missing in what the cut at the value
-        hands over: then there is none.
+        None, too, if a parallel branch begins between the two: its value would be missing from what
+        the trunk returns.
         """
         handed_over = self._crossing(node)[0]
         modules = dict(self.network.named_modules())
@@ -397,16 +397,16 @@ def _is_pointwise(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Rest:
-    """What the head needs besides the maps: tokens set aside and earlier values still in use.
+    """What the head needs besides the maps: prefix tokens and earlier values still in use.
 
-    Every one of them has an entry for each image; sizes and parameters the head reads again.
+    Each of them has one entry per image; sizes and parameters are recomputed in the head.
     """
 
     aside: Tensor | None
     values: tuple[Tensor, ...]
 
     def repeat(self, image: int, n: int) -> Rest:
-        """Return the rest of one image n times over."""
+        """Return the rest of one image repeated n times."""
 
         def taken(value: Tensor) -> Tensor:
             return value[image].expand(n, *value.shape[1:])

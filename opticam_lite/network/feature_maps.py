@@ -1,8 +1,8 @@
-"""Which values of a traced network are sets of feature maps, and how they hold them.
+"""Which values of a traced network are sets of feature maps, and in which layout.
 
-The shape alone can deceive: `(N, 96, 96, 96)` may have its channels first or last, windows of an
-attention are padded beyond the image, and an attention of 49 by 49 tokens is no image of 49 by 49
-cells. Where it can, what makes and reads a value decides.
+The shape alone is ambiguous: `(N, 96, 96, 96)` may have its channels first or last, windows of an
+attention are padded beyond the image, and an attention matrix of 49×49 tokens is no feature map of
+49×49 cells. Where possible, the operations that produce and use a value decide.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class CutError(ValueError):
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """How a layer's output holds its K maps of h×w cells, and how to reach `(N, K, h, w)`.
+    """The layout of a layer's output with K maps of h×w cells, and its conversion to NCHW.
 
-    `kind` is `"NCHW"` (convolutional), `"NHWC"` (Swin and its like) or `"tokens"` (`(N, L, K)`,
-    the first `prefix` tokens being class or register tokens, which are set aside).
+    `kind` is `"NCHW"` (convolutional), `"NHWC"` (such as Swin) or `"tokens"` (`(N, L, K)`, the
+    first `prefix` tokens being class or register tokens, which belong to no cell).
     """
 
     kind: str
     prefix: int = 0
 
     def to_maps(self, output: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """Return the maps `(N, K, h, w)` and the tokens set aside `(N, prefix, K)`, if any."""
+        """Return the maps `(N, K, h, w)` and the prefix tokens `(N, prefix, K)`, if any."""
         if self.kind == "NCHW":
             return output, None
         if self.kind == "NHWC":
@@ -59,7 +59,7 @@ class FeatureLayout:
 
 
 def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the grid (h, w) with h·w = `tokens` and the aspect of an image of `size`, or None."""
+    """Return the grid (h, w) with h·w = `tokens` and the aspect ratio of `size`, or None."""
     h = round(math.sqrt(tokens * size[0] / size[1]))
     if h < 1 or tokens % h:
         return None
@@ -73,7 +73,7 @@ def _same_aspect(h: int, w: int, size: tuple[int, int]) -> bool:
 
 
 class Finder:
-    """Finds the layout of values of a network that was traced with two images.
+    """Finds the layout of the values of a network that was traced with two images.
 
     Args:
         graph: The trace.
@@ -102,7 +102,7 @@ class Finder:
         self.padded = self._find_padded(graph)
 
     def of(self, node: fx.Node) -> FeatureLayout | None:
-        """Tell how a value holds maps; None if it holds none, or if that can't be told."""
+        """Return the layout of a value; None if it holds no maps, or the layout is ambiguous."""
         shape = self.shapes.get(node, torch.Size())
         if shape[:1] != (2,) or node in self.shuffled:
             return None
@@ -134,15 +134,15 @@ class Finder:
         for p in range(17) if self.prefix is None else (self.prefix, 0):
             grid = token_grid(length - p, self.size) if length > p else None
             if grid is not None and min(grid) > 1:
-                # channels × tokens, as where a mixer mixes tokens
+                # channels × tokens, as in the token mixing of an MLP-Mixer
                 mixed = length in self.widths and length - p not in self.grids
                 return None if mixed else FeatureLayout("tokens", p)
         return None
 
     def _channels_last(self, node: fx.Node) -> bool | None:
-        """Whether the channels are the last dimension, by what makes and reads the value.
+        """Whether the channels are the last dimension, by the operations around the value.
 
-        The nearest operation that knows, on the way through those that keep the shape.
+        Decided by the nearest operation whose layout is known, across those that keep the shape.
         """
         seen, nearest = {node}, [node]
         while nearest:
@@ -170,7 +170,7 @@ class Finder:
         return self._works_last(node)
 
     def _works_last(self, node: fx.Node) -> bool | None:
-        """Whether an operation works on channels that are the last dimension, or the first."""
+        """Whether an operation takes the channels as the last dimension (True) or the first."""
         kind = type(self.modules.get(str(node.target))) if node.op == "call_module" else node.target
         if kind in (nn.Linear, nn.LayerNorm, F.linear, F.layer_norm):
             return True
@@ -179,7 +179,7 @@ class Finder:
     def _is_in_attention(self, node: fx.Node, shape: torch.Size) -> bool:
         """Whether a value is heads × queries × keys, or queries, keys or values of the heads.
 
-        The one is made of a product, place by place; the others go into one.
+        The former is computed from a matrix product elementwise; the latter are inputs of one.
         """
         if any(user.target in _PRODUCTS for user in node.users):
             return True
@@ -199,9 +199,9 @@ class Finder:
         return False
 
     def _find_shuffled(self, graph: fx.Graph, names: Mapping[fx.Node, str]) -> set[fx.Node]:
-        """Return tokens that are not in the order of the image's rows.
+        """Return tokens that are not in row-major order.
 
-        Hiera's `Unroll` puts those of a window together, until pooling has left one of each.
+        Hiera's `Unroll` groups them by window, until pooling has left one token per window.
         """
         behind: dict[fx.Node, int] = {}
         found = False
@@ -217,8 +217,8 @@ class Finder:
     def _find_padded(self, graph: fx.Graph) -> set[tuple[fx.Node, int]]:
         """Return values that may have cells beyond the image, with the number of all cells.
 
-        Windows are padded to one size. Where all of the image fits into a single one, its maps
-        look like others, but only a corner of them lies on the image.
+        Windows are padded to one size. If the whole image fits into one window, the shape is that
+        of ordinary maps, but only a corner of them lies on the image.
         """
         cells: dict[fx.Node, frozenset[int]] = {}
         for node in graph.nodes:

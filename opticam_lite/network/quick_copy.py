@@ -1,8 +1,8 @@
-"""A copy of a network with less work in it, for methods that run the network hundreds of times.
+"""A faster copy of a network, for methods that run the network hundreds of times.
 
-It computes the same function but for rounding: batch norms are folded into convolutions, a maximum
-is taken before a relu, and a transformer's last block computes its class token only. A search may
-run it in bfloat16; what is measured or ranked is computed in float32.
+It computes the same function up to rounding: batch norms are folded into convolutions, max pooling
+is done before relu, and the last block of a transformer computes the class token only. A search
+may run it in bfloat16; what is measured or ranked is computed in float32.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class QuickCopy:
     Args:
         network: In evaluation mode.
         graph: Its trace.
-        dtype: The number format of weights and layers.
-        transformer: Whether the network is known to do what the description of its parts says.
+        dtype: Of weights and layers.
+        transformer: Whether the logits of the described parts equal those of the network.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class QuickCopy:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the logits `(N, classes)` of normalised images `(N, 3, H, W)`."""
-        # Number format first, then memory format: 2.5 times as fast as both in one conversion.
+        # First dtype, then memory format: 2.5 times as fast as both in one conversion.
         y: Tensor = self._run(lay_out(x.to(self.dtype)))
         return y.float()
 
 
 def fold(network: nn.Module, graph: fx.Graph) -> None:
-    """Fold batch norms into convolutions, and take a maximum before a relu (on fewer values).
+    """Fold batch norms into convolutions, and move max pooling before relu (fewer values).
 
     Args:
         network: Changed in place.
-        graph: Its trace, which tells what follows what.
+        graph: Its trace, which gives the order of the operations.
     """
     modules = dict(network.named_modules())
     targets = [node.target for node in graph.nodes if node.op == "call_module"]
@@ -71,7 +71,7 @@ def fold(network: nn.Module, graph: fx.Graph) -> None:
         before = node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else None
         if node.op != "call_module" or before is None or before.op != "call_module":
             continue
-        # Neither module may be used elsewhere, and nothing else may read the value between them.
+        # Neither module may be used elsewhere, and the value between them has no other user.
         if len(before.users) > 1 or targets.count(node.target) + targets.count(before.target) > 2:
             continue
         first, second = modules[before.target], modules[node.target]
@@ -115,11 +115,11 @@ def _last_layer(network: nn.Module, graph: fx.Graph) -> str | None:
     return None
 
 
-# ----------------------------------------------------------------- number formats, memory formats
+# ----------------------------------------------------------------------- dtypes, memory formats
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """Return the number format that a precision means on a device.
+    """Return the dtype that a precision stands for on a device.
 
     Args:
         precision: `"float32"`, `"bfloat16"`, or `"auto"`: bfloat16 where the processor has
@@ -138,16 +138,16 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    # PyTorch before 2.10 does not tell a CPU's instructions.
+    # PyTorch before 2.10 can't be asked for a CPU's instructions.
     able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def lay_out(values: Tensor) -> Tensor:
-    """Return images or weights `(N, C, H, W)` in the memory format that is computed quickest.
+    """Return images or weights `(N, C, H, W)` in the fastest memory format.
 
-    Channels last (float32 on a CPU: 1.5 times as fast), but for float32 on a GPU: its convolutions
-    gain by it only where they round (TF32, bfloat16); exact ones take 1.0 to 1.2 times as long.
+    Channels last (float32 on a CPU: 1.5 times as fast), except for float32 on a GPU: only its
+    convolutions in TF32 or bfloat16 gain; those in float32 take 1.0 to 1.2 times as long.
     """
     exact_gpu = values.is_cuda and values.dtype == torch.float32
     return values.contiguous(
@@ -156,7 +156,7 @@ def lay_out(values: Tensor) -> Tensor:
 
 
 def lay_out_weights(network: nn.Module) -> None:
-    """Lay out all weights of four dimensions, which are those of convolutions."""
+    """Apply `lay_out` to all weights of four dimensions, which are those of convolutions."""
     for weight in network.parameters():
         if weight.ndim == 4:
             weight.data = lay_out(weight.data)
@@ -169,12 +169,12 @@ _before: list[Any] = []
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Within, float32 on a GPU is float32.
+    """Compute in exact float32 and deterministically on a GPU within this context.
 
-    By default a GPU's convolutions round their factors to ten binary digits (TF32), which changes
-    probabilities by up to 0.005 (64 images, SqueezeNet, H200; exact float32 by 1e-6), and add up
-    gradients in any order, so that no search can be repeated. The switches belong to the process,
-    so the last thread to leave puts them back.
+    By default a GPU's convolutions round their factors to ten bits (TF32), which changes
+    probabilities by up to 0.005 (64 images, SqueezeNet, H200; exact float32 by 1e-6), and sum
+    gradients in varying order, so that no search is reproducible. The switches are global to the
+    process, so the last thread that leaves restores them.
 
     Args:
         device: Where the network is. On a CPU there is nothing to do.
@@ -197,7 +197,7 @@ def exact(device: torch.device) -> Iterator[None]:
 
 
 _CUDNN: Any = torch.backends.cudnn
-# PyTorch before 2.9 knows only to allow TF32 or not.
+# PyTorch before 2.9 has only a switch that allows TF32 or not.
 _ROUNDING = "fp32_precision" if hasattr(_CUDNN, "conv") else "allow_tf32"
 _SWITCHES = (
     (_CUDNN, "deterministic"),

@@ -1,4 +1,4 @@
-"""A step that is repeated many times, recorded once on a GPU."""
+"""A step that is repeated many times, recorded once as a CUDA graph on a GPU."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Callable
 
 import torch
 
-WARM_UP = 2  # steps run as usual first: libraries initialise themselves in them
+WARM_UP = 2  # steps run eagerly first: libraries are initialised in them
 
 
 class RecordedStep:
-    """A step that works in place: called again, it does the same to the same tensors.
+    """A step that works in place: each call does the same to the same tensors.
 
-    On a GPU the third step is recorded (a CUDA graph) and replayed from then on. For small networks
-    or few images, to launch its hundreds of kernels one by one takes longer than to run them.
+    On a GPU the third step is recorded as a CUDA graph and replayed from then on. For small
+    networks or few images, launching its hundreds of kernels one by one takes longer than running
+    them.
 
     Args:
-        step: Takes and returns nothing; reads and changes tensors that stay where they are, and
-            never asks for a value. A step that can't be recorded is run as usual every time.
+        step: Takes and returns nothing; reads and changes fixed tensors in place, and never copies
+            a value to the CPU. A step that can't be recorded runs eagerly every time.
         device: Where it computes.
     """
 
@@ -39,12 +40,12 @@ class RecordedStep:
     def _recorded(self) -> torch.cuda.CUDAGraph | None:
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads, such as a widget's, may use the GPU meanwhile.
+            # Other threads, such as those of a widget, may use the GPU at the same time.
             with (
                 torch.cuda.device(self.device),
                 torch.cuda.graph(graph, capture_error_mode="thread_local"),
             ):
                 self.step()
-        except RuntimeError:  # the network asks for a value, or does what can't be recorded
+        except RuntimeError:  # the network synchronises with the CPU, or can't be recorded
             return None
         return graph

@@ -1,14 +1,14 @@
-"""One description of a vision transformer: its parts, whichever library it comes from.
+"""The parts of a vision transformer, described alike for the libraries that define it.
 
     tokens x ──norm──▶ q, k, v ──▶ P = softmax(q kᵀ/√d) ──▶ P v ──proj──▶ + x ──norm, mlp──▶ + x
                                                                     × blocks, norm, head ▶ logits
 
-Fused kernels never form the attention P, so the attention methods run the transformer by its own
-modules and weights, one operation at a time. What else is special about a transformer whose head
-reads the class token follows from the same parts: in the last block the other tokens matter as keys
-and values only (`Transformer.logits`), and to leave out one channel there changes attention scores
-by a matrix of rank one (`network.ablation`). That the parts are put together rightly is checked
-against the network's own logits. Nothing is hooked, patched or replaced.
+Fused kernels never compute the attention matrix P explicitly, so the attention methods run the
+transformer by its own modules and weights, one operation at a time. If the head reads the class
+token alone, two optimisations follow from the same parts: in the last block the other tokens are
+needed as keys and values only (`Transformer.logits`), and setting one channel to 0 there changes
+the attention scores by a matrix of rank one (`network.ablation`). The logits of the parts are
+checked against those of the network. Nothing is hooked, patched or replaced.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Operations:
-    """What a transformer is made of. TIBAV gives these operations another backward pass."""
+    """The operations of a transformer. TIBAV gives them another backward pass."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product x Wᵀ + b."""
@@ -45,11 +45,11 @@ class Operations:
         return a + b
 
     def fork(self, x: Tensor) -> Tensor:
-        """The place where a skip connection leaves."""
+        """The point where a skip connection branches off."""
         return x
 
     def apply(self, f: Function, x: Tensor) -> Tensor:
-        """Whatever keeps the shape: a norm, an activation, the softmax, a scale."""
+        """An operation that keeps the shape: a norm, an activation, the softmax, a scale."""
         return f(x)
 
 
@@ -73,30 +73,30 @@ class Block:
     scale2: nn.Module
 
     def __call__(self, x: Tensor, do: Operations = PLAIN) -> tuple[Tensor, Tensor]:
-        """Take tokens x `(N, T, D)` to the next x and the attention P `(N, heads, T, T)`."""
+        """Return the output tokens for tokens x `(N, T, D)`, and P `(N, heads, T, T)`."""
         x = do.fork(x)
         q, k, v = self.q_k_v(do.apply(self.norm1, x), do)
         P = self._attention(q, k, do)
         return self.after(x, do.matmul(P, v), do), P
 
     def tokens(self, x: Tensor, first: int | None = None) -> Tensor:
-        """Take tokens to the next alone, or to the first few of them, by the fused kernel."""
+        """Return the output tokens alone, or the first few of them, by the fused kernel."""
         q, k, v = self.q_k_v(self.norm1(x))
         q = q[:, :, :first]
         if q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu":
-            # There the fused kernel's way back takes 3 to 6 times as long as two products.
+            # There the fused kernel's backward pass takes 3 to 6 times as long as two products.
             seen = self._attention(q, k) @ v
         else:
             seen = F.scaled_dot_product_attention(q, k, v)
         return self.after(x[:, :first], seen)
 
     def attention(self, x: Tensor) -> Tensor:
-        """Take tokens to the attention alone."""
+        """Return the attention P of tokens alone."""
         q, k, _ = self.q_k_v(self.norm1(x))
         return self._attention(q, k)
 
     def q_k_v(self, x: Tensor, do: Operations = PLAIN) -> tuple[Tensor, Tensor, Tensor]:
-        """Take normed tokens to queries, keys and values, each `(N, heads, T, d)`."""
+        """Return the queries, keys and values, each `(N, heads, T, d)`, of normalised tokens."""
         qkv = do.linear(x, *self.qkv)
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return do.apply(self.q_norm, q), do.apply(self.k_norm, k), v
@@ -106,7 +106,7 @@ class Block:
         return do.apply(lambda scores: (scores / d**0.5).softmax(-1), do.matmul(q, k.mT))
 
     def after(self, x: Tensor, seen: Tensor, do: Operations = PLAIN) -> Tensor:
-        """Add what the heads have seen, P v `(N, heads, T, d)`, to tokens, then their MLP."""
+        """Add the projected output of the heads, P v `(N, heads, T, d)`, and then the MLP."""
         y = seen.transpose(1, 2).flatten(2)  # (N, T, D)
         y = do.linear(do.apply(self.norm, y), self.proj.weight, self.proj.bias)
         x = do.fork(do.add(x, do.apply(self.scale1, y)))
@@ -120,11 +120,11 @@ class Transformer:
 
     Attributes:
         embed: Normalised images → tokens `(N, T, D)`: patches, class token, positions.
-        blocks: One after the other.
+        blocks: In forward order.
         norm: After the last block.
-        heads: What turns a token into logits; the first for the class token. A distilled DeiT has
-            another for its second token, and its logits are the mean of both.
-        prefix: How many tokens, the class token first, come before those of the patches.
+        heads: Token → logits; the first is for the class token. A distilled DeiT has another for
+            its second token, and its logits are the mean of both.
+        prefix: Number of tokens before those of the patches; the first is the class token.
     """
 
     embed: Function
@@ -134,9 +134,9 @@ class Transformer:
     prefix: int
 
     def __call__(self, x: Tensor, do: Operations = PLAIN) -> tuple[Tensor, list[Tensor]]:
-        """Take normalised images to logits `(N, classes)` and each block's P `(N, heads, T, T)`.
+        """Return the logits `(N, classes)` of normalised images and each block's P.
 
-        The images enter without gradients: whatever is differentiated begins at the tokens.
+        P is `(N, heads, T, T)`. Gradients end at the tokens, not at the images.
         """
         with torch.no_grad():
             x = self.embed(x)
@@ -149,14 +149,14 @@ class Transformer:
         return self.classify(x, do), attentions
 
     def logits(self, x: Tensor) -> Tensor:
-        """Take normalised images to logits; the last block computes only what the head reads."""
+        """Return the logits of normalised images; the last block computes the used tokens only."""
         x = self.embed(x)
         for block in self.blocks[:-1]:
             x = block.tokens(x)
         return self.classify(self.blocks[-1].tokens(x, len(self.heads)))
 
     def classify(self, x: Tensor, do: Operations = PLAIN) -> Tensor:
-        """Take the tokens after the last block, at least those that the heads read, to logits."""
+        """Return the logits from the last block's tokens, at least those that the heads read."""
         x = do.apply(self.norm, x)
         logits = [_chain(head, x[:, i], do) for i, head in enumerate(self.heads)]
         n = len(logits)
@@ -164,20 +164,20 @@ class Transformer:
 
 
 def _chain(modules: Iterable[nn.Module], x: Tensor, do: Operations) -> Tensor:
-    """Apply modules one after the other, the linear layers as such."""
+    """Apply modules one after the other, linear layers by `do.linear`."""
     for m in modules:
         x = do.linear(x, m.weight, m.bias) if isinstance(m, nn.Linear) else do.apply(m, x)
     return x
 
 
-# ----------------------------------------------------------------- how two libraries name the parts
+# ----------------------------------------------------------- names of the parts in two libraries
 
 
 def describe(network: nn.Module, size: tuple[int, int]) -> Transformer | str:
-    """Return the parts of a transformer, or why the network is none that can be described.
+    """Return the parts of a transformer, or why the network can't be described as one.
 
-    The structure names the parts; that they are put together rightly is checked on a random image
-    `(1, 3, *size)` against the network's own logits.
+    The parts are found by their names; their logits are then checked against those of the network
+    on a random image `(1, 3, *size)`.
     """
     parts = parts_of(network)
     if isinstance(parts, str):
@@ -196,7 +196,7 @@ def describe(network: nn.Module, size: tuple[int, int]) -> Transformer | str:
 
 
 def parts_of(network: nn.Module) -> Transformer | str:
-    """Return the parts that a network's structure names, or why it names none."""
+    """Return the parts by the names of a network's modules, or why they are not found."""
     if isinstance(network, VisionTransformer):
         return _timm(network)
     if isinstance(network, TorchvisionTransformer):

@@ -1,10 +1,10 @@
-"""Reports: notebooks with parameters, each executed and made one HTML page by `make report`.
+"""Reports: notebooks with parameters, executed and converted to an HTML page by `make report`.
 
     Saliency(model=…) ──prepare──▶ Subject ──the notebook──▶ figures, metrics.json, table.*
 
-A report is a file here, with the dataclass of its parameters and what this report alone shows, a
-notebook, and its name in `REPORTS`. `parameters` is the base of the dataclasses, `subject` loads
-what they name, `tables` and `records` are what reports have in common, `runner` makes the page.
+A report has a file here with the dataclass of its parameters and its own figures, a notebook, and
+an entry in `REPORTS`. `parameters` has the base of the dataclasses, `subject` loads the network and
+the images, `tables` and `records` are shared by reports, `runner` makes the page.
 """
 
 from .benchmark import Benchmark

@@ -42,7 +42,7 @@ _OWN = {
 }
 _UNASKED = "the parameter metrics does not name them; “all” measures every one"
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Code that only shows or compares rows; a change of it leaves them valid.
+# Code that only shows or compares rows; they stay valid when it changes.
 _SHOWING = ("explorer", "making", "reports", "studies", "plots.py", "trace.py", "__main__.py")
 
 
@@ -63,7 +63,7 @@ class Benchmark(OneNetwork):
     def prepare(self) -> Subject:
         """Check the parameters and load what they name, with the metrics that the data allow.
 
-        Broken images are not looked for: `evaluate` counts them and goes on.
+        Images are not checked here: `evaluate` counts broken ones and continues.
         """
         names = listed("METRICS", self.metrics, METRICS)
         subject = load(self, self.data, self.labels)
@@ -82,10 +82,10 @@ class Benchmark(OneNetwork):
 
 
 def rows_folder(rows: str, subject: Subject) -> Path | None:
-    """Return the folder of a run's rows, in which the same run, and no other, is resumed.
+    """Return the folder of a run's rows, so that only the same run is resumed.
 
     Its name is a digest of all that rows depend on: weights, images, options, and the code that
-    measures. Methods and metrics are no part of it, so that they can be added later.
+    measures. Methods and metrics are not included, so that they can be added later.
 
     Args:
         rows: Folder of all runs; `""` returns None, and rows are kept in memory.

@@ -37,7 +37,7 @@ class Boxes(Parameters):
     def prepare(self) -> list[Subject]:
         """Check the parameters and load what they name: a subject for each network.
 
-        A network with weights of one's own takes the name of their file, without its ending.
+        A network with weights from a file has the name of the file, without its suffix.
         """
         listed("METHODS", self.methods, METHODS)
         named = self.models.split(",") if ":" in self.models else names_in(self.models)
@@ -80,7 +80,7 @@ def have_twins(subjects: list[Subject]) -> bool:
 
 
 def in_words(verdict: Mapping[str, Any]) -> str:
-    """Return what `verdict` of `studies/truth.py` found as sentences in Markdown."""
+    """Return the result of `verdict` in `studies/truth.py` as sentences in Markdown."""
     if verdict["best"] is None:
         return "no correlation is defined."
     best, rho = f"**{title(verdict['best'])}**", f"ρ = {verdict['rho']:.2f}"

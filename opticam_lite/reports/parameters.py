@@ -1,4 +1,4 @@
-"""What a report can be asked for: a frozen dataclass each, and how it is read from text.
+"""The parameters of reports: a frozen dataclass for each, and how it is read from text.
 
     Parameters ──▶ OneNetwork ──▶ Saliency, Benchmark
                └─▶ Boxes
@@ -36,7 +36,7 @@ def parameter(default: Any, explanation: str, least: int | None = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """What every report takes; a report adds its own parameters and `prepare`."""
+    """The parameters of every report; a report adds its own and `prepare`."""
 
     methods: str = parameter("", NAMES)
     iterations: int = parameter(100, "of Opti-CAM; the paper has 100", least=1)
@@ -69,15 +69,14 @@ class Parameters:
         """Check the values and load what they name, before anything is computed.
 
         Raises:
-            ReportError, ValueError, FileNotFoundError, ConnectionError: The first thing that is
-                wrong.
+            ReportError, ValueError, FileNotFoundError, ConnectionError: For the first wrong value.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneNetwork(Parameters):
-    """What reports on a single network take; see `load_model`, for which an empty text is None."""
+    """The parameters of reports on one network; see `load_model`, where an empty text is None."""
 
     model: str = parameter("scenes_resnet", "an embedded, torchvision or timm network")
     checkpoint: str = parameter(
@@ -92,7 +91,7 @@ def convert(name: str, text: str, kind: type) -> Any:
     """Return the value that a text stands for.
 
     Raises:
-        ReportError: If it is none of its type.
+        ReportError: If it is not of this type.
     """
     try:
         return _TRUTH[text.lower()] if kind is bool else kind(text)

@@ -1,4 +1,4 @@
-"""What a report writes: `metrics.json`, `table.csv`, `table.tex`, and the table of its settings."""
+"""The files of a report, `metrics.json`, `table.csv`, `table.tex`, and its table of settings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(
         subject: What was measured.
         table: What `summarize` returned.
         methods: The figures of each method.
-        more: What else the report has to say.
+        more: Further entries.
 
     Returns:
         What was written to `metrics.json`.
@@ -74,7 +74,7 @@ def write_json(folder: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Replace NaN, which JSON does not know, by None."""
+    """Replace NaN, which JSON does not have, by None."""
     if isinstance(value, Mapping):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -91,7 +91,7 @@ def write_table(folder: str | Path, table: pd.DataFrame) -> None:
     """
     if not folder:
         return
-    index = bool(table.index.name)  # methods, not mere numbers
+    index = bool(table.index.name)  # methods, not row numbers
     table.to_csv(Path(folder) / "table.csv", index=index, encoding="utf-8")
     text = table.rename(index=title).to_latex(
         index=index, index_names=False, escape=True, float_format="%.2f", na_rep="--"
@@ -116,7 +116,7 @@ def settings_table(subject: Subject) -> str:
 def versions() -> dict[str, str]:
     """Return the versions that figures may depend on, and the number of threads."""
     packages = ("opticam-lite", "torch", "torchvision", "timm", "numpy", "pillow")
-    found = dict.fromkeys(packages, "not installed")  # as the package is, run from its sources
+    found = dict.fromkeys(packages, "not installed")  # such as this one, run from its sources
     for name in packages:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)

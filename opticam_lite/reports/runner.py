@@ -1,4 +1,4 @@
-"""Execute a report's notebook and make one HTML page of it.
+"""Execute a report's notebook and convert it to one HTML page.
 
     NAME=value … ──parse, prepare──▶ notebook ──papermill──▶ .ipynb, metrics.json, table.* ──▶ .html
 
@@ -61,7 +61,7 @@ def notebook_path(report: str = DEFAULT) -> Path:
 
 
 def folder(report: str) -> Path:
-    """Return where a report is written to unless OUT says otherwise."""
+    """Return the default of OUT, the folder that a report is written to."""
     return Path("build") / f"{report}_report"
 
 
@@ -150,9 +150,9 @@ class Failure:
 
 
 def failures(notebook: NotebookNode) -> list[Failure]:
-    """Find every error in an executed notebook, also those that runners do not see.
+    """Find every error in an executed notebook, also those that papermill does not report.
 
-    An error inside an `Output` widget is in no cell's outputs but in the widgets' state.
+    An error inside an `Output` widget is not in a cell's outputs but in the widgets' state.
     """
     found = []
     for index, cell in enumerate(notebook.cells):
@@ -184,14 +184,14 @@ def run(
 ) -> list[Failure]:
     """Execute the notebook and put the report into a folder.
 
-    What was in the folder from an earlier run stays until this run is over. After a failure the
+    Files of an earlier run stay in the folder until this run has ended. After a failure the
     notebook and the page, with the error marked, replace the earlier ones, and `metrics.json`
-    and the tables are removed, for their figures would not be those of the page.
+    and the tables are removed, because their figures would not be those of the page.
 
     Args:
         parameters: Of the notebook, checked.
-        out: The folder; created if need be. Rows that a notebook measures are kept in its `rows/`,
-            whatever happens, so that a later run resumes.
+        out: The folder; created if necessary. Rows that a notebook measures are kept in its
+            `rows/`, even after a failure, so that a later run resumes.
         timeout: Seconds that a cell may take.
         notebook: Default: the report's.
         report: Its name.
@@ -202,7 +202,7 @@ def run(
     notebook, name = notebook or notebook_path(report), f"{report}_report"
     with tempfile.TemporaryDirectory(prefix="opticam-") as temporary:
         executed = Path(temporary) / f"{name}.ipynb"
-        # Where a notebook puts its figures is no parameter of the report.
+        # The notebook's output folder is not a parameter of the report.
         places = {"out": temporary, "rows": str(out.absolute() / "rows")}
         wanted = papermill.inspect_notebook(str(notebook))
         stopped = None
@@ -215,13 +215,13 @@ def run(
                 progress_bar=sys.stderr.isatty(),
                 execution_timeout=timeout,
                 kernel_name="python3",
-                # Kernels otherwise warn, on everybody's terminal, that TCP is not encrypted.
+                # Kernels otherwise warn on the terminal that TCP is not encrypted.
                 extra_arguments=["--log-level=ERROR"],
             )
         except PapermillExecutionError:
             pass  # the cell that failed shows its error
         except Exception as error:
-            stopped = error  # a cell that took too long, a kernel that died: no cell shows it
+            stopped = error  # a timeout, or a kernel that died: no cell shows it
         result = nbformat.read(executed if executed.exists() else notebook, as_version=4)
         if stopped is not None:
             _mark(result, stopped, timeout)
@@ -236,15 +236,15 @@ def run(
 
 
 def _mark(notebook: NotebookNode, error: Exception, timeout: float) -> None:
-    """Write an error that is no cell's own into the cell that was running."""
+    """Write an error that no cell raised (a timeout, a dead kernel) into the running cell."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    # Papermill calls every cell completed once one has ended the run; only start times tell.
+    # After such an error papermill marks every cell as completed; only start times are reliable.
     started = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
     running = started[-1] if started else code[0]
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, CellTimeoutError):
         text = f"the cell took longer than {timeout:g} s; allow it more with TIMEOUT=seconds"
-    # A cell that is stopped shows a KeyboardInterrupt, which is not its own error.
+    # A cell that is interrupted shows a KeyboardInterrupt, which is not an error of its code.
     running.outputs = [o for o in running.outputs if o.output_type != "error"]
     running.outputs.append(
         nbformat.v4.new_output("error", ename=type(error).__name__, evalue=text, traceback=[text])
@@ -276,11 +276,11 @@ def write_html(notebook: NotebookNode, path: Path, failed: Sequence[Failure] = (
     Args:
         notebook: Executed.
         path: Of the page.
-        failed: Told in a banner at the top.
+        failed: Listed in a banner at the top.
     """
-    # Papermill's own marks say less than the banner and the open, framed cell.
+    # Papermill's own error marks are less informative than the banner and the framed cell.
     notebook = remove_error_markers(copy.deepcopy(notebook))
-    # Nothing on the page could show a widget; a progress bar would stand there as text, half full.
+    # The page can't show widgets; a progress bar would appear as the text of an unfinished bar.
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell["outputs"] = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]
@@ -295,9 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make reports from the command line.
 
     Returns:
-        0 for good reports, 1 if a cell failed (the page marks it) or the disk is full, 2 if a
-        parameter is wrong (nothing was run or written), 130 if it was interrupted (no page was
-        written).
+        0 for success, 1 if a cell failed (the page marks it) or the disk is full, 2 if a parameter
+        is wrong (nothing was run or written), 130 if it was interrupted (no page was written).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(a in ("-h", "--help") for a in arguments):

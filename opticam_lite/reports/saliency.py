@@ -49,7 +49,7 @@ class Saliency(OneNetwork):
 
 
 def _different(targets: Mapping[int, int | None], examples: int) -> list[int]:
-    """Choose examples: one image of each of as many classes as possible, then others."""
+    """Choose examples: first one image each of different classes, then others."""
     firsts: dict[int | None, int] = {}
     for i, target in targets.items():
         firsts.setdefault(target, i)
@@ -69,7 +69,7 @@ def predictions(subject: Subject, batch_size: int = 32) -> tuple[Tensor, Tensor]
 
 
 def chart(table: pd.DataFrame, paper: pd.DataFrame) -> Picture:
-    """Draw AD against AG, with those of the paper's first network as marks.
+    """Draw AD and AG as bars, with those of the paper's first network as marks.
 
     Args:
         table: What `summarize` returned.

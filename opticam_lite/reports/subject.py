@@ -1,4 +1,4 @@
-"""What a report is about: one network and the images that its parameters name, checked."""
+"""The subject of a report: the network and the images that its parameters name, checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Subject:
     """A network and images to measure it on, checked.
 
     Attributes:
-        parameters: What was asked for.
+        parameters: Of the report.
         classifier: The network, cut at the layer.
         dataset: The images; without a target where the predicted class is explained.
         indices: The images to measure.
@@ -31,7 +31,7 @@ class Subject:
         targets: Which class is explained, in words.
         metrics: Names of the metrics that the dataset allows.
         examples: Those of the indices that are shown.
-        broken: Id → reason of the drawn images that can't be read, as far as they were looked for.
+        broken: Id → reason of the drawn images that can't be read, if images were checked.
     """
 
     parameters: Parameters
@@ -52,7 +52,7 @@ class Subject:
 
     @property
     def transformer(self) -> bool:
-        """Whether the network has attention: the paper's Table 2 is about such, not Table 1."""
+        """Whether the network has attention, so that the paper's Table 2 applies, not Table 1."""
         return any(
             type(m).__name__.endswith("Attention") for m in self.classifier.network.modules()
         )
@@ -63,18 +63,18 @@ def load(asked: OneNetwork, data: str, labels: str) -> Subject:
 
     Args:
         asked: The parameters.
-        data, labels: See `load_dataset`. Without true classes the predicted ones are explained, and
-            so are they if the dataset's classes are not those of the network.
+        data, labels: See `load_dataset`. The predicted classes are explained if there are no true
+            ones, or if the dataset's classes are not those of the network.
 
     Raises:
-        ReportError, ValueError, FileNotFoundError, ConnectionError: The first thing that is wrong.
+        ReportError, ValueError, FileNotFoundError, ConnectionError: For the first wrong value.
     """
     listed("METHODS", asked.methods, METHODS)
     for what, file in {"CHECKPOINT": asked.checkpoint, "LABELS": labels}.items():
         if file and not Path(file).expanduser().is_file():
             raise FileNotFoundError(f"{what} is {file!r}, and there is no such file")
     if not Path(data).expanduser().exists():
-        load_dataset(data)  # the scenes, or the error that says what is missing
+        load_dataset(data)  # loads the scenes, or raises an error that says what is missing
     classifier = load_model(
         asked.model,
         checkpoint=_path(asked.checkpoint),
@@ -96,7 +96,7 @@ def load(asked: OneNetwork, data: str, labels: str) -> Subject:
 def about(
     asked: Parameters, classifier: Classifier, dataset: Dataset, targets: str = TRUE_CLASS
 ) -> Subject:
-    """Return a network and a dataset as a subject: methods that apply, images that are drawn."""
+    """Return the subject of a network and a dataset, with applicable methods and drawn images."""
     names = listed("METHODS", asked.methods, METHODS)
     reasons = applicable(classifier)
     left_out = {name: reason for name in names if (reason := reasons[name]) is not None}

@@ -1,4 +1,4 @@
-"""What pages have in common: measured figures beside the paper's, and whether its claims hold."""
+"""Tables of reports: measured figures beside the paper's, and whether its claims hold."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = 
         paper: What `paper_table` returned, or the rows of some of its networks. Its methods that
             were not measured follow in grey, its metrics that were not measured are left out.
         here: Heads the measured columns.
-        note: Under the names of the paper's networks.
+        note: Text under the names of the paper's networks.
     """
     columns = [c for c in paper.columns if c in table.columns]
     networks = {n: rows.set_index("method") for n, rows in paper.groupby("network", sort=False)}
@@ -134,7 +134,7 @@ def ordering(table: pd.DataFrame) -> dict[str, tuple[bool, str]]:
 
 
 def caveats(subject: Subject) -> list[str]:
-    """Return what speaks against comparing a subject's figures with the paper's, in sentences."""
+    """Return caveats, as sentences, of comparing a subject's figures with the paper's."""
     n, iterations = len(subject.indices), subject.methods.get("opti-cam", {}).get("iterations", 100)
     found = []
     if iterations != 100:

@@ -1,5 +1,5 @@
 """Studies: measurements that compare several masks or networks, as tidy frames.
 
-`boxes` masks images by boxes, by maps and by both (Table 5 of the paper). `truth` compares what
-maps say with what a network relies on, which is known for scenes with counterfactual twins.
+`boxes` masks images by boxes, by maps and by both (Table 5 of the paper). `truth` compares maps
+with what a network relies on, which can be measured on scenes with counterfactual twins.
 """

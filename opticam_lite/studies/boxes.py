@@ -1,4 +1,4 @@
-"""The box study (paper, section 5.4, Table 5): is the object what the network needs?
+"""The box study (paper, section 5.4, Table 5): does the network need the object?
 
 With B the union of the true boxes as a mask, I the whole image and S a saliency map, the image is
 masked by B, by I∖B, and for each method by S, B∩S = S ⊙ B and S∖B = S ⊙ (1 − B).
@@ -18,7 +18,7 @@ from ..methods import explain
 from ..metrics import drop, gain, increase
 from ..network import Classifier
 
-BOX = "box"  # stands for a method where the mask is B or I∖B
+BOX = "box"  # name of the method for the masks B and I∖B
 MASKS = ("S", "B∩S", "S∖B")
 METRICS = {"AD": drop, "AG": gain, "AI": increase}
 
@@ -48,7 +48,7 @@ def box_study(
         classifier: The network.
         dataset: With boxes and true classes.
         methods: Names, or a mapping from names to options.
-        indices: Of the images, each taken once. Default: all. Images without a box are left out.
+        indices: Of the images, each used once. Default: all. Images without a box are left out.
         batch_size: Images at a time.
 
     Returns:
@@ -56,7 +56,7 @@ def box_study(
         of `MASKS`; `B` and `I∖B` for the method `box`), p and o (the true class's probability
         before and after masking), object and environment (the shares of the mask's sum on the
         objects' visible pixels and elsewhere: both 0 for a mask of zeros, NaN where the dataset
-        does not know these pixels).
+        has no object masks).
 
     Raises:
         ValueError: If there are no boxes or no true classes, or the network has other classes.
@@ -167,15 +167,14 @@ def box_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def box_or_complement(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return what keeping the boxes alone costs, and what keeping everything else costs.
+    """Return AD when only the boxes are kept, and when everything else is kept.
 
     Args:
         frame: What `box_study` returned, or several of them joined.
 
     Returns:
         A row for each network: network; inside and outside, AD with the masks B and I∖B; `±`, the
-        standard error of their difference. Both were measured on the same images, so that it is
-        the error of the images' own differences (NaN for a single one).
+        standard error of their difference, paired by image (NaN for a single one).
     """
     box = _measured(frame[frame["method"] == BOX])
     drops = box.pivot(index=["network", "image"], columns="mask", values="AD")

@@ -1,11 +1,11 @@
-"""Which maps tell the truth about a network, measured on scenes whose truth is known.
+"""How well maps agree with what a network relies on, measured by counterfactual twins.
 
 The embedded scenes have counterfactual twins. With p the probability of the true class for a scene,
 p_swapped for the same objects in another environment and p_empty for the same environment without
 the objects, the network's reliance is
 
-    on the object            p − p_empty         what is lost with the objects
-    on the environment       p − p_swapped       what is lost with the environment
+    on the object            p − p_empty         the drop without the objects
+    on the environment       p − p_swapped       the drop in another environment
     balance                  p_swapped − p_empty
 
 The balance is the first minus the second, so p cancels: it runs from −1 (the environment alone
@@ -19,10 +19,10 @@ The claim of a map S about the same image is read in two ways:
 | `mass` | share of ΣS on the objects' visible pixels | share elsewhere | their difference |
 | `probability` | probability under B∩S | under S∖B | their difference |
 
-A method tells the truth if its claims rise and fall with the reliance: `agreement` is Spearman's
-rank correlation over images. Fake-CAM, whose map is the whole image, is the control: its mass is
-the object's area, its probabilities those of B and I∖B. A correlation that Fake-CAM reaches, too,
-does not depend on what a map shows.
+A method is truthful if its claims correlate with the reliance: `agreement` is Spearman's rank
+correlation over images. Fake-CAM, whose map is the whole image, is the control: its mass is the
+object's area, its probabilities those of B and I∖B. A correlation that Fake-CAM reaches, too, does
+not depend on the content of a map.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .boxes import BOX, check_classes, check_study, distinct, probability
 
 QUANTITIES = ("object", "environment", "balance")
 CLAIMS = ("mass", "probability")
-FEWEST = 6  # images: of fewer, resamples have nearly all a correlation of 1 or none
+FEWEST = 6  # images: with fewer, nearly all resamples have a correlation of 1 or an undefined one
 ALL = "all networks"
 CONTROL = "fake-cam"
 
@@ -59,7 +59,7 @@ def reliance(
     Args:
         classifier: A network that knows the classes of the scenes.
         scenes: The scenes themselves, not a twin.
-        indices: Of the images, each taken once. Default: all.
+        indices: Of the images, each used once. Default: all.
         batch_size: Images at a time.
 
     Returns:
@@ -89,7 +89,7 @@ def reliance(
 
 
 def claims(frame: pd.DataFrame) -> pd.DataFrame:
-    """Read from a box study what each map says the network relies on.
+    """Return the claims of each map about the network's reliance, from a box study.
 
     Args:
         frame: What `box_study` returned for data whose objects' pixels are known.
@@ -124,7 +124,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def agreement(
     truth: pd.DataFrame, claimed: pd.DataFrame, *, draws: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """Correlate what maps say with what is true, over images (Spearman's ρ).
+    """Correlate the claims of maps with the network's reliance, over images (Spearman's ρ).
 
     Intervals are percentile bootstraps of 95 %: scenes are drawn with replacement, the same ones
     for every network and method, so that differences between methods are paired. They estimate the
@@ -208,7 +208,7 @@ def _interval(name: str, values: np.ndarray, images: int) -> dict[str, float]:
 
 
 def verdict(agreed: pd.DataFrame, claim: str) -> dict[str, Any]:
-    """Find the method whose balance correlates best with the truth, and how certain that is.
+    """Find the method whose balance correlates best with the reliance, and how certain that is.
 
     Args:
         agreed: What `agreement` returned, of one group (one network, or `ALL`).

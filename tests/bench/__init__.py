@@ -1,1 +1,1 @@
-"""`make bench`: this kit's methods and those of others, measured on the same network and images."""
+"""`make bench`: this package's methods and other implementations on the same network and images."""

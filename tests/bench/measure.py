@@ -1,7 +1,7 @@
-"""What is measured: time, memory and agreement of methods, what an iteration of Opti-CAM costs.
+"""The measurements: time, memory and agreement of methods, overhead of Opti-CAM's iterations.
 
-Every function here runs in a process of its own (`run.alone`), so that nothing that another
-left behind in memory, in caches or in the network is measured with it.
+Every function here runs in a separate process (`run.alone`), so that it is not affected by what
+others left in memory, in caches or in the network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from opticam_lite.network.quick_copy import lay_out, lay_out_weights
 from .peers import CURVES, PEERS, Explain, Plain
 
 BATCH = 8
-# Methods at their full price would make growth a matter of hours; a step is like any other.
+# With all steps the measurement of growth would take hours, and all steps cost the same.
 CHEAP = {"opti-cam": {"iterations": 10}}
 
 
@@ -42,7 +42,7 @@ class Case:
     targets: Tensor
 
     def repeated(self, n: int) -> tuple[Tensor, Tensor]:
-        """Return n images and targets: those of the case, over and over."""
+        """Return n images and targets: those of the case, repeated."""
         again = torch.arange(n) % len(self.images)
         return self.images[again], self.targets[again]
 
@@ -51,7 +51,7 @@ Load = Callable[[], Case]
 
 
 def candidates(case: Case, method: str) -> dict[str, Explain]:
-    """Return ours and its peers, ready to be run on images and targets."""
+    """Return our implementation and its peers as functions of images and targets."""
 
     def ours(images: Tensor, targets: Tensor) -> Tensor:
         return ol.explain(method, case.classifier, images, targets, progress=False)
@@ -71,7 +71,7 @@ Timed = Callable[[int], tuple[float, np.ndarray]]
 
 
 def known(load: Load, method: str) -> tuple[list[str], int]:
-    """Return who can explain the network by a method, ours first, and the number of images."""
+    """Return the names of the method's candidates, ours first, and the number of images."""
     case = load()
     return list(candidates(case, method)), len(case.images)
 
@@ -86,7 +86,7 @@ def timed_curve(load: Load, name: str) -> Timed:
     """Return a function that runs a deletion of n images by Grad-CAM: seconds and curves."""
     case = load()
     masks = ol.explain("grad-cam", case.classifier, case.images, case.targets, progress=False)
-    # No two pixels are equal: their order would be a matter of taste.
+    # No two pixels are equal, because implementations order ties differently.
     masks = masks + torch.linspace(0, 1e-3, masks[0].numel(), device=masks.device).view_as(masks[0])
     curve = CURVES[name](Plain(case.classifier))
     return _clocked(case, curve, case.images, masks, case.targets)
@@ -108,28 +108,27 @@ def _clocked(case: Case, function: Callable[..., Tensor], *batch: Tensor) -> Tim
 def compare(
     found: Mapping[str, Timed], whole: int, repeats: int, budget: float, *, alike: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Time ours and its peers in turn, A B A B …, and compare their masks.
+    """Time ours and its peers alternately, A B A B …, and compare their masks.
 
-    Whoever would take longer than `budget` seconds for all repeats on the `whole` batch gets two
-    images or one, and if that is too long still, fewer repeats; its seconds are then scaled to 8.
+    A candidate that would take longer than `budget` seconds for all repeats on the `whole` batch
+    gets two images or one, and if necessary fewer repeats; its seconds are then scaled to 8.
 
     Args:
-        found: What runs each candidate on n images.
-        whole: How many images there are.
-        repeats, budget: Of every timing, at most; seconds for all of them.
+        found: Candidate → function that runs it on n images.
+        whole: Number of images.
+        repeats, budget: Largest number of repeats of every timing; seconds for all of them.
         alike: Whether all get as few images as the slowest. A GPU takes hardly longer for eight
-            than for one, so one is a guess at the time of all, and to scale one candidate's seconds
-            and not another's would be unfair.
+            images than for one, so scaling the seconds of one candidate only would be unfair.
 
     Returns:
         For each candidate `images` (how many it was run on), `seconds` (per batch of 8, one number
-        a repeat), `correlation` (mean over images) and `difference` (largest) to ours, if what
-        they return has the same shape.
+        per repeat), `correlation` (mean over images) and `difference` (largest) to ours, if the
+        results have the same shape.
     """
     n, slowest = {}, 0.0
     for name, run in found.items():
         one, _ = run(1)
-        if one < 1:  # the first call may be slow for reasons of its own
+        if one < 1:  # the first call may include initialisation
             one, _ = run(1)
         n[name] = next((k for k in (whole, 2) if (1 if alike else k) * one * repeats <= budget), 1)
         taken, _ = run(n[name]) if n[name] > 1 else (one, None)
@@ -167,7 +166,7 @@ def _agreement(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     a, b = (torch.as_tensor(masks[:n]).flatten(1).double() for masks in (ours, theirs))
     correlations = [
         float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if x.std() > 0 and y.std() > 0
-        # A flat mask correlates with nothing but its like.
+        # The correlation of a constant mask is undefined: 1 if both masks are equal, else 0.
         else float(torch.equal(x, y))
         for x, y in zip(a, b, strict=True)
     ]  # fmt: skip
@@ -178,10 +177,10 @@ def _agreement(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
 
 
 def memory(load: Load, method: str, name: str, n: int) -> dict[str, float]:
-    """Run a candidate on n images once, in a process that has done nothing else.
+    """Run a candidate on n images once, in a new process.
 
     Returns:
-        `megabytes`: the most memory during the run beyond what the process held before, with the
+        `megabytes`: the peak memory of the run minus that of the process before it, with the
         network and the images loaded and one image classified; `seconds`.
     """
     case = load()
@@ -202,7 +201,7 @@ def growth(load: Load, method: str, n: int) -> dict[str, float]:
 
 
 def _peak(case: Case, explain: Explain, images: Tensor, targets: Tensor) -> dict[str, float]:
-    with torch.enable_grad():  # so that libraries have made their preparations
+    with torch.enable_grad():  # so that libraries are initialised
         case.classifier.logits(images[:1].clone().requires_grad_()).sum().backward()
     meter = _Cuda() if case.classifier.device.type == "cuda" else _Resident()
     started = _now(case)
@@ -220,16 +219,16 @@ class _Cuda:
 
 
 class _Resident:
-    """The peak of this process's resident memory beyond what it holds now.
+    """The peak of this process's resident memory minus its present resident memory.
 
-    Linux lets a process forget its peak so far; elsewhere what it reached while loading hides a
-    smaller run, and 0 is told.
+    On Linux the peak can be reset; elsewhere an earlier, higher peak hides that of the run, and
+    the result is 0.
     """
 
     def __init__(self) -> None:
         gc.collect()
         if sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)  # what is free counts for the run that takes it
+            ctypes.CDLL(None).malloc_trim(0)  # return free memory, so that reuse of it is counted
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         self.before = psutil.Process().memory_info().rss
 
@@ -247,14 +246,14 @@ class _Resident:
 
 
 def overhead(load: Load, precision: str, repeats: int) -> dict[str, list[float]]:
-    """Time an iteration of Opti-CAM beside bare passes of the same network, forward and back.
+    """Time an iteration of Opti-CAM and bare forward and backward passes of the same network.
 
-    Its callback runs the bare passes: iteration, pass, iteration, pass, … so that all see the same
-    machine. The gradient of a bare pass is that of the input.
+    Its callback runs the bare passes: iteration, pass, iteration, pass, … so that the load of the
+    machine is the same for all. The gradient of a bare pass is that of the input.
 
     Returns:
-        Seconds of each `iteration`, each pass of the `untouched` network in that number format
-        and the memory format that suits it, and of the `quick` one that the iterations use.
+        Seconds of each `iteration`, each pass of the `untouched` network in that dtype and its
+        fastest memory format, and of the `quick` one that the iterations use.
     """
     case = load()
     quick = case.classifier.quick(precision)
@@ -293,7 +292,7 @@ def overhead(load: Load, precision: str, repeats: int) -> dict[str, list[float]]
         case.targets,
         iterations=repeats + 3,
         precision=precision,
-        tolerance=0,  # no image leaves the batch
+        tolerance=0,  # no image stops early
         callback=between,
         progress=False,
     )

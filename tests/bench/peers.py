@@ -1,7 +1,7 @@
-"""What the methods are compared with: other packages, and plain loops where there is none.
+"""The peers of the methods: other packages, and plain loops where there is none.
 
-A peer gets the network as its own user would hold it: in PyTorch's default memory format and with
-parameters that want gradients. It returns masks of the kit's form, so that they can be compared.
+A peer gets the network in its usual state: in PyTorch's default memory format and with parameters
+that require gradients. It returns masks in this package's form, so that they can be compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import opticam_lite as ol
 
-with warnings.catch_warnings():  # what they warn of on import is theirs
+with warnings.catch_warnings():  # the packages' own warnings on import
     warnings.simplefilter("ignore")
     import captum.attr
     import pytorch_grad_cam as package
@@ -34,7 +34,7 @@ Curve = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Plain:
-    """A classifier's network as somebody would have it who does not know the kit."""
+    """A classifier's network without this package's optimisations."""
 
     def __init__(self, classifier: ol.Classifier) -> None:
         network = copy.deepcopy(classifier.network).requires_grad_(True)
@@ -56,8 +56,8 @@ class Peer:
     """Another implementation of a method.
 
     Attributes:
-        name: What tables call it.
-        prepare: Takes the plain network; what it returns explains images, and is timed.
+        name: Name in tables.
+        prepare: Takes the plain network and returns a function that explains images and is timed.
         fits: Whether it can explain such a network.
     """
 
@@ -110,7 +110,7 @@ def captum_gradient_shap(plain: Plain) -> Explain:
     def explain(images: Tensor, targets: Tensor) -> Tensor:
         maps = []
         for x, c in zip(images.split(1), targets.tolist(), strict=True):
-            torch.manual_seed(0)  # the seed that the kit's method gives each image
+            torch.manual_seed(0)  # the seed of this package's method for each image
             np.random.seed(0)  # noqa: NPY002
             baselines = torch.cat([torch.zeros_like(x), x])
             phi = peer.attribute(x, baselines, n_samples=50, stdevs=1e-4, target=c)
@@ -125,7 +125,7 @@ def captum_gradient_shap(plain: Plain) -> Explain:
 
 @contextlib.contextmanager
 def outputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """Hook modules; their outputs gather in the list."""
+    """Hook modules; their outputs are appended to the list."""
     outputs: list[Tensor] = []
     hooks = [m.register_forward_hook(lambda m, i, out: outputs.append(out)) for m in modules]
     try:
@@ -136,10 +136,10 @@ def outputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 def plain_opti_cam(plain: Plain) -> Explain:
-    """Eqs. 8-11 of the paper with the settings of its Appendix A, as one writes them down.
+    """Eqs. 8-11 of the paper with the settings of its Appendix A, implemented directly.
 
-    The loop stops when the sum of the batch's objectives does not change; what is returned is the
-    map after the last step.
+    The loop stops when the sum of the batch's objectives does not change, and returns the map after
+    the last step.
     """
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def plain_opti_cam(plain: Plain) -> Explain:
 
 
 def plain_attention(roll_out: bool) -> Callable[[Plain], Explain]:
-    """Hooks on timm's attention, unfused; an image at a time, as the published notebooks do it."""
+    """Hooks on timm's attention, unfused; one image at a time, as in the published notebooks."""
 
     def prepare(plain: Plain) -> Explain:
         network: Any = plain.network
@@ -214,7 +214,7 @@ def ours_deletion(plain: Plain) -> Curve:
 
 
 def rise_deletion(plain: Plain) -> Curve:
-    """RISE's procedure as one writes it down: one image, one step after another."""
+    """RISE's procedure implemented directly: one image and one step at a time."""
 
     @torch.no_grad()
     def curve(images: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def rise_deletion(plain: Plain) -> Curve:
 
 
 def quantus_deletion(plain: Plain) -> Curve:
-    """It counts the values of all channels, and takes only numbers that divide H·W a step."""
+    """Quantus counts values of all channels, and the number per step has to divide H·W."""
 
     class Logits(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
@@ -285,18 +285,18 @@ PEERS: dict[str, tuple[Peer, ...]] = {
     "gradient-shap": (Peer("captum", captum_gradient_shap),),
 }
 
-# Why a method stands alone, and why masks differ where definitions do.
+# Reasons why a method has no peer, and why masks differ where definitions differ.
 NO_PEER = {
     "cam": "no package has it for any network",
     "extremal-perturbation": "TorchRay is not on the package index, and its licence forbids reuse",
     "fake-cam": "nothing to compute",
-    "lime": "the package `lime` does the work here, too",
+    "lime": "this implementation uses the package `lime`, too",
     "opti-cam-fast": "of this kit",
     "tibav": "not on the package index",
 }
 DIFFERENT = {
-    "grad-cam++": "the package adds a fixed 1e-6 to the denominator: small gradients suffer",
+    "grad-cam++": "the package adds 1e-6 to the denominator, which matters for small gradients",
     "score-cam": "the package masks the normalised image (grey, here black) and aligns corners",
     "ablation-cam": "the package fills maps that have no zero with another value than 0",
-    "opti-cam": "the plain loop returns the last map, here the best; many optima are near",
+    "opti-cam": "the plain loop returns the last map, ours the best; several optima are close",
 }
