@@ -40,7 +40,6 @@ class Scenes(Dataset):
 
     Attributes:
         labels: Names of the classes.
-        environments: Names of the environments.
         home: Each class's home environment.
     """
 
@@ -54,7 +53,6 @@ class Scenes(Dataset):
         self.name = "scenes" if twin is None else f"scenes-{twin}"
         self.has_boxes = twin != "empty"
         self.labels = list(about["classes"])
-        self.environments: list[str] = list(about["environments"])
         self.home: dict[str, str] = dict(about["home"])
 
     def __len__(self) -> int:

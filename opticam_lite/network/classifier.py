@@ -362,11 +362,6 @@ class Classifier:
                 "ol.load_image(path) makes one of a file, torch.from_numpy one of an array and "
                 "torch.stack one of a list"
             )
-        if images.ndim == 3:
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}; a batch (N, 3, H, W) is needed: use "
-                "image[None] for a single one"
-            )
         self._check_shape(images)
         if not images.is_floating_point():
             raise TypeError(
@@ -405,17 +400,20 @@ class Classifier:
         return targets.long()
 
     def _check_shape(self, images: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != 3:
-            way = ""
-            if images.ndim == 4 and images.shape[1] == 1:
-                way = ": use images.expand(-1, 3, -1, -1) for greyscale"
-            elif images.ndim == 4 and images.shape[1] == 4:
-                way = ": use images[:, :3] without transparency"
-            elif images.ndim == 4 and images.shape[3] == 3:
-                way = ": use images.permute(0, 3, 1, 2) where the channels come last"
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}; (N, 3, H, W) is needed{way}"
-            )
+        if images.ndim == 4 and images.shape[1] == 3:
+            return
+        way = ""
+        if images.ndim == 3:
+            way = ": use image[None] for a single one"
+        elif images.ndim == 4 and images.shape[3] == 3:
+            way = ": use images.permute(0, 3, 1, 2) where the channels come last"
+        elif images.ndim == 4:
+            channels = {
+                1: ".expand(-1, 3, -1, -1) for greyscale",
+                4: "[:, :3] without transparency",
+            }
+            way = f": use images{channels[images.shape[1]]}" if images.shape[1] in channels else ""
+        raise ValueError(f"images have shape {tuple(images.shape)}; (N, 3, H, W) is needed{way}")
 
     def normalised(self, images: Tensor) -> Tensor:
         """Return images `(N, 3, H, W)` in [0, 1] normalised, on the network's device."""
