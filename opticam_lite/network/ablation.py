@@ -40,8 +40,8 @@ def ablation(classifier: Classifier, maps: Tensor, rest: Rest) -> Ablate:
         W, Z = convolution.get_parameter("weight").flatten(1), convolution(maps)
 
         def from_sum(k: Tensor) -> Tensor:
-            lost = W.T[k, :, None, None] * maps[0, k, None]  # (n, O, h, w)
-            return head(Z - lost, rest.repeat(0, len(k)))
+            Z_k = torch.addcmul(Z, W.T[k, :, None, None], maps[0, k, None], value=-1)  # (n, O, h, w)
+            return head(Z_k, rest.repeat(0, len(k)))
 
         return from_sum
     kept = 1 - torch.eye(maps.shape[1], dtype=maps.dtype, device=maps.device)[..., None, None]
