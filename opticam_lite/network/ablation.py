@@ -40,7 +40,7 @@ def ablation(classifier: Classifier, maps: Tensor, rest: Rest) -> Ablate:
         W, Z = convolution.get_parameter("weight").flatten(1), convolution(maps)
 
         def from_sum(k: Tensor) -> Tensor:
-            Z_k = torch.addcmul(Z, W.T[k, :, None, None], maps[0, k, None], value=-1)  # (n, O, h, w)
+            Z_k = torch.addcmul(Z, W.T[k, :, None, None], maps[0, k, None], value=-1)
             return head(Z_k, rest.repeat(0, len(k)))
 
         return from_sum
