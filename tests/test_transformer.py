@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 import opticam_lite as ol
-from opticam_lite.network import Transformer
+from opticam_lite.network import Transformer, ablation
 from opticam_lite.network.ablation import AttentionAblation
 from opticam_lite.network.transformer import Block
 
@@ -105,13 +105,13 @@ def test_the_head_without_each_channel(kind: str) -> None:
         for i in range(len(A)):
             if A.shape[1] <= 23:
                 continue
-            ablation = view.ablation(A[i, None], rest.repeat(i, 1))
+            logits_without = ablation(view, A[i, None], rest.repeat(i, 1))
             maps = A[i].repeat(len(k), 1, 1, 1)
             maps[torch.arange(len(k)), k] = 0
             expected = view.head(maps, rest.repeat(i, len(k)))
-            torch.testing.assert_close(ablation(k), expected, rtol=1e-4, atol=1e-4)
-            assert ablation(k[:0]).shape == (0, 5)
-            if isinstance(ablation, AttentionAblation):
+            torch.testing.assert_close(logits_without(k), expected, rtol=1e-4, atol=1e-4)
+            assert logits_without(k[:0]).shape == (0, 5)
+            if isinstance(logits_without, AttentionAblation):
                 quick.append(layer)
                 assert (expected - view.head(A, rest)[i]).abs().amax(1).min() > 1e-4
     special = kind not in ("norm of queries", "average")
@@ -135,6 +135,6 @@ def test_a_forward_of_its_own_is_not_taken_for_the_standard_one() -> None:
     torch.testing.assert_close(classifier.quick("float32").logits(images), expected)
     A, rest = classifier.split(images)
     torch.testing.assert_close(
-        classifier.ablation(A[:1] * 0, rest.repeat(0, 1))(torch.tensor([3])),
+        ablation(classifier, A[:1] * 0, rest.repeat(0, 1))(torch.tensor([3])),
         classifier.head(A[:1] * 0, rest.repeat(0, 1)),
     )

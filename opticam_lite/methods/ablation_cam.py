@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..masking import to_masks
-from ..network import Classifier
+from ..network import Classifier, ablation
 from ..registry import whole_number
 from .grad_cam import unread
 from .registry import METHODS, Callback, Step
@@ -57,7 +57,7 @@ def ablation_cam(
     parts = [k.split(chunk) for k in (row.nonzero()[:, 0] for row in active)]
     done, total = 0, sum(map(len, parts))
     for i, of_image in enumerate(parts):
-        logits_without = classifier.ablation(A[i, None], rest.repeat(i, 1))
+        logits_without = ablation(classifier, A[i, None], rest.repeat(i, 1))
         for k in of_image:
             y_without[i, k] = logits_without(k)[:, targets[i]]
             done += 1

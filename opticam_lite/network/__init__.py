@@ -5,6 +5,7 @@
 head alone, CUDA graphs.
 """
 
+from .ablation import ablation
 from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing, Quick
 from .cut import Rest
 from .feature_maps import CutError, FeatureLayout, token_grid
@@ -26,6 +27,7 @@ __all__ = [
     "RecordedStep",
     "Rest",
     "Transformer",
+    "ablation",
     "dtype_of",
     "exact",
     "token_grid",

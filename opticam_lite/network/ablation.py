@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from .classifier import Classifier
 from .cut import Rest
 from .transformer import Transformer
 
-if TYPE_CHECKING:
-    from .classifier import Classifier
 
-Ablate = Callable[[Tensor], Tensor]
-
-
-def ablation(classifier: Classifier, maps: Tensor, rest: Rest) -> Ablate:
+def ablation(classifier: Classifier, maps: Tensor, rest: Rest) -> Callable[[Tensor], Tensor]:
     """Return a function from channels k `(n,)` to the logits `(n, C)` without each of them.
 
     Where the head begins with a sum over the channels, subtracting one channel's term is cheaper

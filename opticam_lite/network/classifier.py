@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import whole_number
-from .ablation import Ablate, ablation
 from .cut import Cut, Rest, Traced
 from .feature_maps import FeatureLayout
 from .quick_copy import QuickCopy, dtype_of, exact, lay_out, lay_out_weights
@@ -293,14 +292,6 @@ class Classifier:
         """
         with exact(self.device):
             return self._cut.head(maps, rest)
-
-    def ablation(self, maps: Tensor, rest: Rest) -> Ablate:
-        """Return a function from channels k `(n,)` to the logits `(n, C)` without each of them.
-
-        Args:
-            maps, rest: Of one image, `(1, K, h, w)`, as `split` returns them.
-        """
-        return ablation(self, maps, rest)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the layer's feature maps `(N, K, h, w)` of images `(N, 3, H, W)` in [0, 1]."""
