@@ -10,6 +10,7 @@ cell of the report's notebook is tested against them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Self
@@ -35,7 +36,7 @@ def parameter(default: Any, explanation: str, least: int | None = None) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters:
+class Parameters(ABC):
     """The parameters of every report; a report adds its own and `prepare`."""
 
     methods: str = parameter("", NAMES)
@@ -65,13 +66,13 @@ class Parameters:
         """Return name → value, in the order of `known`."""
         return {known.name: getattr(self, known.name) for known in self.known()}
 
+    @abstractmethod
     def prepare(self) -> Any:
         """Check the values and load what they name, before anything is computed.
 
         Raises:
             ReportError, ValueError, FileNotFoundError, ConnectionError: For the first wrong value.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
