@@ -15,22 +15,42 @@ The map of an image does not depend on the rest of its batch except for rounding
 searches amplify in single pixels, not in the objective), and no call changes the network.
 """
 
+import importlib
 import os
+from typing import TYPE_CHECKING
 
 # By default PyTorch's threads wait for each other in busy loops, so that one other busy process
 # makes two of them at least three times as slow. It is read when PyTorch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from . import methods, metrics, plots
+from . import methods, metrics
 from .datasets import Dataset, ImageError, Images, Sample, load_dataset, load_image
-from .evaluation import StoreError, evaluate, summarize
-from .explorer import explore
 from .masking import masked_probabilities, normalize, to_masks, upsample
 from .methods import explain, list_methods
 from .metrics import list_metrics
 from .models import HubError, list_models, load_model
 from .network import IMAGENET_MEAN, IMAGENET_STD, Classifier, CutError, Preprocessing
-from .trace import Trace
+
+if TYPE_CHECKING:
+    from . import plots
+    from .evaluation import StoreError, evaluate, summarize
+    from .explorer import explore
+    from .trace import Trace
+else:
+    # These rooms import matplotlib, pandas, pyarrow and ipywidgets, which together take a quarter
+    # of the time of PyTorch, torchvision and timm: each room is loaded when its name is first used.
+    _ROOMS = {"StoreError": "evaluation", "Trace": "trace", "evaluate": "evaluation"}
+    _ROOMS |= {"explore": "explorer", "plots": "plots", "summarize": "evaluation"}
+
+    def __getattr__(name: str) -> object:
+        if name not in _ROOMS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        room = importlib.import_module(f".{_ROOMS[name]}", __name__)
+        return room if name == "plots" else getattr(room, name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __version__ = "0.1.0"
 
@@ -47,7 +67,6 @@ __all__ = [
     "Sample",
     "StoreError",
     "Trace",
-    "cut",
     "evaluate",
     "explain",
     "explore",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import tempfile
@@ -10,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pandas as pd
 import torch
 from PIL import ExifTags, Image
 from timm.data import ImageNetInfo
@@ -226,11 +226,13 @@ def _read_ids(truth: Path) -> dict[int, str]:
 
 def _read_solution(truth: Path) -> dict[int, str]:
     """Return the synset of each image's number, the first word of Kaggle's prediction."""
-    rows = pd.read_csv(truth, dtype=str, keep_default_na=False)
-    if not {"ImageId", "PredictionString"} <= set(rows):
+    rows = csv.DictReader(truth.read_text(encoding="utf-8-sig").splitlines(), restval="")
+    if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or []):
         raise ValueError(f"{truth} needs the columns ImageId and PredictionString")
-    numbers = rows["ImageId"].str.removeprefix("ILSVRC2012_val_").astype(int)
-    known = dict(zip(numbers, rows["PredictionString"].str.split(" ").str[0], strict=True))
+    known = {
+        int(row["ImageId"].removeprefix("ILSVRC2012_val_")): row["PredictionString"].split(" ")[0]
+        for row in rows
+    }
     for synset in known.values():
         if synset not in synsets():
             raise ValueError(f"{truth}: {synset!r} is none of ImageNet's 1,000 synsets")

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -236,6 +235,8 @@ def predicted_boxes(masks: Tensor) -> Tensor:
 
 def _largest_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     """Return the box around the largest connected component of bool `(H, W)`."""
+    from scipy import ndimage  # slow to import, and needed for boxes only
+
     components, n = ndimage.label(pixels, structure=np.ones((3, 3)))
     if n == 0:
         return 0, 0, 0, 0

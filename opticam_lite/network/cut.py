@@ -9,7 +9,7 @@ class token), and the head continues from there. No hooks, and gradients stop at
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,26 +17,23 @@ from typing import Any
 import torch
 from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import NodePathTracer
 
 from ..registry import unknown_name
-from .feature_maps import CutError, FeatureLayout, Finder
+from .feature_maps import CutError, FeatureLayout, Finder, module_of
 from .transformer import Transformer, describe
 
 
-class _Tracer(NodePathTracer):
-    """Keeps the qualified names of layers; modules that can't be traced become leaves."""
+class _Tracer(fx.Tracer):
+    """Does not look into modules that can't be traced: they become single operations."""
 
     def __init__(self, leaves: set[str]) -> None:
-        super().__init__(
-            leaf_modules=list(get_notrace_modules()),
-            autowrap_functions=tuple(get_notrace_functions()),
-        )
-        self.leaves = leaves
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        self.leaves, self.opaque = leaves, tuple(get_notrace_modules())
         self.failed: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualname: str) -> bool:
-        return module_qualname in self.leaves or super().is_leaf_module(m, module_qualname)
+        opaque = module_qualname in self.leaves or isinstance(m, self.opaque)
+        return opaque or super().is_leaf_module(m, module_qualname)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         try:
@@ -47,7 +44,7 @@ class _Tracer(NodePathTracer):
             raise
 
 
-def _trace(network: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
+def _trace(network: nn.Module) -> fx.Graph:
     """Trace a network; modules whose forward can't be traced become leaf modules."""
     leaves: set[str] = set()
     # Optional arguments keep their defaults: a traced None would not be None.
@@ -56,8 +53,7 @@ def _trace(network: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
     while True:
         tracer = _Tracer(leaves)
         try:
-            graph = tracer.trace(network, concrete_args=fixed or None)
-            return graph, dict(tracer.node_to_qualname)
+            return tracer.trace(network, concrete_args=fixed or None)
         except Exception as error:
             if tracer.failed is None or tracer.failed in leaves:
                 raise CutError(
@@ -70,21 +66,16 @@ def _trace(network: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps the shape of every value, and the values of the nodes asked for."""
+    """Runs a trace and keeps the shape of every value."""
 
-    def __init__(self, module: fx.GraphModule, wanted: Collection[fx.Node] = ()) -> None:
-        super().__init__(module)
-        self.wanted = wanted
+    def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(network, graph=graph)
         self.shapes: dict[fx.Node, torch.Size] = {}
-        self.values: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.shapes[n] = value.shape
-        if n in self.wanted:
-            self.values[n] = value
-            return value.clone()  # the next operation may work in place
         return value
 
 
@@ -102,11 +93,10 @@ class Traced:
 
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         self.network, self.size = network, size
-        self.graph, self._names = _trace(network)
-        self.module = fx.GraphModule(network, self.graph)
+        self.graph = _trace(network)
         # Two images: values that are not batched (windows, constants) are recognised by shape.
-        probe = self._probe(2)
-        recorder = _Recorder(self.module)
+        probe = self._random((2, 3, *size))
+        recorder = _Recorder(network, self.graph)
         with torch.no_grad():
             try:
                 expected = network(probe)
@@ -141,17 +131,16 @@ class Traced:
                 "torch.nn.Sequential(trunk, head) and cut it at layer='0'"
             )
         self.classes = expected.shape[1]
+        self._read: dict[fx.Node, bool] = {}
         self._shapes = recorder.shapes
         self._per_image = self._find_values_per_image()
         self.layers = self._find_layers()
         # Number of intermediate values per image, over all layers.
         self.values = sum(shape.numel() // 2 for shape in self._shapes.values())
 
-    def _probe(self, images: int) -> Tensor:
+    def _random(self, shape: Sequence[int], seed: int = 0) -> Tensor:
         weight = next(iter(self.network.parameters()), torch.zeros(1))
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(images, 3, *self.size, generator=generator)
-        return probe.to(weight.device, weight.dtype)
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(weight)
 
     def _find_values_per_image(self) -> set[fx.Node]:
         """Tensors that depend on the images and have one entry for each of them."""
@@ -173,64 +162,54 @@ class Traced:
         modules = dict(self.network.named_modules())
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         last: dict[str, fx.Node] = {}
-        for node, name in self._names.items():
-            if node not in order:
-                continue
+        for node in self.graph.nodes:
             if node.op == "call_module" and does_nothing(modules[str(node.target)]):
                 continue
-            # A module run twice (a shared relu) has nodes "relu" and "relu_1": the target is "relu"
-            path = str(node.target) if node.op == "call_module" else name.rpartition(".")[0]
+            path = module_of(node)
             while path:
-                if path in modules:
-                    last[path] = node
+                last[path] = node
                 path = path.rpartition(".")[0]
-        finder = Finder(self.graph, self._names, self._shapes, self.network, self.size)
-        layers = {}
-        for name, node in sorted(
-            last.items(), key=lambda item: (order[item[1]], -item[0].count("."))
-        ):
-            if node in useful and (layout := finder.of(node)) is not None:
-                layers[name] = (node, layout)
-        return layers
+        finder = Finder(self.graph, self._shapes, self.network, self.size)
+        # One value can be the output of several modules: relu, block, stage.
+        found = {node: finder.of(node) for node in useful.intersection(last.values())}
+        names = sorted(last, key=lambda name: (order[last[name]], -name.count(".")))
+        return {name: (last[name], layout) for name in names if (layout := found.get(last[name]))}
 
     def reads(self, layer: str) -> bool:
         """Whether the logits depend on a layer's maps, not only on its prefix tokens."""
         node, layout = self.layers[layer]
-        return not layout.prefix or node not in self._unread
+        if node not in self._read:
+            self._read[node] = not layout.prefix or self._reads_tokens(node, layout.prefix)
+        return self._read[node]
 
-    @cached_property
     @torch.inference_mode(False)
     @torch.enable_grad()
-    def _unread(self) -> set[fx.Node]:
-        """Tokens of which only the prefix is used: at all others the gradient is 0.
+    def _reads_tokens(self, node: fx.Node, prefix: int) -> bool:
+        """Whether more than the prefix of tokens is used: at the others the gradient is not 0.
 
         The gradient is that of the input of the last linear layer, because the weights of that
-        layer may be 0 before training.
+        layer may be 0 before training. The network is run from the layer on, with random values.
         """
-        asides = {node: layout.prefix for node, layout in self.layers.values() if layout.prefix}
-        if not asides:
-            return set()
         features: Any = next(iter(reversed(self.graph.nodes))).args[0]
         modules = dict(self.network.named_modules())
-        for node in self.graph.nodes:
-            if node.op == "call_module" and type(modules[str(node.target)]) is nn.Linear:
-                read = node.all_input_nodes[0]
+        for n in self.graph.nodes:
+            if n.op == "call_module" and type(modules[str(n.target)]) is nn.Linear:
+                read = n.all_input_nodes[0]
                 features = read if len(self._shapes[read]) == 2 else features
-        run = _Recorder(self.module, {features, *asides})
+        needed, again = self._crossing(node)
+        values: dict[fx.Node, Any] = dict.fromkeys(set(self._halves(node)[0]) - again)
+        for i, n in enumerate([node, *needed]):
+            values[n] = self._random((1, *self._shapes[n][1:]), seed=i)
+        tokens = values[node].requires_grad_()
+        values[node] = tokens.clone()  # the next operation may work in place
+        run = fx.Interpreter(self.network, garbage_collect_values=False, graph=self.graph)
         try:
-            run.run(self._probe(1).requires_grad_())
-            y = run.values.pop(features)
-            direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
-            g = torch.autograd.grad(y, list(run.values.values()), direction, allow_unused=True)
-        except RuntimeError:  # the features can't be differentiated with respect to the image
-            return set()
-        return {
-            node
-            for node, value in zip(run.values, g, strict=True)
-            if value is not None
-            and value[:, : asides[node]].any()
-            and not value[:, asides[node] :].any()
-        }
+            run.run(initial_env=values, enable_io_processing=False)
+            y = run.env[features]
+            (g,) = torch.autograd.grad(y, tokens, self._random(y.shape), allow_unused=True)
+        except RuntimeError:  # the features can't be differentiated with respect to the tokens
+            return True
+        return g is None or bool(g[:, prefix:].any()) or not g[:, :prefix].any()
 
     @cached_property
     def transformer(self) -> Transformer | str:
@@ -268,11 +247,14 @@ class Traced:
         name = next((n for n in names if not self._is_no_end(n, modules)), list(self.layers)[-1])
         node, layout = self.layers[name]
         if layout.prefix:
-            read = [n for n in self.layers if self.layers[n][1].prefix and self.reads(n)]
-            norms = [n for n in read if n.rpartition(".")[2] in ("norm1", "ln_1")]
             # For blocks with other names: the input of the last attention, not its projections.
-            values = [n for n in read if not isinstance(modules[n], nn.Linear)]
-            return (norms or values or [name])[-1]
+            tokens = [
+                n
+                for n in reversed(self.layers)
+                if self.layers[n][1].prefix and not isinstance(modules[n], nn.Linear)
+            ]
+            tokens.sort(key=lambda n: n.rpartition(".")[2] not in ("norm1", "ln_1"))
+            return next((n for n in tokens if self.reads(n)), name)
         # One value can be the output of several modules: relu, block, stage. Blocks are numbered.
         same = [n for n, (other, _) in self.layers.items() if other is node]
         numbered = [n for n in same if n.rpartition(".")[2].isdigit()]

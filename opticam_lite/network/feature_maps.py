@@ -72,12 +72,17 @@ def _same_aspect(h: int, w: int, size: tuple[int, int]) -> bool:
     return abs(h * size[1] - w * size[0]) < max(size)
 
 
+def module_of(node: fx.Node) -> str:
+    """Return the qualified name of the module whose forward made a value, "" for the network."""
+    inside = node.meta.get("nn_module_stack")
+    return str(next(reversed(inside.values()))[0]) if inside else ""
+
+
 class Finder:
     """Finds the layout of the values of a network that was traced with two images.
 
     Args:
         graph: The trace.
-        names: Node → qualified name of the operation.
         shapes: Node → shape, of two images of `size`.
         network: Traced.
         size: Height and width of the images.
@@ -86,7 +91,6 @@ class Finder:
     def __init__(
         self,
         graph: fx.Graph,
-        names: Mapping[fx.Node, str],
         shapes: Mapping[fx.Node, torch.Size],
         network: nn.Module,
         size: tuple[int, int],
@@ -98,7 +102,7 @@ class Finder:
         self.lengths = {s[1] for s in whole if len(s) == 3}
         self.widths = {s[2] for s in whole if len(s) == 3}
         self.grids = {s[2] * s[3] for s in whole if len(s) == 4}
-        self.shuffled = self._find_shuffled(graph, names)
+        self.shuffled = self._find_shuffled(graph)
         self.padded = self._find_padded(graph)
 
     def of(self, node: fx.Node) -> FeatureLayout | None:
@@ -198,7 +202,7 @@ class Finder:
             seen |= inputs
         return False
 
-    def _find_shuffled(self, graph: fx.Graph, names: Mapping[fx.Node, str]) -> set[fx.Node]:
+    def _find_shuffled(self, graph: fx.Graph) -> set[fx.Node]:
         """Return tokens that are not in row-major order.
 
         Hiera's `Unroll` groups them by window, until pooling has left one token per window.
@@ -206,8 +210,7 @@ class Finder:
         behind: dict[fx.Node, int] = {}
         found = False
         for node in graph.nodes:
-            module = self.modules.get(names.get(node, "").rpartition(".")[0])
-            if type(module).__name__ == "Unroll":
+            if type(self.modules[module_of(node)]).__name__ == "Unroll":
                 found, behind = True, {}
             shape = self.shapes.get(node, ())
             if found and len(shape) == 3 and shape[0] == 2:
