@@ -95,8 +95,7 @@ lab: $(READY)
 # The small lock is compiled with the large one in its place, whose versions uv then keeps.
 COMPILE = $(PY) -m uv pip compile --universal --python-version 3.11 --quiet \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' pyproject.toml
-lock: $(READY)
-	$(PY) -m pip install --quiet uv
+lock: $(TEST_READY)
 	$(COMPILE) --all-extras --upgrade --output-file requirements-test.lock
 	cp requirements-test.lock requirements.lock
 	$(COMPILE) --extra lab --extra build --output-file requirements.lock

@@ -62,6 +62,33 @@ def test_every_place_that_names_the_versions_of_python_names_the_same():
     assert "needs Python 3.11 to 3.14" in makefile
 
 
+PLATFORMS = ["x86_64-manylinux_2_28", "aarch64-apple-darwin", "x86_64-pc-windows-msvc"]
+# They exist as sources only, which are Python alone.
+SOURCES = {"grad-cam", "lime"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
+def test_the_locks_can_be_installed_everywhere(tmp_path, version, platform):
+    """`pip install --dry-run --platform` would judge the markers by this machine: uv does not."""
+    lock = tmp_path / "requirements.lock"
+    lock.write_text("\n".join(line for line in pins(LOCKS[1]) if not names([line]) & SOURCES))
+    asked = ["--dry-run", "--only-binary", ":all:", "--target", tmp_path / "none", "-r", lock]
+    wanted = ["--python-version", version, "--python-platform", platform]
+    shown = subprocess.run(
+        # Without this project's configuration, which leaves CUDA out.
+        [sys.executable, "-m", "uv", "pip", "install", "--no-config", *wanted, *asked],
+        env=os.environ | {"MACOSX_DEPLOYMENT_TARGET": "14.0"},  # the oldest that PyTorch is built for
+        capture_output=True,
+        text=True,
+    )
+    if re.search("Failed to fetch|error sending request|client error", shown.stderr):
+        pytest.skip(f"no package index can be asked here: {shown.stderr.strip()[-300:]}")
+    assert shown.returncode == 0, shown.stderr
+    assert ("nvidia-cublas" in shown.stderr) == ("linux" in platform)
+
+
 def make(*arguments: str, cwd: Path = ROOT, **given: str) -> subprocess.CompletedProcess[str]:
     # Tests are themselves started by make, whose flags and settings would be handed on.
     mine = ("MAKE", "MFLAGS", "OMP_", "PIP_", "TORCH", "PYTHONPATH", "VIRTUAL_ENV")

@@ -48,7 +48,7 @@ def unfit(torch: str) -> str:
 
 def pip(*arguments: str | Path) -> None:
     """Install; what pip says goes to a file, and is shown only if pip fails."""
-    command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command = [PYTHON, "-m", "pip", "install", "--progress-bar=off", "--disable-pip-version-check"]
     with LOG.open("a") as log:
         done = subprocess.run([*command, *arguments], stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
