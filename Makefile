@@ -1,4 +1,4 @@
-# make report · make test · make lab: each creates .venv on first use, and only then.
+# make report · make lab · make test: each sets up in .venv what it needs on first use, and only then.
 #
 # Parameters of a report and of the bench are given on the command line, e.g.
 #   make report MODEL=resnet50 IMAGES="my photos" LIMIT=20
@@ -12,16 +12,20 @@ export OMP_WAIT_POLICY ?= passive
 .DEFAULT_GOAL := help
 .PHONY: help report bench test lint format record lab lock clean clean-all
 
-# The first Python that is new enough; another one: make PYTHON=/path/to/python3.12 …
+# The first Python of 3.11 to 3.14, as pyproject.toml has it: PyTorch has no later builds. Another one:
+# make PYTHON=/path/to/python3.12 …
+FITS = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; \
+	$$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; \
 	done)
 PY := .venv/bin/python
+# What lessons and reports run on; and what tests, style and benchmarks need beside it.
 READY := .venv/.ready
+TEST_READY := .venv/.ready-test
 
 # What was written on make's own command line (not what the environment happens to hold).
 # Make puts these variables into the environment of the recipe, so a value may hold any character.
-GIVEN = $(filter-out PYTHON,$(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v)))
+GIVEN = $(filter-out PYTHON TORCH TORCH_INDEX,$(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v)))
 
 # The explorer is tried in a real browser where there is one.
 FOUND_CHROMIUM = $(CHROMIUM)$(shell command -v chromium chromium-browser google-chrome)
@@ -35,28 +39,31 @@ help:
 	@echo 'make lint     style, types and architecture only'
 	@echo 'make format   put code and notebooks into shape, strip outputs'
 	@echo 'make record   execute the lessons and keep the results that make test compares'
-	@echo 'make lock     renew requirements.lock from pyproject.toml'
+	@echo 'make lock     renew requirements.lock and requirements-test.lock from pyproject.toml'
 	@echo 'make clean    remove build/ and caches (make clean-all: .venv, too)'
-	@if [ -e $(READY) ]; then echo && $(PY) -m opticam_lite.reports --help && echo && $(PY) -m tests.bench --help; fi
+	@echo
+	@echo 'TORCH=cpu or TORCH=cuda chooses the build of PyTorch at the first call (else: CUDA if there is an NVIDIA card)'
+	@if [ -e $(READY) ]; then echo && $(PY) -m opticam_lite.reports --help; fi
+	@if [ -e $(TEST_READY) ]; then echo && $(PY) -m tests.bench --help; fi
 
-# The stamp is written last, so a set-up that was cut short is done again from the start.
+# A stamp is written last, so a set-up that was cut short is done again from the start.
 $(READY): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "opticam_lite needs Python 3.11 or newer, but '$(if $(PYTHON),$(PYTHON),python3)' is older or missing: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@echo "Setting up .venv from requirements.lock (PyTorch is large: some minutes the first time)"
-	@test -e $@ || "$(PYTHON)" -m venv --clear .venv || { \
-		echo "'$(PYTHON) -m venv' failed: on Debian and Ubuntu, install python3-venv first" >&2; exit 1; }
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(FITS)' || { \
+		echo "opticam_lite needs Python 3.11 to 3.14, but '$(if $(PYTHON),$(PYTHON),python3)' is another version or missing: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(PYTHON)" tools/set_up.py requirements.lock
+	@touch $@
+
+$(TEST_READY): requirements-test.lock $(READY)
+	@$(PY) tools/set_up.py requirements-test.lock
 	@touch $@
 
 report: $(READY)
 	@$(PY) -m opticam_lite.reports $(foreach v,$(GIVEN),$(v)="$$$(v)")
 
-bench: $(READY)
+bench: $(TEST_READY)
 	@$(PY) -m tests.bench $(foreach v,$(GIVEN),$(v)="$$$(v)")
 
-lint: $(READY)
+lint: $(TEST_READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -71,13 +78,13 @@ test: lint
 	$(PY) -m pytest $(PARALLEL) $(UNIT) --cov --cov-report=term --cov-fail-under=90
 	$(PY) -m pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=180 -o filterwarnings=default $(wildcard notebooks/*.ipynb)
 
-format: $(READY)
+format: $(TEST_READY)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(PY) -m nbstripout --keep-count --keep-id notebooks/*.ipynb notebooks/reports/*.ipynb
 
 # The few results that a lesson keeps, for nbval to compare with.
-record: $(READY)
+record: $(TEST_READY)
 	$(PY) -m nbconvert --to notebook --execute --inplace --log-level=ERROR \
 		--ExecutePreprocessor.record_timing=False $(or $(NOTEBOOKS),$(wildcard notebooks/*.ipynb))
 	$(MAKE) format
@@ -85,11 +92,13 @@ record: $(READY)
 lab: $(READY)
 	$(PY) -m jupyterlab notebooks
 
-lock: $(READY)
-	$(PY) -m pip install --quiet uv
-	$(PY) -m uv pip compile --universal --python-version 3.11 --all-extras --upgrade --quiet \
-		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
-		--output-file requirements.lock pyproject.toml
+# The small lock is compiled with the large one in its place, whose versions uv then keeps.
+COMPILE = $(PY) -m uv pip compile --universal --python-version 3.11 --quiet \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' pyproject.toml
+lock: $(TEST_READY)
+	$(COMPILE) --all-extras --upgrade --output-file requirements-test.lock
+	cp requirements-test.lock requirements.lock
+	$(COMPILE) --extra lab --extra build --output-file requirements.lock
 
 clean:
 	rm -rf build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

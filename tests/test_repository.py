@@ -1,11 +1,10 @@
-"""What holds for every file of the repository, and for the set-up."""
+"""What holds for every file of the repository."""
 
 from __future__ import annotations
 
 import ast
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,33 +110,6 @@ def test_files_are_small_enough_to_clone():
     assert sum(s for p, s in sizes.items() if p.parts[0] == "data") <= 30e6
 
 
-def test_the_lock_names_packages_and_nothing_else():
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    lines = [line for line in lock.splitlines() if line and not line.lstrip().startswith("#")]
-    pinned = re.compile(r"^[a-z0-9._-]+==[0-9][\w.]*( ; .+)?$")
-    assert [line for line in lines if not pinned.match(line)] == []
-    assert "://" not in lock
-    direct = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    names = re.findall(r'"([a-z0-9.-]+)>=', direct)
-    locked = {line.partition("==")[0] for line in lines}
-    assert {"torch", "timm", "papermill", "pytest"} <= set(names)
-    assert [name for name in names if name not in locked] == []
-
-
-def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    # Tests are themselves started by make, whose flags and settings would be handed on.
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "OMP_"))}
-    return subprocess.run(["make", *arguments], cwd=cwd, env=clean, capture_output=True, text=True)
-
-
-def test_make_hands_parameters_to_the_report_as_they_are():
-    shown = make("-n", "report", "MODEL=resnet50", 'IMAGES=my "best" photos')
-    assert shown.returncode == 0
-    last = shown.stdout.strip().splitlines()[-1]
-    # The values travel in the environment, where no shell takes them apart.
-    assert last.endswith('-m opticam_lite.reports IMAGES="$IMAGES" MODEL="$MODEL"')
-
-
 @pytest.mark.parametrize(
     ("given", "policy", "spins"),
     [({}, "passive", "0"), ({"OMP_WAIT_POLICY": "active"}, "active", "30000000000")],
@@ -155,46 +127,3 @@ def test_threads_that_wait_leave_the_processor_to_others(given, policy, spins):
     assert shown.stdout.strip() == policy
     if sys.platform == "linux":  # elsewhere PyTorch's OpenMP has no such word
         assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr
-
-
-def test_make_lets_threads_wait_so_in_lessons_that_import_pytorch_first():
-    assert "OMP_WAIT_POLICY = passive" in make("-np", "lab").stdout
-
-
-def test_make_says_when_python_is_too_old(tmp_path):
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    old = tmp_path / "oldpython"
-    old.write_text("#!/bin/sh\nexit 1\n")
-    old.chmod(0o755)
-    shown = make("report", f"PYTHON={old}", cwd=tmp_path)
-    assert shown.returncode != 0
-    assert "needs Python 3.11 or newer" in shown.stderr
-    assert not (tmp_path / ".venv").exists()
-
-
-def test_a_set_up_that_was_cut_short_is_done_again(tmp_path):
-    """A stand-in for Python records what it is asked to do, so that nothing is installed."""
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    asked = tmp_path / "asked.txt"
-    python = tmp_path / "python"
-    python.write_text(
-        f"#!/bin/sh\necho \"$@\" >> '{asked}'\n"
-        'case "$*" in\n'
-        f"*venv*) mkdir -p .venv/bin && cp '{python}' .venv/bin/python ;;\n"
-        f"*requirements.lock*) test ! -e '{tmp_path}/offline' ;;\n"
-        "esac\n"
-    )
-    python.chmod(0o755)
-    (tmp_path / "offline").touch()
-    assert make("report", f"PYTHON={python}", cwd=tmp_path).returncode != 0
-    assert "venv --clear" in asked.read_text()
-    (tmp_path / "offline").unlink()
-    asked.unlink()
-    assert make("report", f"PYTHON={python}", cwd=tmp_path).returncode == 0
-    assert "venv --clear" in asked.read_text()
-    assert "requirements.lock" in asked.read_text()
-    asked.unlink()
-    assert make("report", "LIMIT=3", f"PYTHON={python}", cwd=tmp_path).returncode == 0
-    assert asked.read_text() == "-m opticam_lite.reports LIMIT=3\n"
