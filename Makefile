@@ -10,7 +10,7 @@
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help report bench test lint format record lab lock clean clean-all
+.PHONY: help report bench test check lint format record lab lock clean clean-all
 
 # The first Python that is new enough; another one: make PYTHON=/path/to/python3.12 …
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -18,6 +18,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	done)
 PY := .venv/bin/python
 READY := .venv/.ready
+TEST_READY := $(READY)
 
 # What was written on make's own command line (not what the environment happens to hold).
 # Make puts these variables into the environment of the recipe, so a value may hold any character.
@@ -25,11 +26,12 @@ GIVEN = $(filter-out PYTHON,$(foreach v,$(.VARIABLES),$(if $(filter command,$(fi
 
 # The explorer is tried in a real browser where there is one.
 FOUND_CHROMIUM = $(CHROMIUM)$(shell command -v chromium chromium-browser google-chrome)
-UNIT = $(if $(strip $(FOUND_CHROMIUM)),,-m "not browser")
+SLOW = slow$(if $(strip $(FOUND_CHROMIUM)),, and not browser)
 
 help:
 	@echo 'make report   two reports -> build/saliency_report/saliency_report.html, build/benchmark_report/… (a third: REPORT=boxes)'
-	@echo 'make test     style, types, architecture, tests, notebooks'
+	@echo 'make test     style, types, architecture, tests, lessons: what must pass, in minutes'
+	@echo 'make check    the slow tests, and the coverage of all'
 	@echo 'make bench    methods against their peers: time, memory, agreement -> build/bench/bench.md'
 	@echo 'make lab      JupyterLab on the lessons'
 	@echo 'make lint     style, types and architecture only'
@@ -56,7 +58,7 @@ report: $(READY)
 bench: $(READY)
 	@$(PY) -m tests.bench $(foreach v,$(GIVEN),$(v)="$$$(v)")
 
-lint: $(READY)
+lint: $(TEST_READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -65,11 +67,18 @@ lint: $(READY)
 # Two processes of one thread each: most tests are too small for two threads. A notebook's cells stay
 # together, in their order, and files come in the order that tests/conftest.py gives them.
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
-test: export OMP_NUM_THREADS := 1
+LONGEST := notebooks/04_opti_cam.ipynb
+LESSONS = $(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb))
+test check: export OMP_NUM_THREADS := 1
 test: lint
-	@$(if $(UNIT),echo "No Chromium here: the explorer's browser tests are left out (apt-get install chromium)")
-	$(PY) -m pytest $(PARALLEL) $(UNIT) --cov --cov-report=term --cov-fail-under=90
-	$(PY) -m pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=180 -o filterwarnings=default $(wildcard notebooks/*.ipynb)
+	$(PY) -m pytest $(PARALLEL) -m "not slow" --cov --cov-report=
+	$(PY) -m pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=180 -o filterwarnings=default $(LESSONS)
+
+# Its coverage is that of `make test`, too, which is therefore run first where the code is newer.
+check: $(TEST_READY)
+	@test -e .coverage && test -z "$$(find opticam_lite tests -name '*.py' -newer .coverage)" || $(MAKE) test
+	@$(if $(filter browser,$(SLOW)),echo "No Chromium here: the explorer's browser tests are left out (apt-get install chromium)")
+	$(PY) -m pytest $(PARALLEL) -m "$(SLOW)" --cov --cov-append --cov-report=term --cov-fail-under=90
 
 format: $(READY)
 	$(PY) -m ruff check --fix .

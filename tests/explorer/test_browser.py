@@ -20,7 +20,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 expect.set_options(timeout=120_000)  # a busy machine is no error
 
 CELL = """\

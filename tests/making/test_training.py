@@ -29,7 +29,9 @@ from opticam_lite.making.training_images import (
     training_split,
 )
 
-DATA = Path(__file__).parents[1] / "data"
+pytestmark = pytest.mark.slow
+
+DATA = Path(__file__).parents[2] / "data"
 NAMES = tuple(scene_networks.NETWORKS)
 PLAIN = training.Recipe(
     count=24,

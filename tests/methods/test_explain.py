@@ -214,3 +214,19 @@ def test_a_size_that_the_network_does_not_take_is_named() -> None:
             ol.explain(method, make_classifier("vit"), make_images(1, 40, 48), 0)
     masks = ol.explain("grad-cam", make_classifier("cnn"), make_images(1, 40, 48), 0)
     assert masks.shape == (1, 1, 40, 48)
+
+
+def test_bad_calls(images: Tensor) -> None:
+    classifier = make_classifier("cnn")
+    with pytest.raises(ValueError, match="unknown method 'gradcam'; did you mean 'grad-cam'"):
+        ol.explain("gradcam", classifier, images, 0)
+    with pytest.raises(TypeError, match=r"grad-cam has no option 'iterations'.*no options"):
+        ol.explain("grad-cam", classifier, images, 0, iterations=5)
+    with pytest.raises(TypeError, match=r"no option 'iteration'; did you mean 'iterations'\?"):
+        ol.explain("opti-cam", classifier, images, 0, iteration=5)
+    with pytest.raises(TypeError, match=r"make one with ol\.load_model"):
+        ol.explain("grad-cam", "resnet50", images, 0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        ol.explain("grad-cam", classifier, images, 0, batch_size=0)
+    with pytest.raises(ValueError, match="chunk is 0"):
+        ol.explain("score-cam", classifier, images, 0, chunk=0)

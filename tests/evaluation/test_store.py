@@ -93,6 +93,7 @@ def start(out: Path, n: int) -> Any:
     return process
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
     n = 90
     whole = start(tmp_path / "whole", n)
@@ -595,6 +596,7 @@ def grow(out: Path, n: int, result: Connection) -> None:
     result.send((seen[512], peak()))
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_images(tmp_path: Path) -> None:
     ours, theirs = FORKED.Pipe()
     process = FORKED.Process(target=grow, args=(tmp_path, 4000, theirs))

@@ -167,6 +167,19 @@ def test_box_accuracy(n: int, t: int, seed: int) -> None:
     assert math.isnan(metrics.box_accuracy(without)[-1])
 
 
+def test_an_overlap_of_exactly_delta_counts() -> None:
+    """A box of 4×4 pixels in a true one of 4×8: their IoU is 1/2."""
+    S = torch.zeros(1, 1, H, W)
+    S[..., 2:6, 2:6] = 1
+    overlaps = metrics.box_overlaps(S, tensors([(2, 2, 10, 6)]), [0.5])
+    assert overlaps.tolist() == [[0.5]]
+    assert metrics.average_box_accuracy(overlaps) == pytest.approx(100 * 2 / 3)
+    assert metrics.box_accuracy(overlaps).tolist() == pytest.approx([2 / 3])
+    for delta, reached in ((0.5, 1), (0.5 + 1e-9, 0)):
+        assert metrics.average_box_accuracy(overlaps, [delta]) == 100 * reached
+        assert metrics.box_accuracy(overlaps, [delta]).tolist() == [reached]
+
+
 def test_one_threshold_for_all_images() -> None:
     overlaps = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert metrics.average_box_accuracy(overlaps) == 50

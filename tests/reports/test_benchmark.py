@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 
-import nbformat
 import pandas as pd
 import pytest
-from test_reports import Page, write_notebook
+from test_reports import Page
 
 import opticam_lite as ol
 from opticam_lite import reports
@@ -284,52 +282,3 @@ def test_a_broken_image_is_left_out_of_best_and_worst(subject, frame):
     broken.loc[broken["image"] == broken["image"][0], ["p", "o"]] = float("nan")
     picture = benchmark.extremes(broken, subject, examples=9)
     assert picture.alt.count("Row ") == 4  # the two other images of each of two methods
-
-
-# -------------------------------------------------------------------------------- making it
-
-
-def test_a_good_run_writes_page_notebook_metrics_and_rows(tmp_path):
-    out = tmp_path / "out"
-    given = [f"{name.upper()}={value}" for name, value in QUICK.items()]
-    assert runner.main(["REPORT=benchmark", *given, f"OUT={out}"]) == 0
-    assert {p.name for p in out.iterdir()} == {
-        *("benchmark_report.html", "benchmark_report.ipynb", "metrics.json", "rows"),
-        *("table.csv", "table.tex"),
-    }
-    (rows,) = (out / "rows").iterdir()
-    table = ol.summarize(rows, errors=True)
-    text = (out / "benchmark_report.html").read_text(encoding="utf-8")
-    page = Page(text)
-    assert page.all("script") == page.all("link") == []
-    images = page.all("img")
-    assert len(images) == 5  # three metrics, best and worst
-    assert all(image["src"].startswith("data:image/png;base64,") for image in images)
-    assert all(len(image["alt"]) > 40 for image in images)
-    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["report"] == "benchmark_report"
-    assert metrics["settings"]["limit"] == 3
-    assert metrics["paper"] == {"network": "ResNet50", "same": False}
-    assert [row["method"] for row in metrics["methods"]] == ["grad-cam", "fake-cam"]
-    for row in metrics["methods"]:
-        assert row["n"] == 3
-        for metric, measured in row["metrics"].items():
-            assert measured["value"] == table.loc[row["method"], metric]
-            assert measured["error"] == table.loc[row["method"], f"{metric} ±"]
-    assert f"{table.loc['grad-cam', 'AD']:.1f}" in page.row("Grad-CAM")[0]
-
-
-def test_a_failing_cell_leaves_the_page_and_the_rows(tmp_path):
-    bad = write_notebook(
-        tmp_path / "bad.ipynb",
-        "from pathlib import Path; Path(rows).mkdir(parents=True); (Path(rows) / 'part').touch()",
-        "0 / 0",
-        parameters='out: str = ""\nrows: str = ""',
-    )
-    out = tmp_path / "out"
-    (failure,) = runner.run({}, out, notebook=bad, report="benchmark")
-    assert failure.error == "ZeroDivisionError: division by zero"
-    assert (out / "rows" / "part").exists()
-    page = Page((out / "benchmark_report.html").read_text(encoding="utf-8"))
-    assert [d["role"] for d in page.all("div") if "role" in d] == ["alert"]
-    nbformat.validate(nbformat.read(out / "benchmark_report.ipynb", as_version=4))

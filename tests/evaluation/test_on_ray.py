@@ -25,13 +25,14 @@ from opticam_lite.evaluation.job import Measured, Task
 from opticam_lite.evaluation.on_ray import _cluster, _drive
 
 pytestmark = [
+    pytest.mark.slow,
     # Of Ray's own code, and of what it leaves to the garbage collector.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +40,12 @@ def cluster() -> Iterator[None]:
     """Ray on this machine with two CPUs, as small as can be."""
     with pytest.MonkeyPatch.context() as environment:
         # Workers import this file, too.
-        path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        path = [
+            str(ROOT),
+            str(ROOT / "tests"),
+            str(Path(__file__).parent),
+            os.environ.get("PYTHONPATH", ""),
+        ]
         environment.setenv("PYTHONPATH", os.pathsep.join(path))
         environment.delenv("RAY_ADDRESS", raising=False)
         _start()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from conftest import NETWORKS, make_classifier, make_images
+from conftest import NETWORKS, make_classifier, make_images, peer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,10 +17,6 @@ import opticam_lite as ol
 from opticam_lite import metrics
 from opticam_lite.metrics.curves import _ranks
 from opticam_lite.network import Quick
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what it imports warns of its own future
-    import quantus
 
 
 def make_sharp(kind: str) -> ol.Classifier:
@@ -201,7 +196,7 @@ class Logits(nn.Module):
 
 def test_deletion_is_quantus_pixel_flipping() -> None:
     images, S, targets = make_images(2, 24, 32), make_saliency(2, 24, 32), torch.tensor([0, 3])
-    measure = quantus.PixelFlipping(
+    measure = peer("quantus").PixelFlipping(
         features_in_step=3 * 32,  # it counts the values of all channels
         perturb_baseline=0.0,
         normalise=False,
@@ -303,7 +298,7 @@ def test_aopc_is_quantus_region_perturbation(
     S = make_saliency(3)
 
     def by_quantus(baseline: float | str) -> np.ndarray:
-        measure = quantus.RegionPerturbation(
+        measure = peer("quantus").RegionPerturbation(
             patch_size=8,
             regions_evaluation=10,
             perturb_baseline=baseline,

@@ -19,7 +19,7 @@ from opticam_lite.making import scenes
 from opticam_lite.making.rendering import Scene, render
 from opticam_lite.making.sampling import sample
 
-STORED = Path(__file__).parents[1] / "data" / "scenes"
+STORED = Path(__file__).parents[2] / "data" / "scenes"
 ENTRIES = json.loads((STORED / "annotations.json").read_text(encoding="utf-8"))["scenes"]
 # Eight scenes that show every class once, three of them with several objects.
 CHOSEN = (0, 9, 18, 27, 36, 45, 54, 63)
