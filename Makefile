@@ -26,12 +26,12 @@ GIVEN = $(filter-out PYTHON,$(foreach v,$(.VARIABLES),$(if $(filter command,$(fi
 
 # The explorer is tried in a real browser where there is one.
 FOUND_CHROMIUM = $(CHROMIUM)$(shell command -v chromium chromium-browser google-chrome)
-SLOW = slow$(if $(strip $(FOUND_CHROMIUM)),, and not browser)
+NO_BROWSER = $(if $(strip $(FOUND_CHROMIUM)),,--ignore=tests/explorer/test_browser.py)
 
 help:
 	@echo 'make report   two reports -> build/saliency_report/saliency_report.html, build/benchmark_report/… (a third: REPORT=boxes)'
 	@echo 'make test     style, types, architecture, tests, lessons: what must pass, in minutes'
-	@echo 'make check    the slow tests, and the coverage of all'
+	@echo 'make check    all tests, also the slow ones, and their coverage'
 	@echo 'make bench    methods against their peers: time, memory, agreement -> build/bench/bench.md'
 	@echo 'make lab      JupyterLab on the lessons'
 	@echo 'make lint     style, types and architecture only'
@@ -67,18 +67,20 @@ lint: $(TEST_READY)
 # Two processes of one thread each: most tests are too small for two threads. A notebook's cells stay
 # together, in their order, and files come in the order that tests/conftest.py gives them.
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
-LONGEST := notebooks/04_opti_cam.ipynb
+LONGEST := $(wildcard notebooks/0[456]_*.ipynb)
 LESSONS = $(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb))
 test check: export OMP_NUM_THREADS := 1
 test: lint
-	$(PY) -m pytest $(PARALLEL) -m "not slow" --cov --cov-report=
+	$(PY) -m pytest $(PARALLEL) -m "not slow" $(if $(COVERAGE),--cov --cov-report=)
 	$(PY) -m pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=180 -o filterwarnings=default $(LESSONS)
 
-# Its coverage is that of `make test`, too, which is therefore run first where the code is newer.
+# All tests, for the coverage of all. It slows them down by a third, so `make test` goes without; what
+# `make test COVERAGE=1` has measured of the code as it is now is not run again.
+MEASURED = $(if $(wildcard .coverage),$(if $(shell find opticam_lite tests -name '*.py' -newer .coverage),,yes))
 check: $(TEST_READY)
-	@test -e .coverage && test -z "$$(find opticam_lite tests -name '*.py' -newer .coverage)" || $(MAKE) test
-	@$(if $(filter browser,$(SLOW)),echo "No Chromium here: the explorer's browser tests are left out (apt-get install chromium)")
-	$(PY) -m pytest $(PARALLEL) -m "$(SLOW)" --cov --cov-append --cov-report=term --cov-fail-under=90
+	@$(if $(NO_BROWSER),echo "No Chromium here: the explorer's browser tests are left out (apt-get install chromium)")
+	$(PY) -m pytest $(PARALLEL) $(NO_BROWSER) $(if $(MEASURED),-m slow --cov-append) --cov --cov-report=term --cov-fail-under=90; \
+		status=$$?; rm -f .coverage; exit $$status
 
 format: $(READY)
 	$(PY) -m ruff check --fix .

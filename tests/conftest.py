@@ -29,7 +29,8 @@ collect_ignore = ["bench", "on_device.py", "pretend_gpu.py"]
 # Files that take long, the longest first.
 LONG = (
     *("test_imagenet", "test_bench", "test_on_ray", "test_devices", "test_execution"),
-    *("test_training", "test_memory", "test_store", "test_browser"),
+    *("test_training", "test_memory", "test_store", "test_browser", "test_cut", "test_explorer"),
+    *("test_repository", "test_scenes", "test_models", "test_extremal_perturbation"),
 )
 
 

@@ -1,7 +1,7 @@
 """The explorer in JupyterLab, in a real browser: what no test of traits can see.
 
 Needs Chromium; `CHROMIUM` may name its path. Without one the tests fail, and say why: whoever wants
-to leave them out says so with `-m "not browser"`.
+to leave them out says so: `--ignore=tests/explorer/test_browser.py`.
 """
 
 import os
@@ -20,7 +20,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-pytestmark = [pytest.mark.slow, pytest.mark.browser]
+pytestmark = pytest.mark.slow
 expect.set_options(timeout=120_000)  # a busy machine is no error
 
 CELL = """\
@@ -65,7 +65,7 @@ def chromium() -> str:
     if path is None or not Path(path).exists():
         pytest.fail(
             f"no browser at {path or 'any of ' + ', '.join(names)}: install Chromium, name its "
-            'path in CHROMIUM, or leave these tests out with -m "not browser"'
+            "path in CHROMIUM, or leave this file out with --ignore"
         )
     return path
 

@@ -38,6 +38,8 @@ PAPER = {
     "squeezenet1_0": ["features.12", "features.3"],
 }
 
+QUICK = ("resnet50", "timm/efficientnet_b0", "squeezenet1_0")
+
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
@@ -46,7 +48,10 @@ def build(name: str) -> nn.Module:
     return torchvision.models.get_model(name, weights=None).eval()
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PAPER],
+)
 @torch.no_grad()
 def test_head_of_trunk_is_the_network(name: str) -> None:
     network = build(name)

@@ -86,7 +86,14 @@ def test_only_batch_norms_that_belong_to_one_convolution_are_folded(images: Tens
     assert isinstance(quick.act, nn.MaxPool2d)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "efficientnet_b0", "densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "efficientnet_b0",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg11_bn", "densenet121")),
+    ],
+)
 def test_real_architectures(name: str) -> None:
     torch.manual_seed(0)
     network = timm.create_model(name).eval()
