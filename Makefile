@@ -10,7 +10,7 @@
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help report bench test lint format record lab lock clean clean-all
+.PHONY: help report bench test check lint format record lab lock clean clean-all
 
 # The first Python of 3.11 to 3.14, as pyproject.toml has it: PyTorch has no later builds. Another one:
 # make PYTHON=/path/to/python3.12 …
@@ -29,11 +29,12 @@ GIVEN = $(filter-out PYTHON TORCH TORCH_INDEX,$(foreach v,$(.VARIABLES),$(if $(f
 
 # The explorer is tried in a real browser where there is one.
 FOUND_CHROMIUM = $(CHROMIUM)$(shell command -v chromium chromium-browser google-chrome)
-UNIT = $(if $(strip $(FOUND_CHROMIUM)),,-m "not browser")
+NO_BROWSER = $(if $(strip $(FOUND_CHROMIUM)),,--ignore=tests/explorer/test_browser.py)
 
 help:
 	@echo 'make report   two reports -> build/saliency_report/saliency_report.html, build/benchmark_report/… (a third: REPORT=boxes)'
-	@echo 'make test     style, types, architecture, tests, notebooks'
+	@echo 'make test     style, types, architecture, tests, lessons: what must pass, in minutes'
+	@echo 'make check    all tests, also the slow ones, and their coverage'
 	@echo 'make bench    methods against their peers: time, memory, agreement -> build/bench/bench.md'
 	@echo 'make lab      JupyterLab on the lessons'
 	@echo 'make lint     style, types and architecture only'
@@ -72,11 +73,20 @@ lint: $(TEST_READY)
 # Two processes of one thread each: most tests are too small for two threads. A notebook's cells stay
 # together, in their order, and files come in the order that tests/conftest.py gives them.
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
-test: export OMP_NUM_THREADS := 1
+LONGEST := $(wildcard notebooks/0[456]_*.ipynb)
+LESSONS = $(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb))
+test check: export OMP_NUM_THREADS := 1
 test: lint
-	@$(if $(UNIT),echo "No Chromium here: the explorer's browser tests are left out (apt-get install chromium)")
-	$(PY) -m pytest $(PARALLEL) $(UNIT) --cov --cov-report=term --cov-fail-under=90
-	$(PY) -m pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=180 -o filterwarnings=default $(wildcard notebooks/*.ipynb)
+	$(PY) -m pytest $(PARALLEL) -m "not slow" $(if $(COVERAGE),--cov --cov-report=)
+	$(PY) -m pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=180 -o filterwarnings=default $(LESSONS)
+
+# All tests, for the coverage of all. It slows them down by a third, so `make test` goes without; what
+# `make test COVERAGE=1` has measured of the code as it is now is not run again.
+MEASURED = $(if $(wildcard .coverage),$(if $(shell find opticam_lite tests -name '*.py' -newer .coverage),,yes))
+check: $(TEST_READY)
+	@$(if $(NO_BROWSER),echo "No Chromium here: the explorer's browser tests are left out (apt-get install chromium)")
+	$(PY) -m pytest $(PARALLEL) $(NO_BROWSER) $(if $(MEASURED),-m slow --cov-append) --cov --cov-report=term --cov-fail-under=90; \
+		status=$$?; rm -f .coverage; exit $$status
 
 format: $(TEST_READY)
 	$(PY) -m ruff check --fix .

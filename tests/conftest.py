@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
+import warnings
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,14 +24,35 @@ settings.load_profile("untimed")
 # Threads slow down small networks, and two processes run the tests.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
-# Files with few and long tests, the longest first.
-LONG = ("test_imagenet", "test_bench", "test_evaluation_store", "test_explorer_browser", "test_ray")
+# Helpers without doctests: some of them import packages that take long.
+collect_ignore = ["bench", "on_device.py", "pretend_gpu.py"]
+# Files that take long, the longest first.
+LONG = (
+    *("test_imagenet", "test_bench", "test_on_ray", "test_devices", "test_execution"),
+    *("test_training", "test_memory", "test_store", "test_browser", "test_cut", "test_explorer"),
+    *("test_repository", "test_scenes", "test_models", "test_extremal_perturbation"),
+)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files of slow tests unread by `-m "not slow"`: what they import takes long as well."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    return True if re.search(r"^pytestmark = \[?\s*pytest\.mark\.slow\b", text, re.M) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the long files, so that the processes finish at about the same time."""
     place = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
+def peer(name: str) -> ModuleType:
+    """Import a package that is compared with, where it is compared: most are slow to import."""
+    with warnings.catch_warnings():  # what they warn of on import is theirs
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
 
 
 def cnn(classes: int = 5) -> nn.Module:

@@ -18,6 +18,8 @@ from conftest import make_classifier, make_images
 import opticam_lite as ol
 from opticam_lite.network import quick_copy
 
+pytestmark = pytest.mark.slow
+
 
 def small(kind: str = "cnn") -> Case:
     return Case(make_classifier(kind), make_images(8), torch.arange(8) % 5)

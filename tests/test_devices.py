@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 DEVICES = ["pretend:0", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +49,13 @@ def run(method: str, kind: str, images: Tensor, targets: Tensor, **more: object)
 
 def test_every_method_fits_some_network() -> None:
     assert {method for method, _ in FITS} == set(ol.list_methods())
+
+
+@pytest.mark.parametrize("method", ol.list_methods())
+def test_every_method_has_a_slow_reference(method: str) -> None:
+    name = method.replace("-", "_").replace("++", "_plus_plus")
+    file = Path(__file__).parent / "methods" / f"test_{name}.py"
+    assert f"def reference_{name}(" in file.read_text(encoding="utf-8")
 
 
 @every

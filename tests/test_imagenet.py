@@ -18,9 +18,12 @@ from opticam_lite.datasets import Dataset, Sample
 
 FOLDER = os.environ.get("OPTICAM_IMAGENET")
 EVERYTHING = os.environ.get("OPTICAM_IMAGENET_ALL") == "1"
-pytestmark = pytest.mark.skipif(
-    FOLDER is None, reason="NOT RUN: set OPTICAM_IMAGENET to a folder of real photographs"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        FOLDER is None, reason="NOT RUN: set OPTICAM_IMAGENET to a folder of real photographs"
+    ),
+]
 
 # AD, AG, AI in percent, on all 200 photographs and on every fifth.
 EXPECTED = {

@@ -60,6 +60,16 @@ def test_a_constant_map_becomes_zeros(value: float) -> None:
     assert not ol.normalize(flat.clamp(max=0), "max").any()
 
 
+@pytest.mark.parametrize("value", [1.0, -3.0, 1e30])
+def test_a_map_is_constant_where_it_varies_by_less_than_a_millionth(value: float) -> None:
+    """That is what rounding leaves; a thousandth is structure and has to be stretched."""
+    varied = torch.tensor([0.0, 0.25, 0.5, 1]).view(1, 1, 2, 2)
+    stretched = ol.normalize(value * (1 + 1e-3 * varied))
+    torch.testing.assert_close(stretched, varied if value > 0 else 1 - varied, rtol=0, atol=1e-3)
+    assert not ol.normalize(value * (1 + 1e-7 * varied.double())).any()
+    assert ol.normalize(value * (1 + 2e-6 * varied.double())).max() == 1
+
+
 def test_each_map_is_normalised_by_itself() -> None:
     together = ol.normalize(A)
     for i in range(2):

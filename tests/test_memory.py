@@ -16,6 +16,8 @@ from torch import nn
 
 import opticam_lite as ol
 
+pytestmark = pytest.mark.slow
+
 CALLS = (200, 1000)
 # A call that kept its image, its mask or the graph of one pass would keep 16 kB or more: 13 MB.
 ALLOWED = 4e6

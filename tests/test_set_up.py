@@ -79,7 +79,8 @@ def test_the_locks_can_be_installed_everywhere(tmp_path, version, platform):
     shown = subprocess.run(
         # Without this project's configuration, which leaves CUDA out.
         [sys.executable, "-m", "uv", "pip", "install", "--no-config", *wanted, *asked],
-        env=os.environ | {"MACOSX_DEPLOYMENT_TARGET": "14.0"},  # the oldest that PyTorch is built for
+        env=os.environ
+        | {"MACOSX_DEPLOYMENT_TARGET": "14.0"},  # the oldest that PyTorch is built for
         capture_output=True,
         text=True,
     )

@@ -1,0 +1,69 @@
+"""The engine of searches: the best maps, which image stops when, what the callback is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from opticam_lite.methods import Step
+from opticam_lite.methods.search import search
+
+
+def follow(F: Tensor, steps: int, **options: Any) -> tuple[Tensor, list[Step], Tensor]:
+    """Search along a given path: parameter t of each row stands for its objective F[t]."""
+    t = torch.zeros(F.shape[1], 1)
+
+    def evaluate(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        index = t.detach()[:, 0].long()
+        S = index.float().view(-1, 1, 1, 1)
+        values = F[index, torch.arange(F.shape[1])] + 0 * t[:, 0]
+        return S, values, values
+
+    told: list[Step] = []
+    best = search(
+        t, evaluate, lambda g: t.add_(1),
+        start=torch.full((F.shape[1], 1, 1, 1), -1.0), steps=steps,
+        to_masks=lambda S: S, callback=told.append, **options,
+    )  # fmt: skip
+    return best.flatten(), told, t[:, 0]
+
+
+NAN = float("nan")
+
+
+def test_the_best_is_kept_for_each_image_and_the_last_is_judged() -> None:
+    F = torch.tensor([[1.0, 5.0, NAN], [3.0, 4.0, NAN], [2.0, NAN, NAN], [9.0, 1.0, NAN]])
+    best, told, _ = follow(F, 3)
+    assert best.tolist() == [3, 0, -1]  # -1: the start
+    assert [step.index for step in told] == [1, 2, 3]
+    assert {step.total for step in told} == {3}
+    assert [step.objective[0].item() for step in told] == [1, 3, 2]
+    assert [step.saliency[0].item() for step in told] == [0, 1, 2]
+    _, told, _ = follow(F, 3, tell_last=True)
+    assert [(step.index, step.total) for step in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert told[-1].objective[0] == 9
+
+
+def test_an_image_stops_by_itself() -> None:
+    F = torch.tensor([[1.0, 1.0], [2.0, 3.0], [2.05, 4.0], [9.0, 5.0], [9.0, 6.0]])
+    best, told, t = follow(F, 4, tolerance=0.1)
+    assert t.tolist() == [2, 4]  # the first image's objective changed by 0.05 only
+    assert best.tolist() == [2, 4]
+    assert len(told) == 4
+    _, told, t = follow(F[:, :1], 4, tolerance=0.1)
+    assert t.tolist() == [2]
+    assert len(told) == 3  # and nothing is left to do
+
+
+def test_an_exception_of_the_callback_ends_the_search() -> None:
+    def cancel(step: Step) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        search(
+            torch.zeros(1, 1), lambda t: (t.view(1, 1, 1, 1), t[:, 0], t[:, 0]), lambda g: None,
+            start=torch.zeros(1, 1, 1, 1), steps=2, to_masks=lambda S: S, callback=cancel,
+        )  # fmt: skip

@@ -1,0 +1,284 @@
+"""The benchmark report: the paper's tables, what is checked before it runs, what it shows."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from test_reports import Page
+
+import opticam_lite as ol
+from opticam_lite import reports
+from opticam_lite.methods import METHODS
+from opticam_lite.metrics import METRICS
+from opticam_lite.reports import benchmark, runner, tables
+
+# Papermill and Jupyter's libraries are still on their way to the newest Python.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+QUICK = {"weights": "random", "limit": 3, "methods": "grad-cam, fake-cam", "metrics": "AD, AG, LE"}
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return reports.Benchmark(**QUICK).prepare()
+
+
+@pytest.fixture(scope="module")
+def frame(subject):
+    return ol.evaluate(
+        subject.classifier, subject.dataset, subject.methods, subject.metrics, limit=3
+    )
+
+
+def figures(section):
+    """The table of a section, without what stands below it."""
+    return Page(section.partition("</table>")[0])
+
+
+# --------------------------------------------------------------------------- the paper's tables
+
+
+@pytest.mark.parametrize(
+    ("number", "columns", "rows"),
+    [
+        (1, "AD AG AI T", {"ResNet50": 12, "VGG16": 12}),
+        (2, "AD AG AI T", {"DeiT-B": 14, "ViT-B": 14}),
+        (3, "I D", {"DeiT-B": 13, "ResNet50": 11, "VGG16": 11, "ViT-B": 13}),
+        (4, "AOPC MS ADCC", {"ResNet50": 8, "VGG16": 8}),
+        ("A7", "OM LE F1 BA SP EP SM", {"ResNet50": 9, "VGG16": 9}),
+        ("A8", "OM LE F1 BA SP EP SM", {"DeiT-B": 11, "ViT-B": 11}),
+    ],
+)
+def test_the_papers_tables_have_one_form(number, columns, rows):
+    table = tables.paper_table(number)
+    assert list(table.columns) == ["network", "method", *columns.split()]
+    assert table.attrs["source"] == f"Table {number}"
+    assert table.groupby("network").size().to_dict() == rows
+    assert not table.duplicated(["network", "method"]).any()
+    assert set(table["method"]) <= set(METHODS)
+    for column in columns.split():
+        assert column == "T" or column in METRICS
+        known = table[column].dropna()
+        assert len(known) >= len(table) - 1  # the scan lost single cells at most
+        assert known.between(0, {"T": 200, "MS": 2, "SM": 5}.get(column, 100)).all()
+
+
+def test_what_the_paper_says_of_its_tables_holds_of_their_transcription():
+    def best(number, network, metric):
+        table = tables.paper_table(number)
+        table = table[(table["network"] == network) & (table["method"] != "fake-cam")]
+        values = table.set_index("method")[metric]
+        best = values.min() if metric in ("D", "MS", "OM", "LE", "SM") else values.max()
+        return set(values.index[values == best])
+
+    # Section 5.3.2, 5.3.3, Appendix B.2.
+    assert best(3, "ResNet50", "I") == {"extremal-perturbation"}
+    assert best(3, "DeiT-B", "I") == best(3, "ViT-B", "D") == best(3, "DeiT-B", "D") == {"tibav"}
+    for network in ("ResNet50", "VGG16"):
+        assert best(4, network, "MS") == best("A7", network, "LE") == {"opti-cam"}
+        assert "opti-cam" in best("A7", network, "OM")
+    for network in ("ViT-B", "DeiT-B"):
+        for metric in ("OM", "LE", "F1", "SM"):
+            assert best("A8", network, metric) == {"opti-cam"}
+
+
+# ---------------------------------------------------------------------------------- parameters
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [
+        ([], ["saliency", "benchmark"]),
+        (["MODEL=resnet50"], ["saliency"]),
+        (["REPORT="], ["saliency", "benchmark"]),
+        (["MODEL=resnet50", "report=Benchmark"], ["benchmark"]),
+        (["REPORT=boxes"], ["boxes"]),
+    ],
+)
+def test_reports_are_chosen_by_name(arguments, chosen):
+    found, others = runner.choose_reports(arguments)
+    assert found == chosen
+    assert others == [a for a in arguments if a.startswith("MODEL")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["REPORT=benchmrk"], ["'benchmrk'", "'benchmark'"]),
+        (["METRICS=AD, AOCP"], ["'AOCP'", "'AOPC'"]),
+        (["METRICS=,"], ["METRICS names none", "ADCC"]),
+        (["METHODS=gradcam"], ["'gradcam'", "'grad-cam'"]),
+        (["DATA=imagnet:photos"], ["'imagnet'", "'imagenet'"]),
+        (["DATA=scenes-empty", "METRICS=LE", "MODEL=squeezenet1_1"], ["LE", "no boxes"]),
+        (["LIMIT=0"], ["LIMIT is 0"]),
+        (["IMAGES=scenes"], ["'IMAGES'", "DATA"]),
+    ],
+)
+def test_a_wrong_parameter_ends_before_anything_runs(arguments, words, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["REPORT=benchmark", "WEIGHTS=random", f"OUT={out}"]
+    given = given[1:] if arguments[0].startswith("REPORT") else given
+    assert runner.main([*given, *arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("report: ")
+    assert message.count("\n") == 1
+    assert all(word in message for word in words)
+    assert not out.exists()
+
+
+def test_all_reports_are_checked_before_the_first_runs(monkeypatch, capsys):
+    ran = []
+
+    def run(parameters, out, timeout, report):
+        ran.append(report)
+        return [runner.Failure("cell 3", "ValueError: no")] if report == "saliency" else []
+
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(reports.Saliency, "prepare", lambda _: None)
+    monkeypatch.setattr(reports.Benchmark, "prepare", lambda _: None)
+    assert runner.main([]) == 1
+    assert ran == ["saliency", "benchmark"]
+    shown = capsys.readouterr()
+    assert shown.out.split() == [
+        *(
+            "build/saliency_report/saliency_report.html",
+            "build/benchmark_report/benchmark_report.html",
+        )
+    ]
+    assert "cell 3 failed with ValueError: no" in shown.err
+
+    def wrong(_):
+        raise ValueError("the second is wrong")
+
+    ran.clear()
+    monkeypatch.setattr(reports.Benchmark, "prepare", wrong)
+    assert runner.main([]) == 2
+    assert ran == []
+
+
+# ------------------------------------------------------------------------- what is reported on
+
+
+def test_all_stands_for_every_method_and_metric_that_applies():
+    subject = reports.Benchmark(
+        model="squeezenet1_1", weights="random", methods="all", metrics="all"
+    ).prepare()
+    assert {"grad-cam", "opti-cam"} <= set(subject.methods)
+    assert {"AD", "I", "ADCC"} <= set(subject.metrics)
+    # The scenes' boxes are of classes that this network does not know.
+    assert subject.left_out["LE"] == "scenes has no boxes"
+    assert "raw-attention" in subject.left_out
+    assert {*subject.methods, *subject.metrics, *subject.left_out} == {*METHODS, *METRICS}
+
+
+def test_rows_resume_where_nothing_else_changed(subject, tmp_path, monkeypatch):
+    def rows(subject):
+        return benchmark.rows_folder(str(tmp_path), subject)
+
+    first = rows(subject)
+    assert first == rows(subject)
+    assert first.parent == tmp_path
+    assert benchmark.rows_folder("", subject) is None
+    assert rows(replace(subject, methods={"cam": {}}, metrics=("AI",))) == first
+    asked = replace(subject.parameters, iterations=6)
+    other = replace(subject, classifier=subject.classifier.at("layer3"))
+    assert len({first, rows(replace(subject, parameters=asked)), rows(other)}) == 3
+    package = shutil.copytree(benchmark._PACKAGE, tmp_path / "package")
+    monkeypatch.setattr(benchmark, "_PACKAGE", package)
+    assert rows(subject) == first
+    for name, measures in {
+        "network/quick_copy.py": True,
+        "datasets/images.py": True,
+        "plots.py": False,
+        "making/training.py": False,
+    }.items():
+        file = package / name
+        code = file.read_text(encoding="utf-8")
+        file.write_text(code + "\n# changed", encoding="utf-8")
+        assert (rows(subject) != first) == measures
+        file.write_text(code, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "same"),
+    [
+        ("resnet50", "ResNet50", True),
+        ("vgg16_bn", "VGG16", True),
+        ("vgg11", "VGG16", False),
+        ("squeezenet1_0", "ResNet50", False),
+    ],
+)
+def test_the_papers_network_of_the_same_kind(subject, monkeypatch, name, network, same):
+    monkeypatch.setattr(subject.classifier, "name", name)
+    assert benchmark.counterpart(subject) == (network, same)
+
+
+def test_transformers_have_their_own_tables():
+    subject = reports.Benchmark(**{**QUICK, "model": "scenes_vit"}).prepare()
+    assert benchmark.counterpart(subject) == ("ViT-B", False)
+    table = pd.DataFrame(
+        {"AD": [1.0], "AD ±": [0.5], "MS": [1.5], "MS ±": [0.1], "T": [1.0]}, index=["rollout"]
+    )
+    shown = benchmark.section("What the mask keeps", subject, table)
+    assert "the paper's Table 2" in shown
+    assert figures(shown).row(tables.title("rollout")) == ["1.0±0.5", "1.00", "42.1", "0.02"]
+    # The paper's Table 4 has no transformer.
+    shown = benchmark.section("AOPC, sensitivity, ADCC", subject, table)
+    assert figures(shown).row(tables.title("rollout")) == ["1.50±0.10"]
+    assert "Table 4 has no network of this kind" in shown
+
+
+# ------------------------------------------------------------------------------- what it shows
+
+
+def test_a_section_shows_measured_and_printed_figures(subject, frame):
+    table = ol.summarize(frame, errors=True)
+    shown = benchmark.section("Localisation", subject, table)
+    page = figures(shown)
+    value, error = table.loc["grad-cam", ["LE", "LE ±"]]
+    assert page.row("Grad-CAM") == [f"{value:.1f}±{error:.1f}", "65.8"]
+    assert page.row("Opti-CAM") == ["–", "64.8"]
+    assert "paper: another network" in shown
+    # In words that hold for `make` and for a notebook opened by hand.
+    assert "Not measured: OM, F1, BA, SP, EP, SM (the parameter metrics does not name" in shown
+    (image,) = Page(shown).all("img")
+    assert f"Grad-CAM {value:.3g} ± {error:.2g}" in image["alt"]
+    assert Page(benchmark.section("Insertion and deletion", subject, table)).rows == []
+
+
+def test_a_cell_that_the_scan_lost_is_a_dash(subject):
+    paper = tables.paper_table(4)
+    paper = paper[paper["network"] == "ResNet50"].copy()
+    paper.loc[paper["method"] == "score-cam", "MS"] = float("nan")
+    table = pd.DataFrame({"MS": [1.5]}, index=["grad-cam"])
+    page = Page(tables.comparison(table, paper, here="mine"))
+    assert page.row("Score-CAM") == ["–", "–"]
+    assert page.row("Grad-CAM") == ["1.50", "1.05"]
+
+
+def test_best_and_worst_are_those_whose_probability_changes_most(subject, frame):
+    frame = frame.assign(p=0.5, o=0.5 + frame["o"] - frame["p"])  # two decimals each
+    shown = {best: benchmark.extremes(frame, subject, best=best).alt for best in (True, False)}
+    for method, of_method in frame.groupby("method"):
+        change = of_method["o"] - of_method["p"]
+        for best, row in ((True, change.idxmax()), (False, change.idxmin())):
+            p, o = of_method.loc[row, ["p", "o"]]
+            told = next(line for line in shown[best].split("Row ") if tables.title(method) in line)
+            assert of_method.loc[row, "image"] in told
+            assert f"{p:.2f} → {o:.2f}" in told
+
+
+def test_small_probabilities_keep_their_digits(subject, frame):
+    small = frame.assign(p=0.00123, o=0.00456)
+    assert "0.0012 → 0.0046" in benchmark.extremes(small, subject).alt
+    assert "0.90 → 0.00" in benchmark.extremes(frame.assign(p=0.9, o=0.0), subject).alt
+
+
+def test_a_broken_image_is_left_out_of_best_and_worst(subject, frame):
+    broken = frame.copy()
+    broken.loc[broken["image"] == broken["image"][0], ["p", "o"]] = float("nan")
+    picture = benchmark.extremes(broken, subject, examples=9)
+    assert picture.alt.count("Row ") == 4  # the two other images of each of two methods
