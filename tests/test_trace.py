@@ -8,7 +8,7 @@ from conftest import make_classifier
 from torch import Tensor
 
 import opticam_lite as ol
-from opticam_lite.methods import trace as module
+from opticam_lite import trace as module
 
 OPTIONS = {"iterations": 7, "precision": "float32"}
 
