@@ -198,8 +198,7 @@ class Traced:
                 features = read if len(self._shapes[read]) == 2 else features
         needed, again = self._crossing(node)
         values: dict[fx.Node, Any] = dict.fromkeys(set(self._halves(node)[0]) - again)
-        for i, n in enumerate([node, *needed]):
-            values[n] = self._random((1, *self._shapes[n][1:]), seed=i)
+        values |= {n: self._random(self._shapes[n], i) for i, n in enumerate([node, *needed])}
         tokens = values[node].requires_grad_()
         values[node] = tokens.clone()  # the next operation may work in place
         run = fx.Interpreter(self.network, garbage_collect_values=False, graph=self.graph)
