@@ -79,7 +79,8 @@ def test_the_locks_can_be_installed_everywhere(tmp_path, version, platform):
     shown = subprocess.run(
         # Without this project's configuration, which leaves CUDA out.
         [sys.executable, "-m", "uv", "pip", "install", "--no-config", *wanted, *asked],
-        env=os.environ | {"MACOSX_DEPLOYMENT_TARGET": "14.0"},  # the oldest that PyTorch is built for
+        env=os.environ
+        | {"MACOSX_DEPLOYMENT_TARGET": "14.0"},  # the oldest that PyTorch is built for
         capture_output=True,
         text=True,
     )
@@ -299,6 +300,20 @@ def test_another_value_of_torch_is_refused(clone):
     shown = make("report", f"PYTHON={sys.executable}", "TORCH=gpu", cwd=clone)
     assert shown.returncode != 0
     assert shown.stderr.startswith("TORCH is 'gpu', but must be auto, cpu or cuda\n")
+    assert not (clone / ".venv").exists()
+
+
+def test_an_intel_mac_is_told_that_pytorch_has_no_build_for_it(clone):
+    pretend = (
+        "import platform, runpy, sys, urllib.request; sys.platform = 'darwin';"
+        "platform.machine = lambda: 'x86_64'; sys.argv = ['', 'requirements.lock'];"
+        "runpy.run_path('tools/set_up.py', run_name='__main__')"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", pretend], cwd=clone, capture_output=True, text=True
+    )
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("PyTorch has no builds for Intel Macs any more")
     assert not (clone / ".venv").exists()
 
 
