@@ -303,6 +303,20 @@ def test_another_value_of_torch_is_refused(clone):
     assert not (clone / ".venv").exists()
 
 
+def test_an_intel_mac_is_told_that_pytorch_has_no_build_for_it(clone):
+    pretend = (
+        "import platform, runpy, sys, urllib.request; sys.platform = 'darwin';"
+        "platform.machine = lambda: 'x86_64'; sys.argv = ['', 'requirements.lock'];"
+        "runpy.run_path('tools/set_up.py', run_name='__main__')"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", pretend], cwd=clone, capture_output=True, text=True
+    )
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("PyTorch has no builds for Intel Macs any more")
+    assert not (clone / ".venv").exists()
+
+
 def test_nothing_is_installed_into_the_environment_of_another_clone(clone, tmp_path):
     other = tmp_path / "other" / ".venv"
     other.mkdir(parents=True)

@@ -1,6 +1,6 @@
 """Fills .venv for make: `python tools/set_up.py LOCK`. Needs only Python, its venv and its pip.
 
-On Linux the ordinary build of PyTorch, PyPI's, brings 4 GB of CUDA. PyTorch's own index has builds
+On Linux the ordinary build of PyTorch, PyPI's, brings 5 GB of CUDA. PyTorch's own index has builds
 for the CPU alone. TORCH chooses: cpu, cuda, or auto (the default), which takes CUDA if nvidia-smi
 finds a card. TORCH_INDEX names another index of CPU builds, such as a mirror. On macOS and Windows
 the ordinary build is the CPU build.
@@ -25,8 +25,8 @@ PYTHON = VENV / "bin" / "python"
 LOG = VENV / "set_up.log"
 INDEX = os.environ.get("TORCH_INDEX") or "https://download.pytorch.org/whl/cpu"
 # GB to download, GB on the disk: what each lock adds to the one before, and what CUDA adds.
-SIZES = {"requirements.lock": (0.5, 1.7), "requirements-test.lock": (0.3, 0.8)}
-CUDA = (2.8, 4.6)
+SIZES = {"requirements.lock": (0.5, 1.8), "requirements-test.lock": (0.3, 0.9)}
+CUDA = (2.8, 4.8)
 
 
 def has_card() -> bool:
@@ -62,6 +62,7 @@ def main(lock: str) -> None:
     choice = os.environ.get("TORCH") or "auto"
     if choice not in ("auto", "cpu", "cuda"):
         sys.exit(f"TORCH is '{choice}', but must be auto, cpu or cuda")
+    # Even if the locks agree: in such an environment lessons import the other clone's code.
     if VENV.is_symlink():
         sys.exit(
             f"'.venv' is a link to {VENV.resolve()}, which another clone may use, so nothing is "
