@@ -18,6 +18,7 @@ from opticam_lite.methods.extremal_perturbation import (
     perturb,
     pyramid,
 )
+from opticam_lite.network import Quick
 
 # ----------------------------------------------------------------- the letters of the paper, slowly
 
@@ -302,3 +303,18 @@ def test_a_rough_network_finds_nearly_the_same_mask() -> None:
     assert not torch.equal(exact, rough)
     for a, b in zip(exact, rough, strict=True):
         assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(("jitter", "expected"), [(True, [1, 0, 1, 0]), (False, [0, 0, 0, 0])])
+def test_every_other_iteration_sees_the_image_mirrored(
+    jitter: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, seen = make_images(2), []
+    logits = Quick.logits
+    monkeypatch.setattr(Quick, "logits", lambda self, x: seen.append(x.detach()) or logits(self, x))
+    ol.explain(
+        "extremal-perturbation", make_classifier("cnn"), images, 1,
+        iterations=4, step=8, sigma=8.0, levels=3, learning_rate=1e-6, jitter=jitter,
+    )  # fmt: skip
+    mirrored = [(x - images.flip(3)).abs().mean() < (x - images).abs().mean() for x in seen]
+    assert mirrored[:4] == expected  # the fifth pass evaluates the last mask
