@@ -221,3 +221,14 @@ def test_the_pretended_gpu_is_a_device_of_its_own() -> None:
     for ask in (lambda: far.sum().item(), lambda: far.cpu(), lambda: far[far > 1]):
         with PretendGPU(may_wait=False), pytest.raises(RuntimeError, match="waits"):
             ask()
+
+
+def test_curves_take_images_and_masks_from_different_devices(
+    device: str, images: Tensor, targets: Tensor
+) -> None:
+    masks = ol.explain("grad-cam", make("cnn", "cpu"), images, targets)
+    expected = metrics.deletion(make("cnn", "cpu"), images, masks, targets).values
+    for x, S in ((images, masks.to(device)), (images.to(device), masks)):
+        found = metrics.deletion(make("cnn", device), x, S, targets).values
+        assert found.device == x.device
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-3)

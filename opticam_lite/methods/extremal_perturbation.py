@@ -100,8 +100,8 @@ def extremal_perturbation(
     def of_images(rows: Tensor) -> Tensor:
         return rows.unflatten(0, (n, -1)).mean(1)
 
+    quick = classifier.quick(precision)
     if iterations:
-        quick = classifier.quick(precision)
         y = pyramid(images, levels, blur)  # (N, L, 3, H, W)
         strength = images.new_tensor(weight)  # λ
         jitters = torch.tensor(jitter, device=images.device)

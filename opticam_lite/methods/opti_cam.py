@@ -78,9 +78,9 @@ def opti_cam(
     # For equal weights take the mean, which may be near 0: softmax would add rounding errors.
     S = A.mean(1, keepdim=True) if initial_u is None else _combination(u, A)
     n = partial(to_masks, size=images.shape[2:], normalization=normalization)
+    quick = classifier.quick(precision)
     if not iterations:
         return n(S)
-    quick = classifier.quick(precision)
 
     def g_c(x: Tensor) -> Tensor:
         return select(quick.logits(x), targets, selector)

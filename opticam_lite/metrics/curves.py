@@ -257,9 +257,11 @@ def _probabilities(
         batch_size = classifier.images_at_once(start.shape[2:])
     batch_size = whole_number("batch_size", batch_size, 1)
     quick = classifier.quick("float32")
+    home = start.device
+    start, end, steps = (values.to(classifier.device) for values in (start, end, steps))
     values = torch.zeros(len(start), last + 1, dtype=torch.float64, device=start.device)
     for i, c in enumerate(targets.tolist()):
         for k in torch.arange(last + 1, device=start.device).split(batch_size):
             mixed = torch.where(steps[i] <= k.view(-1, 1, 1, 1), end[i], start[i])  # (K, 3, H, W)
             values[i, k] = quick.logits(mixed).double().softmax(1)[:, c]
-    return values
+    return values.to(home)

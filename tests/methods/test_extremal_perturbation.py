@@ -318,3 +318,15 @@ def test_every_other_iteration_sees_the_image_mirrored(
     )  # fmt: skip
     mirrored = [(x - images.flip(3)).abs().mean() < (x - images).abs().mean() for x in seen]
     assert mirrored[:4] == expected  # the fifth pass evaluates the last mask
+
+
+def test_an_unknown_precision_is_refused_without_iterations_too(images: Tensor) -> None:
+    with pytest.raises(ValueError, match="unknown precision 'half'"):
+        ol.explain(
+            "extremal-perturbation",
+            make_classifier("cnn"),
+            images,
+            1,
+            iterations=0,
+            precision="half",
+        )

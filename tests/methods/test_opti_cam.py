@@ -271,3 +271,8 @@ def test_the_callback_sees_every_iteration(images: Tensor, targets: Tensor) -> N
 def test_bad_options_of_opti_cam(options: dict, message: str, images: Tensor) -> None:
     with pytest.raises(ValueError, match=message):
         ol.explain("opti-cam", make_classifier("cnn"), images, 0, **options)
+
+
+def test_an_unknown_precision_is_refused_without_iterations_too(images: Tensor) -> None:
+    with pytest.raises(ValueError, match="unknown precision 'half'"):
+        ol.explain("opti-cam", make_classifier("cnn"), images, 1, iterations=0, precision="half")
