@@ -45,20 +45,21 @@ SAMPLES = (
     "methods/test_samples.py::test_chunks_do_not_matter_and_seeds_do",
     "methods/test_samples.py::test_passes_are_those_of_the_quick_network",
 )
+METRICS = ("coherence", "curves", "faithfulness", "localization", "robustness")
+OPTIONS = ("methods/test_options.py",)
 MORE = {
-    "methods/__init__.py": ("methods/test_explain.py",),
-    "methods/ablation_cam.py": ("methods/test_chunks.py",),
+    "methods/__init__.py": ("methods/test_explain.py", *OPTIONS),
+    "methods/ablation_cam.py": ("methods/test_chunks.py", *OPTIONS),
     "methods/attention.py": ("methods/test_rollout.py", "methods/test_raw_attention.py"),
-    "methods/gradient_shap.py": SAMPLES,
-    "methods/lime.py": SAMPLES,
-    "methods/registry.py": ("methods/test_explain.py", "test_every_method.py"),
-    "methods/score_cam.py": ("methods/test_chunks.py",),
+    "methods/extremal_perturbation.py": OPTIONS,
+    "methods/gradient_shap.py": (*SAMPLES, *OPTIONS),
+    "methods/lime.py": (*SAMPLES, *OPTIONS),
+    "methods/opti_cam.py": OPTIONS,
+    "methods/opti_cam_fast.py": OPTIONS,
+    "methods/registry.py": ("methods/test_search.py", "test_every_method.py"),
+    "methods/score_cam.py": ("methods/test_chunks.py", *OPTIONS),
     "methods/search.py": ("methods/test_opti_cam.py", "methods/test_opti_cam_fast.py"),
-    "metrics/coherence.py": ("metrics/test_registry.py",),
-    "metrics/curves.py": ("metrics/test_registry.py",),
-    "metrics/faithfulness.py": ("metrics/test_registry.py",),
-    "metrics/localization.py": ("metrics/test_registry.py",),
-    "metrics/robustness.py": ("metrics/test_registry.py",),
+    **{f"metrics/{name}.py": ("metrics/test_registry.py",) for name in METRICS},
 }
 # What the tests import, except for this package.
 PRELOADED = (

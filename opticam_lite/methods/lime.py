@@ -52,12 +52,12 @@ def lime(
         where no superpixel raises the probability.
 
     Raises:
-        ValueError: If samples or chunk is not positive, or the seed is not one of NumPy's.
+        ValueError: If samples or chunk is not positive, or the seed not from 0 to 2³¹ − 1.
     """
     samples = whole_number("samples", samples, 1)
     chunk = classifier.images_at_once(images.shape[2:]) if chunk is None else chunk
     chunk = whole_number("chunk", chunk, 1)
-    seed = whole_number("seed", seed, 0, 2**32 - 1)
+    seed = whole_number("seed", seed, 0, 2**31 - 1)  # quickshift takes no larger one
     quick = classifier.quick("float32")
     passes = -(-samples // chunk)
     maps = []
