@@ -104,7 +104,7 @@ def _explainer(
             segments: np.ndarray,
             classifier_fn: object,
             num_samples: int,
-            batch_size: int = 10,
+            batch_size: int,
         ) -> tuple[np.ndarray, np.ndarray]:
             """Draw z and compute the probabilities of all x_z; no progress bar."""
             z = self.random_state.randint(0, 2, (num_samples, segments.max() + 1))

@@ -292,6 +292,20 @@ def test_aopc(
         assert float(curves.areas[i]) == pytest.approx(expected, abs=1e-6)
 
 
+def test_aopc_of_an_image_that_is_not_square() -> None:
+    images, S = 0.2 + 0.8 * make_images(1, 24, 40), make_saliency(1, 24, 40).double()
+    for height, width in ((24, 40), (40, 24)):
+        x, s = images.reshape(1, 3, height, width), S.reshape(1, 1, height, width)
+        curves = metrics.aopc(CNN, x, s, 2, patch=14, regions=3)
+        expected = slow_aopc(CNN, x[0], s[0], 2, 14, 3)
+        assert float(curves.areas) == pytest.approx(expected, abs=1e-6)
+
+
+def test_curves_have_no_gradient() -> None:
+    images = make_images(1, 8, 8).requires_grad_()
+    assert not metrics.aopc(CNN, images, make_saliency(1, 8, 8), 0, patch=4).values.requires_grad
+
+
 def test_aopc_is_quantus_region_perturbation(
     classifier: ol.Classifier, images: Tensor, targets: Tensor
 ) -> None:
