@@ -83,6 +83,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 def test_explaining_beside_loading_gives_the_same_maps(
     often: None, images: Tensor, targets: Tensor
 ) -> None:
