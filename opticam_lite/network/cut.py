@@ -3,9 +3,9 @@
 Every CAM method needs two halves of a network: *features* (images → maps of layer ℓ) and *head*
 (maps of ℓ → logits). The network is traced once with `torch.fx`; the trunk then returns the
 layer's output **and every earlier value that later operations still use** (a residual branch, a
-class token), and the head continues from there. No hooks, and gradients stop at the cut. The
-halves do what the classifier's network does, to the last bit; the user's own may differ by rounding,
-see `Classifier`.
+class token), and the head continues from there. No hooks, and gradients stop at the cut. The two
+halves give the logits of the network that is cut, to the last bit; `Classifier` lays it out anew in
+memory before, which may change them by rounding.
 """
 
 from __future__ import annotations
