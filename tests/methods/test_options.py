@@ -33,9 +33,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# They look at pixels, at the attention of all blocks or at nothing.
+WITHOUT_LAYER = {
+    *("extremal-perturbation", "fake-cam", "gradient-shap", "lime"),
+    *("raw-attention", "rollout", "tibav"),
+}
+
+
 @pytest.mark.parametrize("method", ol.list_methods())
-def test_defaults(method: str) -> None:
-    assert ol.methods.METHODS[method].defaults == DEFAULTS.get(method, {})
+def test_facts(method: str) -> None:
+    entry = ol.methods.METHODS[method]
+    assert entry.defaults == DEFAULTS.get(method, {})
+    assert entry.uses_layer == (method not in WITHOUT_LAYER)
 
 
 INF, NAN = math.inf, math.nan
