@@ -69,7 +69,7 @@ MORE = {
 PRELOADED = (
     *("torch", "torchvision.ops", "torchvision.transforms.v2", "torchvision.datasets", "timm"),
     *("numpy", "pandas", "scipy.ndimage", "matplotlib.pyplot", "tqdm.auto", "hypothesis"),
-    *("captum.attr", "lime.lime_image", "skimage.segmentation"),
+    *("captum.attr", "lime.lime_image", "skimage.segmentation", "pytorch_grad_cam", "quantus"),
 )
 
 
@@ -254,8 +254,9 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     os.environ["PYTEST_XDIST_WORKER"] = "mutants"  # one thread: others don't outlive a fork
-    for package in PRELOADED:
-        importlib.import_module(package)
+    with warnings.catch_warnings(action="ignore"):  # what they warn of on import is theirs
+        for package in PRELOADED:
+            importlib.import_module(package)
     shutil.rmtree(TREE, ignore_errors=True)
     for part in ("opticam_lite", "tests", "data", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
