@@ -19,7 +19,7 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
 from ..registry import unknown_name
-from .feature_maps import CutError, FeatureLayout, Finder, module_of
+from .feature_maps import PROBES, CutError, FeatureLayout, Finder, module_of
 from .transformer import Transformer, describe
 
 
@@ -66,16 +66,21 @@ def _trace(network: nn.Module) -> fx.Graph:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a trace and keeps the shape of every value."""
+    """Runs a trace and keeps the shape of every value, and which do not depend on the images."""
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
         super().__init__(network, graph=graph)
         self.shapes: dict[fx.Node, torch.Size] = {}
+        self.constant: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.shapes[n] = value.shape
+            # Such as an encoding of positions; not a branch that is 0 before training.
+            alike = value.shape[:1] == (PROBES,) and torch.equal(value[0], value[1])
+            if alike and value[0].numel() and bool((value[0] != value[0].flatten()[0]).any()):
+                self.constant.add(n)
         return value
 
 
@@ -94,12 +99,11 @@ class Traced:
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         self.network, self.size = network, size
         self.graph = _trace(network)
-        # Two images: values that are not batched (windows, constants) are recognised by shape.
-        probe = self._random((2, 3, *size))
+        probe = self._random((PROBES, 3, *size))
         recorder = _Recorder(network, self.graph)
         with torch.no_grad():
             try:
-                expected = network(probe)
+                expected = network(probe[:2])
             except Exception as error:
                 raise CutError(
                     f"{type(network).__name__} fails on a batch of {size[0]}×{size[1]} RGB images "
@@ -123,7 +127,7 @@ class Traced:
                     "softmax would be taken again; leave out its last softmax, or wrap it in a "
                     "module that returns output.clamp(min=1e-30).log()"
                 )
-            actual = recorder.run(probe)
+            actual = recorder.run(probe)[:2]
         if not torch.allclose(actual, expected, rtol=1e-4, atol=1e-5):
             raise CutError(
                 f"the trace of {type(network).__name__} gives other logits than the network "
@@ -134,9 +138,9 @@ class Traced:
         self._read: dict[fx.Node, bool] = {}
         self._shapes = recorder.shapes
         self._per_image = self._find_values_per_image()
-        self.layers = self._find_layers()
+        self.layers = self._find_layers(recorder.constant)
         # Number of intermediate values per image, over all layers.
-        self.values = sum(shape.numel() // 2 for shape in self._shapes.values())
+        self.values = sum(shape.numel() // PROBES for shape in self._shapes.values())
 
     def _random(self, shape: Sequence[int], seed: int = 0) -> Tensor:
         weight = next(iter(self.network.parameters()), torch.zeros(1))
@@ -148,9 +152,9 @@ class Traced:
         for node in self.graph.nodes:
             if node.op == "placeholder" or any(i in varies for i in node.all_input_nodes):
                 varies.add(node)
-        return {node for node in varies if self._shapes.get(node, ())[:1] == (2,)}
+        return {node for node in varies if self._shapes.get(node, ())[:1] == (PROBES,)}
 
-    def _find_layers(self) -> dict[str, tuple[fx.Node, FeatureLayout]]:
+    def _find_layers(self, constant: set[fx.Node]) -> dict[str, tuple[fx.Node, FeatureLayout]]:
         """Layers whose output is a set of maps on which the logits depend, in forward order.
 
         Of a layer of tokens the logits may depend on the prefix tokens alone: see `reads`.
@@ -171,7 +175,7 @@ class Traced:
                 path = path.rpartition(".")[0]
         finder = Finder(self.graph, self._shapes, self.network, self.size)
         # One value can be the output of several modules: relu, block, stage.
-        found = {node: finder.of(node) for node in useful.intersection(last.values())}
+        found = {node: finder.of(node) for node in useful.intersection(last.values()) - constant}
         names = sorted(last, key=lambda name: (order[last[name]], -name.count(".")))
         return {name: (last[name], layout) for name in names if (layout := found.get(last[name]))}
 
@@ -198,7 +202,8 @@ class Traced:
                 features = read if len(self._shapes[read]) == 2 else features
         needed, again = self._crossing(node)
         values: dict[fx.Node, Any] = dict.fromkeys(set(self._halves(node)[0]) - again)
-        values |= {n: self._random(self._shapes[n], i) for i, n in enumerate([node, *needed])}
+        for i, n in enumerate([node, *needed]):
+            values[n] = self._random((2, *self._shapes[n][1:]), i)
         tokens = values[node].requires_grad_()
         values[node] = tokens.clone()  # the next operation may work in place
         run = fx.Interpreter(self.network, garbage_collect_values=False, graph=self.graph)
@@ -218,7 +223,7 @@ class Traced:
     def largest(self, layer: str | None = None) -> int:
         """Return the number of values per image of the largest tensor, from a layer on."""
         nodes = list(self.graph.nodes) if layer is None else self._halves(self.layers[layer][0])[1]
-        return max(self._shapes[node].numel() // 2 for node in nodes if node in self._shapes)
+        return max(self._shapes[node].numel() // PROBES for node in nodes if node in self._shapes)
 
     def shape(self, layer: str) -> tuple[int, int, int]:
         """Return (K, h, w) of a layer's maps for an image of `size`."""
@@ -231,7 +236,8 @@ class Traced:
 
         Convolutional: the last output with maps that is neither a pooling nor one map per class;
         so the last block of a ResNet and the relu before VGG's last max pooling. With a class
-        token: the first norm of the last block, the last maps that an attention reads.
+        token: the first norm of the last block, the last maps that an attention reads. Never one
+        that lies far before the last layer of all.
 
         Raises:
             CutError: If no layer gives feature maps.
@@ -242,34 +248,52 @@ class Traced:
                 "torch.nn.Sequential(trunk, head) with your own two halves and cut it at layer='0'"
             )
         modules = dict(self.network.named_modules())
-        names = reversed(self.layers)
-        name = next((n for n in names if not self._is_no_end(n, modules)), list(self.layers)[-1])
-        node, layout = self.layers[name]
-        if layout.prefix:
-            # For blocks with other names: the input of the last attention, not its projections.
-            tokens = [
-                n
-                for n in reversed(self.layers)
-                if self.layers[n][1].prefix and not isinstance(modules[n], nn.Linear)
-            ]
-            tokens.sort(key=lambda n: n.rpartition(".")[2] not in ("norm1", "ln_1"))
-            return next((n for n in tokens if self.reads(n)), name)
+        last = list(self.layers)[-1]
+        ends = [n for n in reversed(self.layers) if not self._is_pooling(n, modules)] or [last]
+        name = next((n for n in ends if not self._is_of_classes(n, modules)), ends[0])
+        if name != ends[0] and self._crossing(self.layers[name][0])[0]:
+            name = ends[0]  # all channels are classes, but within the branch of a block
+        if self._is_far(name, last):
+            name = last
+        if self.layers[name][1].prefix:
+            name = self._last_read_tokens(name, ends, modules)
         # One value can be the output of several modules: relu, block, stage. Blocks are numbered.
-        same = [n for n, (other, _) in self.layers.items() if other is node]
+        same = [n for n, (other, _) in self.layers.items() if other is self.layers[name][0]]
         numbered = [n for n in same if n.rpartition(".")[2].isdigit()]
         return min(numbered or same, key=lambda n: n.count("."))
 
-    def _is_no_end(self, name: str, modules: dict[str, nn.Module]) -> bool:
-        """Whether a layer is a pooling, or one map per class that is only averaged."""
+    def _last_read_tokens(self, name: str, ends: list[str], modules: dict[str, nn.Module]) -> str:
+        """Return the input of the last attention: the first norm of a block, if not far before.
+
+        Not its projections; if it has no other (an attention that pools), the maps before it.
+        """
+        able = [n for n in ends if not isinstance(modules[n], nn.Linear)]
+        tokens = [n for n in able if self.layers[n][1].prefix]
+        norms = (n for n in tokens if n.rpartition(".")[2] in ("norm1", "ln_1"))
+        norm = next((n for n in norms if self.reads(n)), None)
+        if norm is None or self._is_far(norm, name):
+            last = next((n for n in tokens + able if self.reads(n)), name)
+            return last if norm is None or self._is_far(norm, last) else norm
+        return norm
+
+    def _is_far(self, layer: str, later: str) -> bool:
+        """Whether a layer lies half of the network, in operations, before another one."""
+        nodes = list(self.graph.nodes)
+        a, b = (nodes.index(self.layers[n][0]) for n in (layer, later))
+        return b - a > len(nodes) / 2
+
+    def _is_pooling(self, name: str, modules: dict[str, nn.Module]) -> bool:
         node, _ = self.layers[name]
         pooled = node.op == "call_module" and "Pool" in type(modules[str(node.target)]).__name__
-        if pooled or "pool" in name:
-            return True
+        return pooled or "pool" in name
+
+    def _is_of_classes(self, name: str, modules: dict[str, nn.Module]) -> bool:
+        """Whether a layer has one map per class that is only averaged."""
         if self.shape(name)[0] != self.classes:
             return False
         return not any(
             n.op == "call_module" and list(modules[str(n.target)].parameters())
-            for n in self._halves(node)[1]
+            for n in self._halves(self.layers[name][0])[1]
         )
 
     def cut(self, layer: str) -> Cut:
