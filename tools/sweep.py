@@ -324,7 +324,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--again", nargs="+", default=[], metavar="NETWORK")
     parser.add_argument("--write", action="store_true", help="run nothing, write the page alone")
-    parser.add_argument("--seconds", type=int, default=90, help="of the processor, for each")
+    parser.add_argument("--seconds", type=int, default=180, help="of the processor, for each")
     parser.add_argument("--memory", type=float, default=8, help="GB for each")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # a process of several threads can't be forked safely

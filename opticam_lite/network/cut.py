@@ -188,7 +188,10 @@ class Traced:
                     "module that returns output.clamp(min=1e-30).log()"
                 )
             actual = recorder.run(probe)[:2]
-        if not torch.allclose(actual, expected, rtol=1e-4, atol=1e-5):
+        # Batches of another size are rounded differently.
+        if not torch.allclose(
+            actual, expected, rtol=1e-4, atol=1e-5 + 1e-3 * float(expected.std())
+        ):
             raise CutError(
                 f"the trace of {type(network).__name__} gives other logits than the network "
                 f"itself (largest difference {(actual - expected).abs().max():.2g}); write it as "
