@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--layer", help="where the network is cut [see load_model]")
     add("--checkpoint", type=_path, help="file of weights")
     add("--weights", default="hub", help="hub or random, without a checkpoint [hub]")
+    add("--activation", default="softmax", help="sigmoid for several labels an image [softmax]")
     add("--labels", type=_path, help="CSV of true classes, for a folder of photographs")
     add("--limit", type=int, help="measure this many images, drawn at random [all]")
     add("--seed", type=int, default=0, help="of that draw, and of metrics that draw [0]")
@@ -108,7 +109,7 @@ def _evaluate(given: argparse.Namespace) -> None:
     for what, path in {"checkpoint": given.checkpoint, "labels": given.labels}.items():
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"--{what} is {str(path)!r}, and there is no such file")
-    network = ("checkpoint", "layer", "device", "weights")
+    network = ("checkpoint", "layer", "device", "weights", "activation")
     classifier = load_model(given.model, **{name: getattr(given, name) for name in network})
     dataset = load_dataset(given.data, labels=given.labels, classifier=classifier)
     if not knows_classes(classifier, dataset):

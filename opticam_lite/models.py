@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from . import scene_networks
 from .datasets.scenes import CLASSES
-from .network import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
+from .network import (
+    ACTIVATIONS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Classifier,
+    Preprocessing,
+    usual,
+)
 from .paths import data_dir
 from .registry import check_name, unknown_name
 
@@ -57,6 +64,7 @@ def check_model_name(name: str) -> str:
     raise ValueError(unknown_name("network", name, list_models()))
 
 
+@usual()
 def load_model(
     name: str,
     *,
@@ -66,6 +74,7 @@ def load_model(
     weights: str = "hub",
     normalize: bool = True,
     labels: Sequence[str] | None = None,
+    activation: str = "softmax",
 ) -> Classifier:
     """Load a network by name and make a classifier of it.
 
@@ -85,16 +94,21 @@ def load_model(
         normalize: False leaves the normalisation out (paper, Appendix H).
         labels: Names of the classes. Default: those beside the checkpoint, else ImageNet's where
             there are 1,000.
+        activation: `"sigmoid"` for a network with several labels an image, see `Classifier`.
 
     Raises:
-        ValueError: For an unknown name, layer or option, or a checkpoint that does not fit.
+        ValueError: For an unknown name, layer or option, a checkpoint that does not fit, or a
+            network without a classifier (DINOv2, SigLIP, CLIP's image towers, …).
         FileNotFoundError: If the checkpoint does not exist.
         HubError: If the weights can't be downloaded from the hub; the message says what was tried
             and what to do.
     """
     check_name("weights", weights, WEIGHTS)
-    build = _BUILDERS[check_model_name(name)]
-    name = name.rpartition("/")[2]
+    check_name("activation", activation, ACTIVATIONS)
+    source, name = check_model_name(name), name.rpartition("/")[2]
+    build = _BUILDERS[source]
+    if source == "timm" and checkpoint is None:
+        _check_head(name)
     state = None if checkpoint is None else read_checkpoint(checkpoint)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -110,7 +124,23 @@ def load_model(
     if labels is not None:
         settings["labels"] = labels
     settings["layer"] = layer or settings.get("layer")
-    return Classifier(network, device=device, normalize=normalize, name=name, **settings)
+    settings |= {"device": device, "normalize": normalize, "activation": activation}
+    return Classifier(network, name=name, **settings)
+
+
+def _check_head(name: str) -> None:
+    """Raise ValueError if timm's network of this name gives features, not the logits of classes.
+
+    Those of CLIP end in an embedding of a multiple of 128 values; no set of classes of timm's
+    networks is of such a size.
+    """
+    config = timm.get_pretrained_cfg(name)
+    if config and config.num_classes % 128 == 0:
+        raise ValueError(
+            f"{name} has no classifier: it gives features, not the logits of classes. Train a head "
+            f"on it and pass ol.Classifier(timm.create_model({name!r}, num_classes=…)) with its "
+            "weights, or ol.Classifier(torch.nn.Sequential(network, head))"
+        )
 
 
 def _names_beside(checkpoint: Path) -> list[str] | None:
@@ -183,6 +213,7 @@ def _embedded(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, d
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
         "labels": list(CLASSES),
+        "size": 224,
         "preprocessing": Preprocessing((224, 224), 224, "bilinear"),
     }
 

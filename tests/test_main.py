@@ -67,6 +67,7 @@ def test_all_means_all_that_apply(
         (["--layer", "nowhere"], "unknown layer 'nowhere'"),
         (["--option", "iterations=3"], "is not METHOD.NAME=VALUE"),
         (["--option", "opti-cam.iteration=3"], "opti-cam has no option 'iteration'"),
+        (["--activation", "sigmoids"], "unknown activation 'sigmoids'; did you mean 'sigmoid'?"),
         (["--num-gpus", "1"], "num_gpus is 1.0; it is for engine='ray'"),
     ],
 )
@@ -97,3 +98,14 @@ def test_the_command_line_without_results(
 ) -> None:
     assert main(["summarize", str(tmp_path)]) == 2
     assert "holds no results of evaluate" in capsys.readouterr().err
+
+
+def test_the_command_line_measures_a_network_of_several_labels(tmp_path: Path) -> None:
+    command = [*COMMAND, "--methods", "fake-cam", "--limit", "2", "--out", str(tmp_path)]
+    assert main([*command, "--activation", "sigmoid"]) == 0
+    frame = read(tmp_path)
+    classifier, scenes = ol.load_model("scenes_resnet"), ol.load_dataset("scenes")
+    by_id = {scenes.id(i): i for i in range(len(scenes))}
+    for row in frame[frame["metric"] == "AD"].itertuples():
+        y = classifier.logits(scenes[by_id[row.image]].image[None])[0, row.target]
+        assert row.p == pytest.approx(y.sigmoid().item(), abs=1e-6)

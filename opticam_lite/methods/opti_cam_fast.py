@@ -76,8 +76,9 @@ def opti_cam_fast(
     def evaluate(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         S = torch.einsum("nk,nkhw->nhw", w, A)[:, None]
         y = quick.logits(images * n(S))
-        # log p/(1 − p) = y_c − log Σ_j≠c exp y_j
-        F = y.gather(1, c)[:, 0] - y.scatter(1, c, -math.inf).logsumexp(1)
+        F = y.gather(1, c)[:, 0]  # log p/(1 − p) of a sigmoid
+        if classifier.activation == "softmax":  # y_c − log Σ_j≠c exp y_j
+            F = F - y.scatter(1, c, -math.inf).logsumexp(1)
         return S, F, F
 
     def update(g: Tensor) -> None:

@@ -119,7 +119,7 @@ def _rows(
     B = torch.stack([box_mask(s.boxes, x.shape[2:]) for s in samples])  # (N, 1, H, W)
     masks = {(BOX, "B"): B, (BOX, "I∖B"): 1 - B}
     for method, own in options.items():
-        S = explain(method, classifier, x, c, progress=False, **own)
+        S = explain(method, classifier, x, c, progress=False, warn=False, **own)
         masks |= {(method, m): s for m, s in zip(MASKS, (S, S * B, S * (1 - B)), strict=True)}
     p = probability(classifier, x, c)
     rows = []

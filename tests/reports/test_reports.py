@@ -106,6 +106,14 @@ def test_a_report_has_the_defaults_of_its_dataclass(report):
     assert type(parameters).of(globals() | parameters.settings()) == parameters
 
 
+def test_the_activation_is_that_of_the_network():
+    parameters, _, _ = runner.parse(["ACTIVATION=sigmoid", "LIMIT=2", "METHODS=fake-cam"])
+    assert parameters.prepare().classifier.activation == "sigmoid"
+    parameters, _, _ = runner.parse(["ACTIVATION=sigmoids"])
+    with pytest.raises(ValueError, match="unknown activation 'sigmoids'; did you mean 'sigmoid'"):
+        parameters.prepare()
+
+
 def test_parameters_are_converted_and_empty_ones_left_at_their_default():
     parameters, out, timeout = runner.parse(
         ["LIMIT=7", "normalize=No", "IMAGES=my = photos", "LAYER=", "OUT=some where", "TIMEOUT=9.5"]
