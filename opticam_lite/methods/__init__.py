@@ -120,8 +120,7 @@ def explain(
             x = x.to(classifier.device)
             _check_size(classifier, x)
             # One pass for this check, for the predicted classes and for the methods' features.
-            shared = classifier.remembering(x)
-            y = shared.logits(x)
+            shared, y = classifier.remembering(x)
             names = [images.id(i) if isinstance(images, Dataset) else i for i in indices]
             classifier.check_finite(y, names)
             predicted = classifier.to_probabilities(y).argmax(1).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ class Classifier:
     """A network in evaluation mode, without parameter gradients, cut at one layer.
 
     The network is copied, so yours stays as it is. Images are float32 `(N, 3, H, W)`, RGB, in
-    [0, 1] and **not** normalised: `mean` and `std` are applied inside, after any masking.
+    [0, 1] and **not** normalised: `mean` and `std` are applied inside, after any masking. Logits
+    equal those of your network up to rounding (some 1e-6), because weights and images lie in
+    memory with their channels last where that is faster.
 
     Args:
         network: Any traceable `nn.Module`, images → logits `(N, classes)`. It is copied, with the
@@ -77,6 +80,8 @@ class Classifier:
         activation: What makes probabilities of the logits: `"softmax"`, over all classes, or
             `"sigmoid"` for networks with several labels an image (or with one logit): p is then
             each class's own probability, in methods, metrics, tables and reports alike.
+        copy: False if the network is yours to give away, which saves its memory once: it is frozen,
+            converted and moved itself, and stays in use.
 
     Attributes:
         mean, std: The three values each by which the channels are normalised.
@@ -102,6 +107,7 @@ class Classifier:
         normalize: bool = True,
         name: str | None = None,
         activation: str = "softmax",
+        copy: bool = True,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(
@@ -132,11 +138,12 @@ class Classifier:
             torch.tensor(values, device=self.device).view(1, 3, 1, 1)
             for values in ([1 / s for s in self.std], shift)
         )
-        self.network = _copied(network).eval().requires_grad_(False)
+        self.network = _own(network, copy).eval().requires_grad_(False)
         self.network.to(self.device, torch.float32)
         lay_out_weights(self.network)
         self._traced = Traced(self.network, self.size)
         self._copies: dict[torch.dtype, QuickCopy | None] = {}  # shared by all cuts
+        self._copying = threading.Lock()  # two threads make one copy
         self.classes: int = self._traced.classes
         if self.classes == 1 and activation == "softmax":
             raise ValueError(
@@ -234,8 +241,9 @@ class Classifier:
         # In a very small network the conversions cost as much time as the multiplications save.
         small = self._traced.values < 1_000_000
         dtype = dtype_of("float32" if precision == "auto" and small else precision, self.device)
-        if dtype not in self._copies:
-            self._copies[dtype] = self._quick_copy(dtype)
+        with self._copying:
+            if dtype not in self._copies:
+                self._copies[dtype] = self._quick_copy(dtype)
         network = self._copies[dtype]
         if network is None and dtype == torch.bfloat16:
             if precision == "bfloat16":
@@ -294,13 +302,13 @@ class Classifier:
         arguments = self.rebuild_arguments()
         if arguments["device"] != "cpu":
             arguments["device"] = "auto"
-        return partial(type(self), **arguments), ()
+        return partial(type(self), copy=False, **arguments), ()
 
     def remember(self, images: Tensor) -> Classifier:
         """Return the same classifier with the feature maps and logits of a batch cached.
 
-        For equal images its `split` and `logits` return them without running the network, so
-        several methods share them; `recalls` counts the calls of `split`.
+        For equal images its `split` returns them without running the network, so several methods
+        share the features of a batch; `recalls` counts these calls.
         """
         other = copy.copy(self)
         with torch.no_grad():
@@ -308,9 +316,11 @@ class Classifier:
             other._memory = _Memory(images, maps, rest, self.head(maps, rest))
         return other
 
-    def remembering(self, images: Tensor) -> Classifier:
-        """Return this classifier if it has these images cached, else `remember(images)`."""
-        return self if self._known(images) else self.remember(images)
+    def remembering(self, images: Tensor) -> tuple[Classifier, Tensor]:
+        """Return this classifier if it has these images cached, else a copy, and their logits."""
+        other = self if self._known(images) else self.remember(images)
+        assert other._memory is not None
+        return other, other._memory.logits
 
     def _known(self, images: Tensor) -> _Memory | None:
         return self._memory if self._memory is not None and self._memory.holds(images) else None
@@ -346,8 +356,6 @@ class Classifier:
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits `(N, classes)` of images `(N, 3, H, W)` in [0, 1]; differentiable."""
-        if (known := self._known(images)) is not None:
-            return known.logits.to(images.device)
         return self._run(self.normalised(images)).to(images.device)
 
     def to_probabilities(self, logits: Tensor, *, log: bool = False) -> Tensor:
@@ -558,14 +566,14 @@ def _unwrapped(network: nn.Module) -> nn.Module:
             return network
 
 
-def _copied(network: nn.Module) -> nn.Module:
+def _own(network: nn.Module, copied: bool) -> nn.Module:
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         raise ValueError(
             f"{type(network).__name__} holds TorchScript, which can't be traced; pass the network "
             "that it was made of"
         )
     try:
-        return copy.deepcopy(network)
+        return copy.deepcopy(network) if copied else network
     except RuntimeError as error:
         raise ValueError(
             f"{type(network).__name__} can't be copied ({' '.join(str(error).split())}); pass a "
