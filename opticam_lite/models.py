@@ -58,7 +58,6 @@ def check_model_name(name: str) -> str:
     raise ValueError(unknown_name("network", name, list_models()))
 
 
-@usual()
 @torch.inference_mode(False)  # inference tensors could not be differentiated later
 def load_model(
     name: str,
@@ -107,7 +106,7 @@ def load_model(
     if source == "timm" and checkpoint is None:
         _check_head(name)
     state = None if checkpoint is None else read_checkpoint(checkpoint)
-    with seeded(0):
+    with usual(), seeded(0):
         network, settings = build(name, state is None and weights == "hub")
         if checkpoint is not None and state is not None:
             state = _renamed(name, state, network.state_dict(), checkpoint)
@@ -178,6 +177,7 @@ _UNREAD: list[Any] = [(_Unread, name) for name in ("argparse.Namespace", *_NUMBE
 _reading = threading.Lock()  # what `torch.load` may read is known to the whole process
 
 
+@usual()
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a `.safetensors` file or one that `torch.save` wrote.
 
