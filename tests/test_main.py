@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pyarrow import parquet
 
 import opticam_lite as ol
 from opticam_lite.__main__ import main
@@ -32,6 +33,29 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["summarize", out, "--csv", str(table)]) == 0
     assert capsys.readouterr().out == shown
     assert pd.read_csv(table)["AD"].tolist() == ol.summarize(found)["AD"].tolist()
+
+
+def test_the_last_table_is_of_the_methods_that_were_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    command = [*COMMAND, "--limit", "2", "--out", out]
+    assert main([*command, "--methods", "grad-cam", "fake-cam"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--methods", "fake-cam"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["fake-cam"]
+    assert main(["summarize", out, "--methods", "cam"]) == 2
+    assert "unknown method of these rows 'cam'" in capsys.readouterr().err
+    part = next(Path(out).glob("*.parquet"))
+    rows = parquet.read_table(part)
+    columns = (rows.column(name).to_pylist() for name in ("position", "method"))
+    kept = [p == 0 or m == "fake-cam" for p, m in zip(*columns, strict=True)]
+    parquet.write_table(rows.filter(kept), part)
+    assert main(["summarize", out]) == 0
+    shown = capsys.readouterr()
+    assert "compares the 1 images that all methods have; images left out: fake-cam 1" in shown.err
+    assert main(["summarize", out, "--all-images"]) == 0
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_all_means_all_that_apply(
