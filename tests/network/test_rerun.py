@@ -157,14 +157,15 @@ class Attending(nn.Module):
         torch.manual_seed(0)
         self.patches, self.norm = nn.Conv2d(3, 8, 8, stride=8), nn.LayerNorm(8)
         self.token, self.attend = nn.Parameter(torch.randn(1, 1, 8)), nn.Softmax(-1)
-        self.fc = nn.Linear(8, 5)
+        self.fc = nn.Conv2d(8, 5, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patches(x).flatten(2).mT
         x = self.norm(torch.cat([self.token.repeat(len(x), 1, 1), patches], 1))  # (N, 17, 8)
         q = x.unflatten(2, (2, 4)).transpose(1, 2)
         attention = self.attend(q @ q.mT)  # (N, 2, 17, 17)
-        return self.fc((attention @ q).transpose(1, 2).flatten(2)[:, 0])
+        seen = (attention @ q).transpose(1, 2).flatten(2)[:, 0]
+        return self.fc(seen[..., None, None]).flatten(1)
 
 
 def test_an_attention_is_no_map() -> None:
