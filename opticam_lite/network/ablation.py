@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,16 @@ def ablation(classifier: Classifier, maps: Tensor, rest: Rest) -> Callable[[Tens
         maps, rest: Of one image, `(1, K, h, w)`, from `classifier.split`.
     """
     parts, network = classifier.transformer, classifier.network
-    if isinstance(parts, Transformer) and len(rest.values) == 1:
+    if isinstance(parts, Transformer) and len(rest.values) == 1 and rest.values[0].ndim == 3:
         last = parts.blocks[-1]
         plain = isinstance(last.q_norm, nn.Identity) and isinstance(last.k_norm, nn.Identity)
         if plain and network.get_submodule(classifier.layer) is last.norm1:
             tokens = classifier.feature_layout.from_maps(maps, rest.aside)
             return AttentionAblation(parts, tokens, rest.values[0])
     if (name := classifier.pointwise_reader) is not None:
-        convolution, head = network.get_submodule(name), classifier.at(name).head
-        W, Z = convolution.get_parameter("weight").flatten(1), convolution(maps)
+        convolution: Any = network.get_submodule(name)
+        head = classifier.at(name).head
+        Z, W = convolution(maps), convolution.weight.flatten(1)
 
         def from_sum(k: Tensor) -> Tensor:
             Z_k = torch.addcmul(Z, W.T[k, :, None, None], maps[0, k, None], value=-1)

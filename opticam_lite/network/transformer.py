@@ -26,6 +26,8 @@ from torch.nn import functional as F
 from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionTransformer
 
+from .probe import logits_of
+
 Function = Callable[[Tensor], Tensor]
 
 
@@ -186,7 +188,7 @@ def describe(network: nn.Module, size: tuple[int, int]) -> Transformer | str:
     weight = next(network.parameters())
     x = torch.randn(1, 3, *size, generator=generator).to(weight)
     with torch.no_grad():
-        expected, logits = network(x), parts(x)[0]
+        expected, logits = logits_of(network(x)), parts(x)[0]
     if torch.allclose(logits, expected, rtol=1e-3, atol=1e-3):
         return parts
     return (
