@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ def ablation(classifier: Classifier, maps: Tensor, rest: Rest) -> Callable[[Tens
         maps, rest: Of one image, `(1, K, h, w)`, from `classifier.split`.
     """
     parts, network = classifier.transformer, classifier.network
-    if isinstance(parts, Transformer) and len(rest.values) == 1:
+    if isinstance(parts, Transformer) and len(rest.values) == 1 and rest.values[0].ndim == 3:
         last = parts.blocks[-1]
         normed = not all(isinstance(m, nn.Identity) for m in (last.q_norm, last.k_norm))
         plain = not (normed or last.rotate or last.biased or parts.pooled) and len(last.qkv) == 1
@@ -32,8 +33,9 @@ def ablation(classifier: Classifier, maps: Tensor, rest: Rest) -> Callable[[Tens
             tokens = classifier.feature_layout.from_maps(maps, rest.aside)
             return AttentionAblation(parts, tokens, rest.values[0])
     if (name := classifier.pointwise_reader) is not None:
-        convolution, head = network.get_submodule(name), classifier.at(name).head
-        W, Z = convolution.get_parameter("weight").flatten(1), convolution(maps)
+        convolution: Any = network.get_submodule(name)
+        head = classifier.at(name).head
+        Z, W = convolution(maps), convolution.weight.flatten(1)
 
         def from_sum(k: Tensor) -> Tensor:
             Z_k = torch.addcmul(Z, W.T[k, :, None, None], maps[0, k, None], value=-1)
