@@ -363,8 +363,7 @@ def _scale(b: Any, i: int) -> Function:
 
 def _rotated(y: Tensor, rope: Tensor, *, prefix: int, half: bool) -> Tensor:
     """Rotate the queries or keys `(N, heads, T, d)` of the patches."""
-    options = {"half": True} if half else {}  # older timm has no such argument
-    patches = apply_rot_embed_cat(y[:, :, prefix:], rope, **options)
+    patches = apply_rot_embed_cat(y[:, :, prefix:], rope, half=half)
     return torch.cat([y[:, :, :prefix], patches], 2).type_as(y)
 
 

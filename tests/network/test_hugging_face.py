@@ -1,4 +1,4 @@
-"""The recipe of docs/own_networks.md for networks of Hugging Face, with small ones of random weights."""
+"""The recipe of docs/own_networks.md for networks of Hugging Face, with small ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def swin() -> nn.Module:
     return SwinForImageClassification(config)
 
 
-# The network, its default layer, the shape of that layer's maps, and the tokens before those of maps.
+# The network, its default layer, the shape of its maps, and how many tokens are before theirs.
 NETWORKS = {
     "ViT": (vit, "vit.layers.1.layernorm_before", (48, 4, 4), 1),
     "Swin": (swin, "swin.layernorm", (24, 8, 8), 0),
