@@ -261,8 +261,8 @@ def parts_of(network: nn.Module) -> Transformer | str:
     if isinstance(network, TorchvisionTransformer):
         return _torchvision(network)
     return (
-        f"it is a {type(network).__name__}, and known are the parts of timm's VisionTransformer, "
-        "Eva, Beit and VisionTransformerRelPos and of torchvision's VisionTransformer alone"
+        f"it is a {type(network).__name__}, and attention is read from timm's VisionTransformer, "
+        "Eva, Beit and VisionTransformerRelPos and from torchvision's VisionTransformer only"
     )
 
 

@@ -193,7 +193,13 @@ FAMILIES = {
     ),
     "grouped queries": (
         lambda: build(
-            Eva, attn_type="rope", num_kv_heads=1, qkv_fused=False, qk_norm=True, **ROTARY
+            Eva,
+            num_heads=4,
+            num_kv_heads=2,
+            attn_type="rope",
+            qkv_fused=False,
+            qk_norm=True,
+            **ROTARY,
         ),
         "the mean of the patches",
     ),
@@ -292,7 +298,7 @@ class Gated(Attention):
 
 
 UNFIT = {
-    "it is a Sequential, and known are the parts of timm's": lambda: make_classifier("cnn").network,
+    "it is a Sequential, and attention is read from timm's": lambda: make_classifier("cnn").network,
     r"its head pools all tokens \('avgmax'\)": lambda: build(global_pool="avgmax"),
     r"not standard ones \(gated attention\)": lambda: build(attn_layer=Gated),
     "put together as those of a standard transformer, fail": lambda: build(Unusual),

@@ -99,5 +99,5 @@ def test_the_recipe(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.amax((1, 2, 3)) == 1).all()
     hooks = [m for m in classifier.network.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert not hooks
-    with pytest.raises(ValueError, match="known are the parts of timm's VisionTransformer"):
+    with pytest.raises(ValueError, match="attention is read from timm's VisionTransformer"):
         ol.explain("rollout", classifier, images)

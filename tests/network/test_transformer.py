@@ -44,9 +44,8 @@ TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
 # Their blocks are told positions, and their queries, keys and values may be projected separately.
 TOLD: dict[str, Callable[[], nn.Module]] = {
     "relative": lambda: Beit(**SMALL, num_classes=5, global_pool="token", use_rel_pos_bias=True),
-    "rotary": lambda: Eva(
-        **SMALL, num_classes=5, global_pool="token", qkv_fused=False, use_rot_pos_emb=True
-    ),
+    "rotary": lambda: Eva(**SMALL, num_classes=5, global_pool="token", use_rot_pos_emb=True),
+    "separate": lambda: Eva(**SMALL, num_classes=5, global_pool="token", qkv_fused=False),
 }
 
 
@@ -127,8 +126,8 @@ def test_the_head_without_each_channel(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TOLD)
-def test_told_positions_are_not_left_out(kind: str) -> None:
-    """The matrix of rank one is that of x W alone: here the head itself is run."""
+def test_without_a_channel_where_no_matrix_of_rank_one_helps(kind: str) -> None:
+    """Positions and separate weights are not left out: the head itself is run."""
     classifier, images = classifier_of(kind), make_images(1)
     assert isinstance(classifier.transformer, Transformer)
     A, rest = classifier.split(images)
