@@ -61,8 +61,9 @@ class Classifier:
     [0, 1] and **not** normalised: `mean` and `std` are applied inside, after any masking.
 
     Args:
-        network: Any traceable `nn.Module`, images → logits `(N, classes)`. It is copied, with the
-            forward hooks that you put on it.
+        network: Any `nn.Module`, images → logits `(N, classes)`, or an output that has them as
+            `.logits` or `["logits"]`. It is copied, with the forward hooks that you put on it. One
+            that `torch.fx` can't trace is cut by running it again: see `network.rerun`.
         layer: Qualified name of the layer whose feature maps are combined. Default: the last
             convolutional output, or the first norm of the last block of a transformer (App. A).
         mean, std: Normalisation of the channels, three values each. Default: none.
@@ -75,8 +76,8 @@ class Classifier:
         name: Name in tables and figures.
 
     Raises:
-        ValueError: If an argument has a wrong value. `CutError`, a subclass, if the network can't
-            be traced or has no such layer.
+        ValueError: If an argument has a wrong value. `CutError`, a subclass, if the network
+            has no such layer, or none that can be explained.
     """
 
     @torch.inference_mode(False)  # inference tensors could not be differentiated later
@@ -175,7 +176,10 @@ class Classifier:
 
     @property
     def graph_text(self) -> str:
-        """The traced network as text: which operation follows which."""
+        """The network as text: which operation follows which.
+
+        Of a network that can't be traced: which module is called after which.
+        """
         return str(self._traced.graph)
 
     @property
@@ -220,7 +224,7 @@ class Classifier:
         if network is None and dtype == torch.bfloat16:
             if precision == "bfloat16":
                 raise ValueError(
-                    f"{self.name} can't be traced, or fails or differs in bfloat16; use "
+                    f"{self.name} fails in bfloat16, differs in it, or is not traced; use "
                     "precision='auto' or 'float32'"
                 )
             return self.quick("float32")

@@ -3,7 +3,8 @@
 Every CAM method needs two halves of a network: *features* (images → maps of layer ℓ) and *head*
 (maps of ℓ → logits). The network is traced once with `torch.fx`; the trunk then returns the
 layer's output **and every earlier value that later operations still use** (a residual branch, a
-class token), and the head continues from there. No hooks, and gradients stop at the cut.
+class token), and the head continues from there. No hooks, and gradients stop at the cut. What can't
+be traced is run again instead (`rerun`).
 """
 
 from __future__ import annotations
@@ -76,13 +77,10 @@ def _trace(network: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
     Returns:
         The graph, and the names of those modules with the reason.
     """
-    # Some are traced only if their buffers are values of the graph: buffer.expand(len(x), -1).
-    attempts = []
-    for buffers in (False, True):
-        graph, whole = _attempt(network, buffers)
-        attempts.append((graph, whole))
-        if not whole:
-            break
+    attempts = [_attempt(network, buffers=False)]
+    if any([*network.get_submodule(name).buffers(False)] for name in attempts[0][1]):
+        # buffer.expand(len(x), -1) is traced if the buffer is a value of the graph, too.
+        attempts.append(_attempt(network, buffers=True))
     graph, whole = min(attempts, key=lambda attempt: parameters_in(network, attempt[1]))
     if graph is None:
         raise TraceError(f"{type(network).__name__} can't be traced ({whole['']})")
@@ -187,11 +185,10 @@ class Cuttable(ABC):
 
     def _first_run(self) -> Any:
         """Return the logits of two random images, in the memory format that the network stands."""
+        x = self._probe.clone(memory_format=torch.channels_last)
         lay_out_weights(self.network)
         try:
-            return logits_of(
-                self.network(self._probe.contiguous(memory_format=torch.channels_last))
-            )
+            return logits_of(self.network(x))
         except RuntimeError:  # x.view(len(x), -1) fails where the channels of x come last
             self.channels_last = False
             lay_out_weights(self.network, channels_last=False)
@@ -302,11 +299,14 @@ class Cuttable(ABC):
             CutError: If there is no such layer, or its output is not a set of maps; the message
                 lists close matches.
         """
+        if not self.layers:
+            self.default_layer()  # raises the error that says why
         if layer not in self.layers:
             if layer in dict(self.network.named_modules()):
                 raise CutError(
                     f"layer {layer!r} exists, but its output is not a set of feature maps "
-                    "(channels × height × width, or tokens on a grid) on which the logits depend; "
+                    "(channels × height × width, or tokens on a grid) on which the logits depend"
+                    f"{self.why and ', or it is not run exactly once'}; "
                     f"choose one of: {', '.join(list(self.layers)[-12:])}, … (classifier.layers)"
                 )
             raise CutError(unknown_name("layer", layer, self.layers, show=60))
@@ -532,7 +532,8 @@ class Cut:
 
     Attributes:
         layout: How the layer's output holds the maps.
-        trunk: Normalised images → the layer's output and every value of `Rest.values`.
+        trunk: Normalised images → the layer's output and every value of `Rest.values`: those
+            still in use, or the images themselves (`Rerun`).
         tail: These → logits.
         pointwise_reader: Name of the 1×1 convolution with which the head begins, if it is one.
     """

@@ -172,7 +172,9 @@ def lay_out_weights(network: nn.Module, channels_last: bool = True) -> None:
     """Apply `lay_out` to all weights of four dimensions, which are those of convolutions."""
     for weight in network.parameters():
         if weight.ndim == 4:
-            weight.data = lay_out(weight.data, channels_last)
+            # A kernel of 1×1 is contiguous in both formats: new strides need a copy.
+            plain = weight.data.clone(memory_format=torch.contiguous_format)
+            weight.data = lay_out(plain, channels_last)
 
 
 _lock = threading.Lock()

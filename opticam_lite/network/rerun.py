@@ -44,7 +44,7 @@ def reaching(way: Cuttable, layer: str | None) -> Cuttable:
     if not (most or inside or not way.layers):
         return way
     rerun = Rerun(network, way.size, "; ".join(whole.values()))
-    return rerun if rerun.layers else way
+    return rerun if rerun.layers or not way.layers else way
 
 
 class Rerun(Cuttable):
@@ -73,9 +73,10 @@ class Rerun(Cuttable):
     def _record(self) -> None:
         """Run the network once; find its layers, and by gradients which of them are read."""
         times: Counter[str] = Counter()
-        outputs: dict[str, Tensor] = {}
-        made: dict[str, fx.Node] = {}
-        nodes: dict[tuple[int, int], fx.Node] = {}  # tensor, and operations in place on it → node
+        made: dict[str, tuple[fx.Node, Tensor]] = {}
+        # A tensor's id, and how many operations have worked in place on it → node and tensor. All
+        # tensors are kept, so that no other gets the id.
+        nodes: dict[tuple[int, int], tuple[fx.Node, Tensor]] = {}
         self.graph = fx.Graph()
         last = self.graph.placeholder("images")
         read: list[Tensor] = []
@@ -86,27 +87,26 @@ class Rerun(Cuttable):
             value, module = tensor_of(output), self._modules[name]
             if not isinstance(value, Tensor) or does_nothing(module):
                 return
-            outputs[name] = value  # kept, so that no other tensor gets its id
             key = id(value), value._version
             if key not in nodes:
-                last = nodes[key] = self.graph.call_module(name, (last,))
+                last = self.graph.call_module(name, (last,))
                 last.meta["nn_module_stack"] = {name: (name, type(module))}
-                self._shapes[last] = value.shape
+                nodes[key], self._shapes[last] = (last, value), value.shape
             if value.shape[:1] == (2,) and not torch.equal(value[0], value[1]):
                 made[name] = nodes[key]
             # The weights of the last linear layer may be 0 before training: its input counts, too.
             if type(module) is nn.Linear and value.ndim == 2:
                 read[:] = arguments[:1]
 
-        with hooked(self._modules, record):
+        with hooked({name: module for name, module in self._modules.items() if name}, record):
             y = logits_of(self.network(self._input().requires_grad_().clone()))
         if not torch.allclose(y, self._expected, rtol=1e-4, atol=1e-5):
             check_steady(self.network, self._input())
         self.graph.output(last)
-        found = self._find_layers({name: made[name] for name in made if times[name] == 1})
+        found = self._find_layers({name: made[name][0] for name in made if times[name] == 1})
         ends = [(value * self._random(value.shape, 1)).sum() for value in (y, *read)]
         try:
-            given = [outputs[name] for name in found]
+            given = [made[name][1] for name in found]
             gradients: Any = torch.autograd.grad(ends, given, allow_unused=True)
         except RuntimeError:  # something detaches a value or changes it in place
             gradients = [None] * len(found)

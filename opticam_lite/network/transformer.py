@@ -33,6 +33,8 @@ from torch.nn import functional as F
 from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionTransformer
 
+from .probe import logits_of
+
 Function = Callable[[Tensor], Tensor]
 Linear = tuple[Tensor, Tensor | None]  # weight, bias
 Positions = Tensor | None  # what a block is told: a rotary embedding, or a bias of the scores
@@ -240,7 +242,7 @@ def describe(network: nn.Module, size: tuple[int, int]) -> Transformer | str:
     weight = next(network.parameters())
     x = torch.randn(1, 3, *size, generator=generator).to(weight)
     with torch.no_grad():
-        expected = network(x)
+        expected = logits_of(network(x))
         try:
             logits, _ = parts(x)
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
