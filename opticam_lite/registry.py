@@ -1,15 +1,18 @@
-"""Named functions and their options; errors for unknown names list the close matches."""
+"""Named functions and their options, errors that list the close matches, and seeds."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import math
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 
 
 def unknown_name(kind: str, name: object, names: Iterable[str], *, show: int = 40) -> str:
@@ -59,6 +62,32 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
         needed = f"≥ {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} is {value!r}; a whole number {needed} is needed")
     return int(value)
+
+
+_seeding = threading.RLock()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the global generators for code that takes no other, and restore their state afterwards.
+
+    One thread at a time: the generators are those of the whole process.
+
+    Args:
+        seed: For NumPy's generator and PyTorch's on the CPU.
+        device: Seed its generator, too, if it is a GPU.
+    """
+    gpus = [device.index] if device is not None and device.type == "cuda" else []
+    generators = [torch.default_generator, *(torch.cuda.default_generators[i] for i in gpus)]
+    with _seeding, torch.random.fork_rng(devices=gpus):
+        state = np.random.get_state()  # noqa: NPY002
+        try:
+            for generator in generators:
+                generator.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            yield
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
 
 
 @dataclass(frozen=True)

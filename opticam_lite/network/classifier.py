@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +59,9 @@ class Classifier:
     """A network in evaluation mode, without parameter gradients, cut at one layer.
 
     The network is copied, so yours stays as it is. Images are float32 `(N, 3, H, W)`, RGB, in
-    [0, 1] and **not** normalised: `mean` and `std` are applied inside, after any masking.
+    [0, 1] and **not** normalised: `mean` and `std` are applied inside, after any masking. Logits
+    equal those of your network up to rounding (some 1e-6), because weights and images lie in
+    memory with their channels last where that is faster.
 
     Args:
         network: Any `nn.Module`, images → logits `(N, classes)`, or an output that has them as
@@ -74,6 +77,8 @@ class Classifier:
         device: `"auto"` (a CUDA GPU where there is one, else the CPU) or any torch device.
         normalize: False leaves the normalisation out (paper, Appendix H).
         name: Name in tables and figures.
+        copy: False if the network is yours to give away, which saves its memory once: it is frozen,
+            converted and moved itself, and stays in use.
 
     Raises:
         ValueError: If an argument has a wrong value. `CutError`, a subclass, if the network
@@ -94,6 +99,7 @@ class Classifier:
         device: str | torch.device = "auto",
         normalize: bool = True,
         name: str | None = None,
+        copy: bool = True,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(
@@ -117,12 +123,13 @@ class Classifier:
             torch.tensor(values, device=self.device).view(1, 3, 1, 1)
             for values in ([1 / s for s in self.std], shift)
         )
-        self.network = _copied(network).eval().requires_grad_(False)
+        self.network = _own(network, copy).eval().requires_grad_(False)
         self.network.to(self.device, torch.float32)
         self._traced = opened(self.network, self.size, layer)
         # Of the whole network, whatever the layer: None if it is not traced.
         self._graph = self._traced.graph if isinstance(self._traced, Traced) else None
         self._copies: dict[torch.dtype, QuickCopy | None] = {}  # shared by all cuts
+        self._copying = threading.Lock()  # two threads make one copy
         self.classes: int = self._traced.classes
         if self.classes == 1:
             raise ValueError(
@@ -218,8 +225,9 @@ class Classifier:
         # In a very small network the conversions cost as much time as the multiplications save.
         small = self._traced.values < 1_000_000
         dtype = dtype_of("float32" if precision == "auto" and small else precision, self.device)
-        if dtype not in self._copies:
-            self._copies[dtype] = self._quick_copy(dtype)
+        with self._copying:
+            if dtype not in self._copies:
+                self._copies[dtype] = self._quick_copy(dtype)
         network = self._copies[dtype]
         if network is None and dtype == torch.bfloat16:
             if precision == "bfloat16":
@@ -269,7 +277,7 @@ class Classifier:
         arguments = self.rebuild_arguments()
         if arguments["device"] != "cpu":
             arguments["device"] = "auto"
-        return partial(type(self), **arguments), ()
+        return partial(type(self), copy=False, **arguments), ()
 
     def remember(self, images: Tensor) -> Classifier:
         """Return the same classifier with the feature maps of a batch cached.
@@ -470,7 +478,7 @@ def _unwrapped(network: nn.Module) -> nn.Module:
             return network
 
 
-def _copied(network: nn.Module) -> nn.Module:
+def _own(network: nn.Module, copied: bool) -> nn.Module:
     for module in network.modules():
         scripted = isinstance(module, torch.jit.ScriptModule)
         if scripted or ".quantized" in type(module).__module__:
@@ -484,7 +492,7 @@ def _copied(network: nn.Module) -> nn.Module:
     kept = [v for m in network.modules() for v in vars(m).values() if isinstance(v, Tensor)]
     memo: dict[int, Any] = {id(v): v.detach().clone() for v in kept if not v.is_leaf}
     try:
-        return copy.deepcopy(network, memo)
+        return copy.deepcopy(network, memo) if copied else network
     except RuntimeError as error:
         raise ValueError(
             f"{type(network).__name__} can't be copied ({' '.join(str(error).split())}); pass a "

@@ -4,16 +4,20 @@ Every CAM method needs two halves of a network: *features* (images → maps of l
 (maps of ℓ → logits). The network is traced once with `torch.fx`; the trunk then returns the
 layer's output **and every earlier value that later operations still use** (a residual branch, a
 class token), and the head continues from there. No hooks, and gradients stop at the cut. What can't
-be traced is run again instead (`rerun`).
+be traced is run again instead (`rerun`). The two halves give the logits of the network that is cut,
+to the last bit; `Classifier` lays it out anew in memory before, which may change them by rounding.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
 import torch
@@ -26,6 +30,10 @@ from .probe import check_arguments, check_steady, logits_of
 from .quick_copy import lay_out, lay_out_weights
 from .transformer import Transformer, describe
 
+# torch.fx replaces `nn.Module.__call__` and `__getattr__` for the whole process while it traces:
+# one thread traces at a time, and the calls of other threads pass through.
+_tracing = threading.RLock()
+
 
 class TraceError(CutError):
     """A network that `torch.fx` can't trace: it has to be run again (`Rerun`)."""
@@ -35,10 +43,13 @@ class _Tracer(fx.Tracer):
     """Does not look into modules that can't be traced: they become single operations."""
 
     def __init__(self, leaves: Collection[str], buffers: bool) -> None:
-        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        # Functions are made single operations by `_untraced`. The tracer's own way looks for them
+        # at every call of a module, also of another thread, which then takes the finding away.
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]
         self.leaves, self.opaque = leaves, tuple(get_notrace_modules())
         self.proxy_buffer_attributes = buffers
         self.failed = ""
+        self.thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualname: str) -> bool:
         opaque = module_qualname in self.leaves or isinstance(m, self.opaque)
@@ -47,6 +58,8 @@ class _Tracer(fx.Tracer):
         return opaque or transform or super().is_leaf_module(m, module_qualname)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
         try:
             name = self.path_of_module(m)
         except NameError:  # made within forward, such as nn.ReLU()(x)
@@ -63,6 +76,51 @@ class _Tracer(fx.Tracer):
         except Exception:
             self.failed = self.failed or name
             raise
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        other = threading.get_ident() != self.thread
+        return attr_val if other else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+@contextmanager
+def _untraced(network: nn.Module, functions: Sequence[Any]) -> Iterator[None]:
+    """Within this context, functions become single operations of a trace.
+
+    They are replaced in the files of the network's modules and in `math`. Called with ordinary
+    values, as other threads call them, they do what they did.
+    """
+    single = {id(f): _recorded(f) for f in [*functions, *vars(math).values()] if callable(f)}
+    forwards = [inspect.unwrap(m.forward) for m in network.modules()]
+    files = [vars(math), *(getattr(forward, "__globals__", {}) for forward in forwards)]
+    found = [
+        (file, name, f)
+        for file in {id(file): file for file in files}.values()
+        for name, f in list(file.items())
+        if id(f) in single and not name.startswith("_")
+    ]
+    try:
+        for file, name, f in found:
+            file[name] = single[id(f)]
+        yield
+    finally:
+        for file, name, f in found:
+            file[name] = f
+
+
+def _recorded(function: Any) -> Any:
+    """Return a function that records a call with traced arguments, and makes any other."""
+
+    @wraps(function)
+    def record_or_call(*args: Any, **kwargs: Any) -> Any:
+        proxies: list[Any] = []
+        fx.node.map_aggregate(
+            (args, kwargs), lambda a: proxies.append(a) if isinstance(a, fx.Proxy) else a
+        )
+        if not proxies:
+            return function(*args, **kwargs)
+        return proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
+
+    return record_or_call
 
 
 def parameters_in(network: nn.Module, names: Iterable[str]) -> int:
@@ -95,7 +153,8 @@ def _attempt(network: nn.Module, buffers: bool) -> tuple[fx.Graph | None, dict[s
     while True:
         tracer = _Tracer(whole, buffers)
         try:
-            return tracer.trace(network, concrete_args=fixed or None), whole
+            with _tracing, _untraced(network, get_notrace_functions()):
+                return tracer.trace(network, concrete_args=fixed or None), whole
         except Exception as error:
             kind = type(network.get_submodule(tracer.failed)).__name__
             where = f"{tracer.failed!r} ({kind})" if tracer.failed else f"the forward of {kind}"

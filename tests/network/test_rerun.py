@@ -149,8 +149,35 @@ def test_layers_are_run_once_depend_on_the_image_and_are_read(images: Tensor) ->
         classifier.at("trunk.twice")
 
 
+class Attending(nn.Module):
+    """A transformer of one's own, whose attention is the output of a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.norm = nn.Conv2d(3, 8, 8, stride=8), nn.LayerNorm(8)
+        self.token, self.attend = nn.Parameter(torch.randn(1, 1, 8)), nn.Softmax(-1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).mT
+        x = self.norm(torch.cat([self.token.repeat(len(x), 1, 1), patches], 1))  # (N, 17, 8)
+        q = x.unflatten(2, (2, 4)).transpose(1, 2)
+        attention = self.attend(q @ q.mT)  # (N, 2, 17, 17)
+        return self.fc((attention @ q).transpose(1, 2).flatten(2)[:, 0])
+
+
+def test_an_attention_is_no_map() -> None:
+    classifier = ol.Classifier(Attending(), size=32, device="cpu")
+    assert isinstance(classifier._traced, Rerun)
+    assert classifier.layers == ["patches", "norm"]
+    assert classifier.layer == "norm"
+    assert classifier.reads_maps
+    assert classifier.layer_shape() == (8, 4, 4)
+
+
 class Chosen(nn.Module):
-    """Chosen by a name in a list: the trace takes it whole."""
+    """Can't be traced: the trace of what is around takes it whole."""
 
     def __init__(self) -> None:
         super().__init__()
