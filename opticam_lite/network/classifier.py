@@ -186,7 +186,7 @@ class Classifier:
 
     @property
     def transformer(self) -> Transformer | str:
-        """The parts of a vision transformer with a class token, or why the network is none.
+        """The parts of a vision transformer, or why they are not known.
 
         See `network.transformer`; the logits of the parts were compared with the network's.
         """
