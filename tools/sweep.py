@@ -303,7 +303,7 @@ def write(rows: list[dict[str, Any]]) -> None:
         timm=timm.__version__, torchvision=torchvision.__version__, torch=torch.__version__,
         n=len(rows), loaded=len(loaded), good=len(rows) - len(wrong),
         share=1 - len(wrong) / len(rows), exact=sum(not row["difference"] for row in loaded),
-        most=max(row["difference"] for row in loaded), popular=len(popular),
+        most=max((row["difference"] for row in loaded), default=0.0), popular=len(popular),
         ours=sum(not fault(row) for row in popular), theirs=sum(not fault(row) for row in theirs),
         torchcam=version("torchcam") if find_spec("torchcam") else "", gradcam=version("grad-cam"),
         peers="\n".join(peers), rows="\n".join(table),
@@ -336,8 +336,10 @@ def main(arguments: list[str] | None = None) -> None:
             with RESULTS.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{name}: {fault(row) or row['layer']}", flush=True)
-    done = known()
-    write([done[name] for name in names if name in done])
+    rows = [row for name, row in known().items() if name in names]
+    if not rows:
+        parser.error("no network has been tried yet; leave out --write")
+    write(rows)
 
 
 if __name__ == "__main__":
