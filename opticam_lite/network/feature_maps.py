@@ -137,8 +137,10 @@ class Finder:
             first, last = told is False, told is True
         if b in self.lengths and self.calls and self._works_last(node) is None:
             return None
-        # Else perhaps windows × tokens × channels, or heads × tokens × channels.
-        first, last = first and told is not True, last and told is not False
+        # Else perhaps windows × tokens × channels, or heads × tokens × channels. Modules that are
+        # called one after the other need not work on each other's outputs.
+        if b in self.lengths or not self.calls:
+            first, last = first and told is not True, last and told is not False
         return FeatureLayout("NCHW") if first else FeatureLayout("NHWC") if last else None
 
     def _of_tokens(self, shape: torch.Size) -> FeatureLayout | None:
