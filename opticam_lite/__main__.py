@@ -20,6 +20,7 @@ from .methods import METHODS, applicable
 from .metrics import METRICS
 from .models import check_model_name, load_model
 from .registry import names_in
+from .stopping import stoppable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,19 +75,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 for success, 1 if results could not be written, 2 if an argument is wrong (one sentence
-        says what), 130 if it was interrupted (the same call resumes).
+        says what), 130 if it was interrupted, 143 if it was terminated (the same call resumes).
     """
-    given = parser().parse_args(arguments)
     try:
-        if given.command == "evaluate":
-            _evaluate(given)
-        table = summarize(given.out, errors=True)
-        if given.command == "summarize" and given.csv is not None:
-            table.to_csv(given.csv)
-        sys.stdout.write(f"{table.round(3).to_string()}\n")
-    except KeyboardInterrupt:
+        with stoppable():
+            given = parser().parse_args(arguments)
+            if given.command == "evaluate":
+                _evaluate(given)
+            table = summarize(given.out, errors=True)
+            if given.command == "summarize" and given.csv is not None:
+                table.to_csv(given.csv)
+            sys.stdout.write(f"{table.round(3).to_string()}\n")
+    except KeyboardInterrupt as stop:
         _tell("interrupted; the same call goes on where it stopped")
-        return 130
+        return getattr(stop, "code", 130)
     except (FileNotFoundError, ConnectionError, ImportError, TypeError, ValueError) as error:
         _tell("; ".join([str(error), *getattr(error, "__notes__", [])]))
         return 2

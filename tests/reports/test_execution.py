@@ -47,7 +47,7 @@ def test_a_good_run_writes_page_notebook_and_metrics(made):
     assert code == 0
     assert {p.name for p in out.iterdir()} == {
         *("saliency_report.html", "saliency_report.ipynb", "metrics.json", "mine.txt"),
-        *("table.csv", "table.tex"),
+        *("table.csv", "table.tex", ".lock"),
     }
     notebook = nbformat.read(out / "saliency_report.ipynb", as_version=4)
     nbformat.validate(notebook)
@@ -169,7 +169,7 @@ def test_a_good_run_writes_page_notebook_metrics_and_rows(tmp_path):
     assert runner.main(["REPORT=benchmark", *given, f"OUT={out}"]) == 0
     assert {p.name for p in out.iterdir()} == {
         *("benchmark_report.html", "benchmark_report.ipynb", "metrics.json", "rows"),
-        *("table.csv", "table.tex"),
+        *("table.csv", "table.tex", ".lock"),
     }
     (rows,) = (out / "rows").iterdir()
     table = ol.summarize(rows, errors=True)

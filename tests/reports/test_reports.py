@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import errno
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 import opticam_lite as ol
@@ -389,8 +392,50 @@ def test_an_interrupted_run_leaves_the_earlier_report(tmp_path, capsys, monkeypa
     monkeypatch.setattr(runner.papermill, "execute_notebook", interrupted)
     assert runner.main([*QUICK, f"OUT={out}"]) == 130
     assert "nothing was written" in capsys.readouterr().err
-    assert [p.name for p in out.iterdir()] == ["saliency_report.html"]
+    assert {p.name for p in out.iterdir()} == {".lock", "saliency_report.html"}
     assert (out / "saliency_report.html").read_text() == "earlier"
+
+
+def executed(source, target, *_, **__):
+    Path(target).write_bytes(Path(source).read_bytes())
+
+
+def test_a_page_that_can_not_be_made_leaves_the_executed_notebook(tmp_path, capsys, monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError("no template\nindex.html.j2")
+
+    (tmp_path / "saliency_report.html").write_text("earlier")
+    monkeypatch.setattr(runner.papermill, "execute_notebook", executed)
+    monkeypatch.setattr(runner, "HTMLExporter", missing)
+    assert runner.main(["REPORT=saliency", f"OUT={tmp_path}"]) == 1
+    shown, told = capsys.readouterr()
+    reason = "the conversion to a page failed with FileNotFoundError: no template index.html.j2"
+    assert told.splitlines()[-1] == f"report: {reason}"
+    assert shown == f"{tmp_path / 'saliency_report.ipynb'}\n"
+    assert {p.name for p in tmp_path.iterdir()} == {".lock", "saliency_report.ipynb"}
+
+
+def test_two_reports_are_not_written_to_one_folder_at_once(tmp_path, capsys, monkeypatch):
+    (tmp_path / "saliency_report.html").write_text("earlier")
+    monkeypatch.setattr(runner.papermill, "execute_notebook", executed)
+    with FileLock(tmp_path / ".lock"):
+        assert runner.main(["REPORT=saliency", f"OUT={tmp_path}"]) == 1
+    told = capsys.readouterr().err
+    assert "another report is being written there; wait for it, or choose another OUT" in told
+    assert (tmp_path / "saliency_report.html").read_text() == "earlier"
+    assert runner.main(["REPORT=saliency", f"OUT={tmp_path}"]) == 0
+    assert (tmp_path / "saliency_report.html").read_text(encoding="utf-8") != "earlier"
+
+
+def test_an_interruption_before_anything_runs_is_told(tmp_path, capsys, monkeypatch):
+    def interrupted(_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(reports.Saliency, "prepare", interrupted)
+    assert runner.main([*QUICK, f"OUT={tmp_path / 'out'}"]) == 130
+    told = capsys.readouterr().err
+    assert told == "report: interrupted; nothing was written but the rows measured so far\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_notebook_is_told(monkeypatch, tmp_path):
@@ -401,9 +446,6 @@ def test_a_missing_notebook_is_told(monkeypatch, tmp_path):
 
 def test_a_full_disk_leaves_the_earlier_report(tmp_path, capsys, monkeypatch):
     """The page is whole or not there: that the notebook could still be written changes nothing."""
-
-    def executed(source, target, *_, **__):
-        Path(target).write_bytes(Path(source).read_bytes())
 
     def full(source, target):
         if str(target).endswith(".html.part"):
@@ -418,4 +460,5 @@ def test_a_full_disk_leaves_the_earlier_report(tmp_path, capsys, monkeypatch):
     assert runner.main(["REPORT=saliency", f"OUT={tmp_path}"]) == 1
     told = capsys.readouterr().err
     assert f"could not be written to {tmp_path} (No space left on device); what was there" in told
+    earlier[".lock"] = ""
     assert {p.name: p.read_text(encoding="utf-8") for p in tmp_path.iterdir()} == earlier
