@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -80,7 +82,7 @@ class Files(Dataset):
         return self.files[index][1]
 
     def fingerprint(self, index: int) -> str:
-        """Return a file's size and a checksum of its first 64 kB."""
+        """Return a file's size and a checksum of its contents."""
         return fingerprint_file(self.root / self.files[index][0], self.root)
 
     def read(self, index: int) -> Image.Image:
@@ -114,17 +116,26 @@ def read_file(path: Path, root: Path) -> Image.Image:
 
 
 def fingerprint_file(path: Path, root: Path) -> str:
-    """Return a file's size and a checksum of its first 64 kB.
+    """Return a file's size and a checksum of its contents.
 
     Raises:
         SourceError: If its whole folder is missing.
     """
     try:
-        with path.open("rb") as file:
-            return f"{path.stat().st_size} {checksum(file.read(2**16))}"
+        known = path.stat()
+        if not stat.S_ISREG(known.st_mode):
+            return "unreadable"
+        # A file whose content was changed has another ctime, whatever its other times say.
+        return _contents(path, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
     except OSError:
         check_at_hand(path.parent, root)
         return "unreadable"
+
+
+@lru_cache(maxsize=2**17)
+def _contents(path: Path, *known: int) -> str:
+    """Return size and checksum of a file; read once for what is known of it."""
+    return f"{known[1]} {checksum(path.read_bytes())}"
 
 
 class Photos(Files):
