@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+
+import torch
 
 from ..datasets import Sample
 from ..datasets.images import SourceError
@@ -57,14 +60,16 @@ def _sample(job: Job, position: int) -> Sample | str:
             check_boxes(sample.boxes, *sample.image.shape[1:])
         return sample
     except Exception as error:  # nearly all errors concern this image only
-        if _passes(error):
+        if passes(error):
             raise
         return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _passes(error: BaseException) -> bool:
+def passes(error: BaseException) -> bool:
     """Whether an error may be temporary, so that the image must not count as broken."""
     return any(
-        isinstance(e, MemoryError | SourceError) or (isinstance(e, OSError) and e.errno in PASSING)
+        isinstance(e, MemoryError | SourceError | torch.OutOfMemoryError)
+        or (isinstance(e, OSError) and e.errno in PASSING)
+        or (isinstance(e, RuntimeError) and re.search("out of|allocate memory", str(e)) is not None)
         for e in (error, error.__cause__)
     )

@@ -79,12 +79,14 @@ def evaluate(
         A row for each image, method and metric, in this order: dataset, image, network, layer,
         method, options (JSON), metric, value, target, p, o, seconds (this image's share of its
         batch), detail (a list, where the metric's average needs more than values), error. An image
-        that can't be read, or that has a box outside of it, has one row, with the reason in
-        error.
+        that can't be read, has a box outside of it, or on which the network fails, has one row,
+        with the reason in error. One on which a method fails has such a row of this method.
 
     Raises:
         ValueError: For unknown names, options or limits, or an `out` that holds another run,
-            before anything is computed. After it, if no image at all could be read.
+            before anything is computed. After it, if no image at all could be measured with a
+            method. Errors of a network, method or metric that fails on a grey image, too, are
+            raised as they are.
         OSError: If the disk is full, or the folder of the images is missing; what was written
             stays valid, and the same call continues from there.
     """
@@ -131,12 +133,7 @@ def evaluate(
             if measured.method is not None:
                 shown.update(measured.method, measured.images, measured.seconds)
         rows.flush()
-        errors = rows.table(["error"])["error"].drop_null()
-        if len(errors) >= len(job.chosen):
-            raise ValueError(
-                f"none of the {len(job.chosen)} images of {dataset.name} can be measured; the "
-                f"first says: {errors[0]}"
-            )
+        _check_some(job, rows)
         table = rows.table(store.SCHEMA.names) if collect else store.SCHEMA.empty_table()
     return store.to_frame(table, list(job.methods), job.metrics)
 
@@ -206,8 +203,7 @@ def _names(what: str, values: Iterable[str]) -> list[str]:
 def _plan(job: Job, rows: store.Memory) -> tuple[list[Task], dict[str, int]]:
     """Return what is left to measure, and for each method how many images are done."""
     table = rows.table(["position", "method", "metric", "error"])
-    measured, broken = store.done(table, len(job.chosen), list(job.methods), job.metrics)
-    measured |= broken[:, None, None]  # nothing is left to do for a broken image
+    measured, broken, failed = store.done(table, len(job.chosen), list(job.methods), job.metrics)
     tasks, done = [], dict.fromkeys(job.methods, 0)
     for batch in job.batches:
         positions = job.positions(batch)
@@ -220,5 +216,22 @@ def _plan(job: Job, rows: store.Memory) -> tuple[list[Task], dict[str, int]]:
         for method in job.methods:
             done[method] += 0 if method in wanted else len(positions)
         if wanted:
-            tasks.append(Task(batch, wanted, frozenset(i for i in positions if broken[i])))
+            known = {
+                method: frozenset(i for i in positions if failed[i, m])
+                for m, method in enumerate(job.methods)
+            }
+            tasks.append(Task(batch, wanted, frozenset(i for i in positions if broken[i]), known))
     return tasks, done
+
+
+def _check_some(job: Job, rows: store.Memory) -> None:
+    """Raise ValueError for a method that fails on every image, or if every image is broken."""
+    errors = rows.table(["position", "method", "error"]).to_pandas().dropna(subset="error")
+    for method in job.methods:
+        own = errors[errors["method"].isna() | (errors["method"] == method)]
+        if own["position"].nunique() >= len(job.chosen):
+            what = "measured" if own["method"].isna().all() else f"measured with {method}"
+            raise ValueError(
+                f"none of the {len(job.chosen)} images of {job.dataset.name} can be {what}; the "
+                f"first says: {own['error'].iloc[0]}"
+            )

@@ -37,7 +37,7 @@ def summarize(
     Returns:
         Index: the methods in their order. Columns: each metric's average as the paper defines it,
         and `T`, the median seconds per batch of 8 images, so that a first slow batch does not
-        count. If images could not be read, `broken` says how many.
+        count. If images were broken, or a method failed on some, `broken` says on how many.
 
     Raises:
         ValueError: If there are no rows, or two of one image, method and metric in one run.
@@ -61,7 +61,8 @@ def summarize(
     for key, group in frame.groupby(index, sort=False):
         row = dict(zip(index, key, strict=True)) | _row(group, errors)
         same_run = (broken[keys] == list(key[: len(keys)])).all(axis=1)
-        table.append(row | {"broken": broken.loc[same_run, "image"].nunique()})
+        own = broken["method"].isna() | (broken["method"] == row["method"])
+        table.append(row | {"broken": broken.loc[same_run & own, "image"].nunique()})
     measured = list(dict.fromkeys(frame["metric"]))
     columns = [c for m in measured for c in ((m, f"{m} ±") if errors else (m,))]
     columns += ["T", *(["images"] if errors else []), *(["broken"] if len(broken) else [])]

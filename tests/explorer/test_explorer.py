@@ -242,6 +242,19 @@ def test_cancelling_nothing_says_so(classifier, images) -> None:
     assert listener.states == []
 
 
+def test_of_twenty_quick_starts_the_last_one_counts(classifier, images) -> None:
+    control, listener = make(classifier, images)
+    ask(control, options={"iterations": 5})
+    runs = [control.start() for _ in range(20)]
+    assert control.join(60)
+    assert runs == list(range(runs[0], runs[0] + 20))
+    assert (control.state.run.number, control.state.run.phase) == (runs[-1], "done")
+    assert not listener.overlapped
+    target = control.state.result.settings.target
+    expected = ol.explain("opti-cam", classifier, images[:1], target, iterations=5)
+    torch.testing.assert_close(control.state.result.mask, expected[0])
+
+
 def test_a_new_run_cancels_the_former_whose_result_is_dropped(
     classifier, images, monkeypatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -186,20 +185,40 @@ def test_rows_resume_where_nothing_else_changed(subject, tmp_path, monkeypatch):
     asked = replace(subject.parameters, iterations=6)
     other = replace(subject, classifier=subject.classifier.at("layer3"))
     assert len({first, rows(replace(subject, parameters=asked)), rows(other)}) == 3
-    package = shutil.copytree(benchmark._PACKAGE, tmp_path / "package")
-    monkeypatch.setattr(benchmark, "_PACKAGE", package)
-    assert rows(subject) == first
-    for name, measures in {
-        "network/quick_copy.py": True,
-        "datasets/images.py": True,
-        "plots.py": False,
-        "making/training.py": False,
+    for where, measures in {
+        "network.classifier.lay_out": True,
+        "datasets.files.read_rgb": True,
+        "methods.grad_cam.features_and_gradients": False,
+        "metrics.faithfulness.drop": False,
+        "plots.bars": False,
+        "making.scenes.write_evaluation": False,
     }.items():
-        file = package / name
-        code = file.read_text(encoding="utf-8")
-        file.write_text(code + "\n# changed", encoding="utf-8")
-        assert (rows(subject) != first) == measures
-        file.write_text(code, encoding="utf-8")
+        with monkeypatch.context() as patch:
+            patch.setattr(f"opticam_lite.{where}", lambda *_: None)
+            assert (rows(subject) != first) == measures
+
+
+def test_a_changed_method_is_measured_again_and_no_other(subject, tmp_path, monkeypatch):
+    def measure():
+        measured = set()
+        ol.evaluate(
+            subject.classifier,
+            subject.dataset,
+            subject.methods,
+            ["AD"],
+            limit=3,
+            out=benchmark.rows_folder(str(tmp_path), subject),
+            progress=lambda method, *_: measured.add(method),
+        )
+        return measured
+
+    assert measure() == set(subject.methods)
+    assert measure() == set()
+    changed = replace(METHODS["grad-cam"], function=METHODS["layer-cam"].function)
+    monkeypatch.setitem(METHODS._entries, "grad-cam", changed)
+    with pytest.warns(UserWarning, match="the code of grad-cam has changed"):
+        assert measure() == {"grad-cam"}
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
