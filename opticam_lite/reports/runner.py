@@ -352,8 +352,8 @@ def _make(arguments: Sequence[str]) -> int:
             continue
         for failure in found:
             sys.stderr.write(f"report: {failure.where} failed with {failure.error}\n")
-        page = out / f"{report}_report.html"
-        sys.stdout.write(f"{page if page.exists() else page.with_suffix('.ipynb')}\n")
+        page, kept = (out / f"{report}_report.{end}" for end in ("html", "ipynb"))
+        sys.stdout.write(f"{kept if kept.exists() and not page.exists() else page}\n")
         failed |= bool(found)
     return 1 if failed else 0
 
