@@ -13,7 +13,7 @@ from torchvision.transforms.functional import InterpolationMode, to_tensor
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes
 
-from ..network import Classifier, Preprocessing
+from ..network import Classifier, Preprocessing, usual
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SMALLEST_SIDE = 16
@@ -32,6 +32,7 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
+@usual()
 def load_image(path: str | Path, classifier: Classifier | None = None) -> Tensor:
     """Read an image file as the network expects it.
 

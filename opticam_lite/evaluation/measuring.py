@@ -60,12 +60,11 @@ class _Group:
         if samples.keys() != self.samples.keys():
             return _Group(self.job, samples).measure(method, metrics, samples)
         options, classifier = self.job.methods[method], self.classifier
+        quiet: dict[str, Any] = {"progress": False, "warn": False}
 
         def explained(images: Tensor, targets: Tensor) -> Tensor:
             size = self.job.batch_size
-            return explain(
-                method, classifier, images, targets, batch_size=size, progress=False, **options
-            )
+            return explain(method, classifier, images, targets, batch_size=size, **quiet, **options)
 
         recalls, started = classifier.recalls, _now(classifier)
         masks = explained(self.images, self.targets)

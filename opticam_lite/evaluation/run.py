@@ -15,7 +15,7 @@ import torch
 from ..datasets import Dataset, of_known_classes
 from ..methods import METHODS
 from ..metrics import METRICS
-from ..network import Classifier
+from ..network import Classifier, usual
 from ..registry import check_name, whole_number
 from . import store
 from .job import Job, Task
@@ -27,6 +27,7 @@ from .settings import describe
 ENGINES = ("local", "ray")
 
 
+@usual()
 def evaluate(
     classifier: Classifier,
     dataset: Dataset,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +15,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ..registry import whole_number
+from ..registry import check_name, some_of, whole_number
+from .activation import ACTIVATIONS
 from .cut import Cut, Rest, Traced
 from .feature_maps import FeatureLayout
-from .quick_copy import QuickCopy, dtype_of, exact, lay_out, lay_out_weights
+from .quick_copy import QuickCopy, dtype_of, exact, lay_out, lay_out_weights, usual
 from .transformer import Transformer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -46,6 +48,7 @@ class _Memory:
     images: Tensor
     maps: Tensor
     rest: Rest
+    logits: Tensor
     recalls: int = 0
 
     def holds(self, images: Tensor) -> bool:
@@ -68,20 +71,27 @@ class Classifier:
             convolutional output, or the first norm of the last block of a transformer (App. A).
         mean, std: Normalisation of the channels, three values each. Default: none.
         labels: Names of the classes, in the order of the logits. Default: "class 0", …
-        size: Side, or (height, width), of the images that the network is made for.
+        size: Side, or (height, width), of the images that the network is made for. Default: 224.
         preprocessing: How image files are resized and cropped. Default: shorter side to
             size / 0.875, centre crop of `size`, bilinear.
         device: `"auto"` (a CUDA GPU where there is one, else the CPU) or any torch device.
         normalize: False leaves the normalisation out (paper, Appendix H).
         name: Name in tables and figures.
+        activation: What makes probabilities of the logits: `"softmax"`, over all classes, or
+            `"sigmoid"` for networks with several labels an image (or with one logit): p is then
+            each class's own probability, in methods, metrics, tables and reports alike.
         copy: False if the network is yours to give away, which saves its memory once: it is frozen,
             converted and moved itself, and stays in use.
+
+    Attributes:
+        mean, std: The three values each by which the channels are normalised.
 
     Raises:
         ValueError: If an argument has a wrong value. `CutError`, a subclass, if the network can't
             be traced or has no such layer.
     """
 
+    @usual()
     @torch.inference_mode(False)  # inference tensors could not be differentiated later
     def __init__(
         self,
@@ -91,11 +101,12 @@ class Classifier:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         labels: Sequence[str] | None = None,
-        size: int | tuple[int, int] = 224,
+        size: int | tuple[int, int] | None = None,
         preprocessing: Preprocessing | None = None,
         device: str | torch.device = "auto",
         normalize: bool = True,
         name: str | None = None,
+        activation: str = "softmax",
         copy: bool = True,
     ) -> None:
         if not isinstance(network, nn.Module):
@@ -105,8 +116,15 @@ class Classifier:
             )
         network = _unwrapped(network)
         self.name = name or type(network).__name__
+        if getattr(network, "num_classes", None) == 0:  # so timm marks networks without a head
+            raise ValueError(
+                f"{self.name} has no classifier (its num_classes is 0); build it with "
+                "num_classes=…, or pass torch.nn.Sequential(network, head) with a trained head"
+            )
+        check_name("activation", activation, ACTIVATIONS)
+        self.activation = activation
         self.device = _device(device)
-        self.size = _size(size)
+        self.size = _size(224 if size is None else size)
         self.preprocessing = preprocessing or Preprocessing(
             self.size, round(min(self.size) / 0.875)
         )
@@ -127,10 +145,10 @@ class Classifier:
         self._copies: dict[torch.dtype, QuickCopy | None] = {}  # shared by all cuts
         self._copying = threading.Lock()  # two threads make one copy
         self.classes: int = self._traced.classes
-        if self.classes == 1:
+        if self.classes == 1 and activation == "softmax":
             raise ValueError(
-                f"{self.name} gives one logit, and the probability of a single class is always 1; "
-                "wrap it in a module that returns torch.cat([torch.zeros_like(y), y], 1)"
+                f"{self.name} gives one logit, and the probability of a single class is always 1 "
+                "by a softmax; pass activation='sigmoid'"
             )
         if isinstance(labels, str):
             raise TypeError(f"labels is {labels!r}; a list of names is needed, one for each logit")
@@ -142,6 +160,9 @@ class Classifier:
                 "pass one for each logit, in order"
             )
         self._cut_at(layer or self._traced.default_layer())
+        self._told: list[str] = []  # a warning of the size, shared by all cuts
+        if size is None:
+            self._check_assumed_size()
 
     @property
     def default_layer(self) -> str:
@@ -203,6 +224,7 @@ class Classifier:
         other._cut_at(layer)
         return other
 
+    @usual()
     def quick(self, precision: str = "auto") -> Quick:
         """Return a copy of the network that computes the same logits with less work.
 
@@ -254,12 +276,26 @@ class Classifier:
 
     def rebuild_arguments(self) -> dict[str, Any]:
         """Return the arguments with which the constructor makes an equal classifier."""
-        return {
-            "network": copy.deepcopy(self.network).cpu(),
-            **{"layer": self.layer, "mean": self.mean, "std": self.std, "labels": self.labels},
-            **{"size": self.size, "preprocessing": self.preprocessing, "name": self.name},
-            **{"normalize": self.normalize, "device": self.device.type},
-        }
+        return {"network": copy.deepcopy(self.network).cpu(), **self._settings()}
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("layer", "mean", "std", "labels", "size", "preprocessing", "name", "normalize")
+        settings = {name: getattr(self, name) for name in (*names, "activation")}
+        return {**settings, "device": self.device.type}
+
+    def with_network(self, network: nn.Module) -> Classifier:
+        """Return a classifier of another network of the same architecture.
+
+        All else is the same: normalisation, labels, size, preprocessing, device, activation, name
+        and, where the network has it, the layer. For a copy with other weights, such as random
+        ones, which would be normalised wrongly in silence by a classifier made afresh.
+
+        Raises:
+            ValueError: If the network does not fit, such as one of another number of classes.
+        """
+        has = self.layer in dict(_unwrapped(network).named_modules())
+        own = {"layer": self.layer if has else None, "device": self.device}
+        return type(self)(network, **self._settings() | own)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Graphs can't be pickled: the network is traced again when it is unpickled.
@@ -269,15 +305,25 @@ class Classifier:
         return partial(type(self), copy=False, **arguments), ()
 
     def remember(self, images: Tensor) -> Classifier:
-        """Return the same classifier with the feature maps of a batch cached.
+        """Return the same classifier with the feature maps and logits of a batch cached.
 
         For equal images its `split` returns them without running the network, so several methods
         share the features of a batch; `recalls` counts these calls.
         """
         other = copy.copy(self)
         with torch.no_grad():
-            other._memory = _Memory(images, *self.split(images))
+            maps, rest = self._split(images)
+            other._memory = _Memory(images, maps, rest, self.head(maps, rest))
         return other
+
+    def remembering(self, images: Tensor) -> tuple[Classifier, Tensor]:
+        """Return this classifier if it has these images cached, else a copy, and their logits."""
+        other = self if self._known(images) else self.remember(images)
+        assert other._memory is not None
+        return other, other._memory.logits
+
+    def _known(self, images: Tensor) -> _Memory | None:
+        return self._memory if self._memory is not None and self._memory.holds(images) else None
 
     @property
     def recalls(self) -> int:
@@ -286,9 +332,12 @@ class Classifier:
 
     def split(self, images: Tensor) -> tuple[Tensor, Rest]:
         """Return the feature maps `(N, K, h, w)` and the other values that `head` needs."""
-        if self._memory is not None and self._memory.holds(images):
-            self._memory.recalls += 1
-            return self._memory.maps.detach(), self._memory.rest
+        if (known := self._known(images)) is not None:
+            known.recalls += 1
+            return known.maps.detach(), known.rest
+        return self._split(images)
+
+    def _split(self, images: Tensor) -> tuple[Tensor, Rest]:
         with exact(self.device):
             return self._cut.split(lay_out(self.normalised(images)))
 
@@ -309,24 +358,34 @@ class Classifier:
         """Return the logits `(N, classes)` of images `(N, 3, H, W)` in [0, 1]; differentiable."""
         return self._run(self.normalised(images)).to(images.device)
 
+    def to_probabilities(self, logits: Tensor, *, log: bool = False) -> Tensor:
+        """Return p, or log p, of logits `(N, classes)`, by the classifier's activation."""
+        return ACTIVATIONS[self.activation][log](logits)
+
     @torch.no_grad()
     def probabilities(self, images: Tensor, batch_size: int | None = None) -> Tensor:
-        """Return the softmax `(N, classes)` in float32, computed in batches without gradients.
+        """Return p `(N, classes)` in float32, computed in batches without gradients.
+
+        It is the softmax of the logits, or the sigmoid of each: see `activation`.
 
         Args:
             images: `(N, 3, H, W)`, RGB in [0, 1].
             batch_size: Images at a time. Default: `images_at_once()`.
         """
         size = batch_size or self.images_at_once(images.shape[2:])
-        return torch.cat([self.logits(batch).float().softmax(1) for batch in images.split(size)])
+        logits = (self.logits(batch).float() for batch in images.split(size))
+        return torch.cat([self.to_probabilities(y) for y in logits])
 
     def predict(self, images: Tensor) -> Tensor:
         """Return the most probable classes `(N,)`, int64, of images `(N, 3, H, W)` in [0, 1].
 
         Raises:
-            TypeError, ValueError: If type, shape or range of the images is another.
+            TypeError, ValueError: If type, shape or range of the images is another, or the
+                network's output is not finite.
         """
-        return self.probabilities(self.check_images(images)).argmax(1)
+        p = self.probabilities(self.check_images(images))
+        self.check_finite(p)
+        return p.argmax(1)
 
     def images_at_once(self, size: Sequence[int] | None = None, *, layer: str | None = None) -> int:
         """Return the batch size for images, masked images or feature maps.
@@ -373,8 +432,51 @@ class Classifier:
                 f"images have values from {low:.3g} to {high:.3g}; RGB in [0, 1] is needed, not "
                 "normalised: the classifier normalises inside"
             )
+        sides = zip(images.shape[2:], self.size, strict=True)
+        if any(max(given, own) > 2 * min(given, own) for given, own in sides):
+            self._tell(
+                f"the images have {images.shape[2]}×{images.shape[3]} pixels, and {self.name} is "
+                f"said to be made for {self.size[0]}×{self.size[1]}: resize them (ol.load_image "
+                "does), or pass the right size= to ol.Classifier"
+            )
         return images
 
+    def _check_assumed_size(self) -> None:
+        """Warn if the last maps are so large that the network must be made for small images.
+
+        Networks for 224×224 end in maps of 7×7 or 14×14. A transformer knows its size.
+        """
+        layer = self.default_layer
+        _, h, w = self.layer_shape(layer)
+        if min(h, w) >= 28 and self.at(layer).feature_layout.kind != "tokens":
+            self._tell(
+                f"no size was given, and for images of {self.size[0]}×{self.size[1]}, which are "
+                f"assumed, {self.name} has maps of {h}×{w} at {layer!r}, as networks for smaller "
+                f"images have: pass its own such as size=32, or size={self.size[0]} if it is right",
+                stacklevel=6,
+            )
+
+    def _tell(self, text: str, stacklevel: int = 4) -> None:
+        """Warn of the size, once for this classifier and all cuts of it."""
+        if not self._told:
+            self._told.append(text)
+            warnings.warn(text, stacklevel=stacklevel)
+
+    def check_finite(self, outputs: Tensor, names: Sequence[object] | None = None) -> None:
+        """Raise ValueError if a row of logits or probabilities `(N, classes)` is not finite.
+
+        Args:
+            outputs: Of N images. Methods would make masks of them all the same, some of NaN.
+            names: Of the images. Default: their indices.
+        """
+        if bad := (~outputs.isfinite().all(1)).nonzero()[:, 0].tolist():
+            raise ValueError(
+                f"the output of {self.name} is not finite (NaN or infinity) for the images "
+                f"{some_of([names[i] for i in bad] if names else bad)}, so nothing can be said of "
+                "them; leave them out, or look for an overflow in the network"
+            )
+
+    @usual()
     def check_targets(self, targets: Tensor | Sequence[int] | int, n: int) -> Tensor:
         """Return targets as int64 `(n,)`, or raise an error that says what is wrong with them.
 

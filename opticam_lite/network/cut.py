@@ -24,7 +24,9 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
 from ..registry import unknown_name
+from .activation import ends_in_probabilities
 from .feature_maps import CutError, FeatureLayout, Finder, module_of
+from .quick_copy import usual
 from .transformer import Transformer, describe
 
 # torch.fx replaces `nn.Module.__call__` and `__getattr__` for the whole process while it traces:
@@ -183,6 +185,13 @@ class Traced:
                     "softmax would be taken again; leave out its last softmax, or wrap it in a "
                     "module that returns output.clamp(min=1e-30).log()"
                 )
+            inside = expected.amin() >= 0 and expected.amax() <= 1
+            if inside and ends_in_probabilities(network, probe):
+                raise CutError(
+                    f"{type(network).__name__} returns probabilities (each in [0, 1]), not logits; "
+                    "leave out its last sigmoid and pass activation='sigmoid', or wrap it in a "
+                    "module that returns output.logit(1e-6)"
+                )
             actual = recorder.run(probe)
         if not torch.allclose(actual, expected, rtol=1e-4, atol=1e-5):
             raise CutError(
@@ -242,6 +251,7 @@ class Traced:
             self._read[node] = not layout.prefix or self._reads_tokens(node, layout.prefix)
         return self._read[node]
 
+    @usual()
     @torch.inference_mode(False)
     @torch.enable_grad()
     def _reads_tokens(self, node: fx.Node, prefix: int) -> bool:
@@ -271,6 +281,7 @@ class Traced:
         return g is None or bool(g[:, prefix:].any()) or not g[:, :prefix].any()
 
     @cached_property
+    @usual()
     def transformer(self) -> Transformer | str:
         """The parts of a transformer that `describe` knows, or why the network is none."""
         return describe(self.network, self.size)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -162,38 +162,72 @@ def lay_out_weights(network: nn.Module) -> None:
             weight.data = lay_out(weight.data)
 
 
-_lock = threading.Lock()
-_inside = 0  # how many threads are within `exact`
-_before: list[Any] = []
+class _Shared:
+    """Settings of the whole process, changed while any thread is within `held`.
+
+    Args:
+        change: Sets them and returns what they were.
+        values: Of these settings, within.
+    """
+
+    def __init__(self, change: Callable[[Any], Any], values: Any) -> None:
+        self.change, self.values = change, values
+        self.lock, self.inside = threading.Lock(), 0
+        self.before: Any = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Change the settings; the last thread that leaves restores them."""
+        with self.lock:
+            if not self.inside:
+                self.before = self.change(self.values)
+            self.inside += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if not self.inside:
+                    self.change(self.before)
+
+
+@contextmanager
+def usual() -> Iterator[None]:
+    """Compute as if the caller had set no autocast, default dtype or default device.
+
+    Autocast and the default device belong to a thread, the default dtype to the process: within
+    this context every thread creates float32 tensors.
+    """
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(_FLOAT32.held())
+        yield
 
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Compute in exact float32 and deterministically on a GPU within this context.
+    """Compute as `usual`, and in exact float32 and deterministically on a GPU.
 
     By default a GPU's convolutions round their factors to ten bits (TF32), which changes
     probabilities by up to 0.005 (64 images, SqueezeNet, H200; exact float32 by 1e-6), and sum
-    gradients in varying order, so that no search is reproducible. The switches are global to the
-    process, so the last thread that leaves restores them.
+    gradients in varying order, so that no search is reproducible. These switches are global to the
+    process.
 
     Args:
-        device: Where the network is. On a CPU there is nothing to do.
+        device: Where the network is.
     """
-    global _inside, _before
-    if device.type != "cuda":
+    with usual(), _GPU.held() if device.type == "cuda" else nullcontext():
         yield
-        return
-    with _lock:
-        if not _inside:
-            _before = _set(_EXACT)
-        _inside += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:
-                _set(_before)
+
+
+def _set_default_dtype(dtype: torch.dtype) -> torch.dtype:
+    old = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    return old
 
 
 _CUDNN: Any = torch.backends.cudnn
@@ -213,3 +247,7 @@ def _set(values: list[Any]) -> list[Any]:
     for (where, name), value in zip(_SWITCHES, values, strict=True):
         setattr(where, name, value)
     return old
+
+
+_FLOAT32 = _Shared(_set_default_dtype, torch.float32)
+_GPU = _Shared(_set, _EXACT)

@@ -66,6 +66,12 @@ def write(
     return record
 
 
+def figures(row: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """Return value, standard error and 95 % interval of a metric in a row of a summary."""
+    names = {"value": "", "error": " ±", "low": " low", "high": " high"}
+    return {name: float(row[f"{metric}{of}"]) for name, of in names.items()}
+
+
 def write_json(folder: str | Path, record: Mapping[str, Any]) -> None:
     """Write `metrics.json` into a folder; `""` writes nothing. NaN becomes null."""
     if folder:

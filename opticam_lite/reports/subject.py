@@ -81,6 +81,7 @@ def load(asked: OneNetwork, data: str, labels: str) -> Subject:
         layer=asked.layer or None,
         weights=asked.weights,
         normalize=asked.normalize,
+        activation=asked.activation,
         device=asked.device,
     )
     dataset = load_dataset(data, labels=_path(labels), classifier=classifier)

@@ -210,3 +210,31 @@ def test_a_network_of_one_convolution_is_enough(images: torch.Tensor) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     classifier = ol.Classifier(network, "0", size=32)
     assert ol.explain("grad-cam", classifier, images, 0).shape == (3, 1, 32, 32)
+
+
+def test_another_network_with_all_else_the_same(images: torch.Tensor) -> None:
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    one = ol.Classifier(
+        cnn(), "1", mean=mean, std=std, labels=list("abcde"), size=(32, 40), device="cpu",
+        preprocessing=ol.Preprocessing((32, 40), 50, "bicubic"), normalize=True, name="mine",
+        activation="sigmoid",
+    )  # fmt: skip
+    network = cnn()
+    for parameter in network.parameters():
+        parameter.data = torch.rand_like(parameter) - 0.5
+    other = one.with_network(network)
+    for name in (
+        *("mean", "std", "labels", "size", "preprocessing", "layer", "device", "normalize"),
+        *("activation", "name"),
+    ):
+        assert getattr(other, name) == getattr(one, name), name
+    assert (other.mean, other.std) == (mean, std)
+    x = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(other.logits(images), network.eval()(x), rtol=1e-4, atol=1e-5)
+    assert (other.logits(images) - one.logits(images)).abs().max() > 0.01
+    torch.testing.assert_close(one.with_network(cnn()).logits(images), one.logits(images))
+    wrapped = one.with_network(nn.DataParallel(network))
+    torch.testing.assert_close(wrapped.logits(images), other.logits(images))
+    assert one.with_network(nn.Sequential(nn.Sequential(*cnn()))).layer == "0.4"
+    with pytest.raises(ValueError, match="5 labels were given for a network of 3 classes"):
+        one.with_network(cnn(3))

@@ -130,7 +130,8 @@ def test_non_square_images_and_token_grids() -> None:
     assert token_grid(196, (224, 224)) == (14, 14)
     assert token_grid(98, (112, 224)) == (7, 14)
     assert token_grid(197, (224, 224)) is None
-    network = ol.Classifier(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), Head()), "1")
+    own = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), Head())
+    network = ol.Classifier(own, "1", size=(40, 64))
     assert network.features(make_images(2, 40, 64)).shape == (2, 4, 19, 31)
 
 

@@ -238,15 +238,15 @@ def test_the_papers_network_of_the_same_kind(subject, monkeypatch, name, network
 def test_transformers_have_their_own_tables():
     subject = reports.Benchmark(**{**QUICK, "model": "scenes_vit"}).prepare()
     assert benchmark.counterpart(subject) == ("ViT-B", False)
-    table = pd.DataFrame(
-        {"AD": [1.0], "AD ±": [0.5], "MS": [1.5], "MS ±": [0.1], "T": [1.0]}, index=["rollout"]
-    )
+    measured = {"AD": [1.0], "AD low": [0.5], "AD high": [3], "AD best": [False]}
+    measured |= {"MS": [1.5], "MS low": [1.25], "MS high": [1.75], "MS best": [True]}
+    table = pd.DataFrame(measured | {"T": [1.0]}, index=["rollout"])
     shown = benchmark.section("What the mask keeps", subject, table)
     assert "the paper's Table 2" in shown
-    assert figures(shown).row(tables.title("rollout")) == ["1.0±0.5", "1.00", "42.1", "0.02"]
+    assert figures(shown).row(tables.title("rollout")) == ["1.00.5–3.0", "1.00", "42.1", "0.02"]
     # The paper's Table 4 has no transformer.
     shown = benchmark.section("AOPC, sensitivity, ADCC", subject, table)
-    assert figures(shown).row(tables.title("rollout")) == ["1.50±0.10"]
+    assert figures(shown).row(tables.title("rollout")) == ["1.501.25–1.75"]
     assert "Table 4 has no network of this kind" in shown
 
 
@@ -257,14 +257,14 @@ def test_a_section_shows_measured_and_printed_figures(subject, frame):
     table = ol.summarize(frame, errors=True)
     shown = benchmark.section("Localisation", subject, table)
     page = figures(shown)
-    value, error = table.loc["grad-cam", ["LE", "LE ±"]]
-    assert page.row("Grad-CAM") == [f"{value:.1f}±{error:.1f}", "65.8"]
+    value, low, high = table.loc["grad-cam", ["LE", "LE low", "LE high"]]
+    assert page.row("Grad-CAM") == [f"{value:.1f}{low:.1f}–{high:.1f}", "65.8"]
     assert page.row("Opti-CAM") == ["–", "64.8"]
     assert "paper: another network" in shown
     # In words that hold for `make` and for a notebook opened by hand.
     assert "Not measured: OM, F1, BA, SP, EP, SM (the parameter metrics does not name" in shown
     (image,) = Page(shown).all("img")
-    assert f"Grad-CAM {value:.3g} ± {error:.2g}" in image["alt"]
+    assert f"Grad-CAM {value:.3g} ({low:.3g} to {high:.3g})" in image["alt"]
     assert Page(benchmark.section("Insertion and deletion", subject, table)).rows == []
 
 
