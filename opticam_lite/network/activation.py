@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 _Function = Callable[[Tensor], Tensor]
@@ -25,13 +25,13 @@ _MOVING = (
 
 
 @torch.enable_grad()
-def ends_in_probabilities(network: nn.Module, x: Tensor) -> bool:
+def ends_in_probabilities(network: _Function, x: Tensor) -> bool:
     """Whether a sigmoid or softmax makes the outputs of a network, by autograd's own record.
 
     The values alone do not tell: all logits of a network of few classes may lie in [0, 1].
 
     Args:
-        network: Any.
+        network: Any, images → logits.
         x: Its input; the network is run once more.
     """
     y = network(x.clone().requires_grad_().clone())  # it may work in place

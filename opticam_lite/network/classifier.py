@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from ..registry import check_name, some_of, whole_number
 from .activation import ACTIVATIONS
-from .cut import Cut, Rest, Traced
+from .cut import Rest, Traced
 from .feature_maps import FeatureLayout
-from .quick_copy import QuickCopy, dtype_of, exact, lay_out, lay_out_weights, usual
+from .probe import logits_of
+from .quick_copy import QuickCopy, dtype_of, exact, lay_out, usual
+from .rerun import opened, reaching
 from .transformer import Transformer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -65,8 +67,9 @@ class Classifier:
     memory with their channels last where that is faster.
 
     Args:
-        network: Any traceable `nn.Module`, images → logits `(N, classes)`. It is copied, with the
-            forward hooks that you put on it.
+        network: Any `nn.Module`, images → logits `(N, classes)`, or an output that has them as
+            `.logits` or `["logits"]`. It is copied, with the forward hooks that you put on it. One
+            that `torch.fx` can't trace is cut by running it again: see `network.rerun`.
         layer: Qualified name of the layer whose feature maps are combined. Default: the last
             convolutional output, or the first norm of the last block of a transformer (App. A).
         mean, std: Normalisation of the channels, three values each. Default: none.
@@ -87,8 +90,8 @@ class Classifier:
         mean, std: The three values each by which the channels are normalised.
 
     Raises:
-        ValueError: If an argument has a wrong value. `CutError`, a subclass, if the network can't
-            be traced or has no such layer.
+        ValueError: If an argument has a wrong value. `CutError`, a subclass, if the network
+            has no such layer, or none that can be explained.
     """
 
     @usual()
@@ -140,8 +143,9 @@ class Classifier:
         )
         self.network = _own(network, copy).eval().requires_grad_(False)
         self.network.to(self.device, torch.float32)
-        lay_out_weights(self.network)
-        self._traced = Traced(self.network, self.size)
+        self._traced = opened(self.network, self.size, layer)
+        # Of the whole network, whatever the layer: None if it is not traced.
+        self._graph = self._traced.graph if isinstance(self._traced, Traced) else None
         self._copies: dict[torch.dtype, QuickCopy | None] = {}  # shared by all cuts
         self._copying = threading.Lock()  # two threads make one copy
         self.classes: int = self._traced.classes
@@ -175,13 +179,14 @@ class Classifier:
         return self._traced.reads(self.layer)
 
     def _cut_at(self, layer: str) -> None:
-        self._cut: Cut = self._traced.cut(layer)
+        self._traced = reaching(self._traced, layer)
+        self._cut = self._traced.cut(layer)
         self._memory: _Memory | None = None
         self.layer = layer
 
     @property
     def transformer(self) -> Transformer | str:
-        """The parts of a vision transformer with a class token, or why the network is none.
+        """The parts of a vision transformer, or why they are not known.
 
         See `network.transformer`; the logits of the parts were compared with the network's.
         """
@@ -199,7 +204,10 @@ class Classifier:
 
     @property
     def graph_text(self) -> str:
-        """The traced network as text: which operation follows which."""
+        """The network as text: which operation follows which.
+
+        Of a network that can't be traced: which module is called after which.
+        """
         return str(self._traced.graph)
 
     @property
@@ -210,9 +218,7 @@ class Classifier:
     def layer_shape(self, layer: str | None = None) -> tuple[int, int, int]:
         """Channels, height and width of a layer's feature maps for an image of `size`."""
         layer = self.layer if layer is None else layer
-        if layer not in self._traced.layers:
-            self._traced.cut(layer)  # raises the error with the close matches
-        return self._traced.shape(layer)
+        return reaching(self._traced, layer).shape(layer)
 
     def at(self, layer: str) -> Classifier:
         """Return the same network cut at another layer; nothing is copied.
@@ -248,7 +254,7 @@ class Classifier:
         if network is None and dtype == torch.bfloat16:
             if precision == "bfloat16":
                 raise ValueError(
-                    f"{self.name} fails in bfloat16, or its logits are not the same; use "
+                    f"{self.name} fails in bfloat16, differs in it, or is not traced; use "
                     "precision='auto' or 'float32'"
                 )
             return self.quick("float32")
@@ -256,12 +262,17 @@ class Classifier:
 
     @torch.inference_mode(False)  # the copy is kept, and searches need its gradients
     def _quick_copy(self, dtype: torch.dtype) -> QuickCopy | None:
-        """Return a quick copy of the network, or None if its logits differ."""
+        """Return a quick copy of the network, or None if it is not traced or its logits differ."""
+        if self._graph is None:
+            return None
         generator = torch.Generator().manual_seed(0)
         x = self.normalised(torch.rand(2, 3, *self.size, generator=generator))
         described = isinstance(self.transformer, Transformer)
         try:
-            copied = QuickCopy(self.network, self._traced.graph, dtype, transformer=described)
+            last = self._traced.channels_last
+            copied = QuickCopy(
+                self.network, self._graph, dtype, transformer=described, channels_last=last
+            )
             with torch.no_grad():
                 expected, logits = self._run(x), copied(x)
         except (RuntimeError, TypeError, ValueError):  # an operation does not support the dtype
@@ -339,7 +350,7 @@ class Classifier:
 
     def _split(self, images: Tensor) -> tuple[Tensor, Rest]:
         with exact(self.device):
-            return self._cut.split(lay_out(self.normalised(images)))
+            return self._cut.split(self._laid_out(self.normalised(images)))
 
     def head(self, maps: Tensor, rest: Rest) -> Tensor:
         """Continue from feature maps `(N, K, h, w)` to logits `(N, classes)`.
@@ -520,12 +531,15 @@ class Classifier:
         """Return images `(N, 3, H, W)` in [0, 1] normalised, on the network's device."""
         self._check_shape(images)
         x = images.to(self.device, torch.float32)
-        return torch.addcmul(self._shift, x, self._scale) if self.normalize else x
+        return torch.addcmul(self._shift, x, self._scale) if self.normalize else x.clone()
 
     def _run(self, x: Tensor) -> Tensor:
         with exact(self.device):
-            y: Tensor = self.network(lay_out(x))
+            y: Tensor = logits_of(self.network(self._laid_out(x)))
             return y
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return lay_out(x, self._traced.channels_last)
 
     def __repr__(self) -> str:
         k, h, w = self.layer_shape()
@@ -567,13 +581,20 @@ def _unwrapped(network: nn.Module) -> nn.Module:
 
 
 def _own(network: nn.Module, copied: bool) -> nn.Module:
-    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
-        raise ValueError(
-            f"{type(network).__name__} holds TorchScript, which can't be traced; pass the network "
-            "that it was made of"
-        )
+    for module in network.modules():
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        if scripted or ".quantized" in type(module).__module__:
+            held = "TorchScript" if scripted else f"quantised layers ({type(module).__name__})"
+            raise ValueError(
+                f"{type(network).__name__} holds {held}, which can't be "
+                f"{'traced' if scripted else 'differentiated'}; pass the network that it was made "
+                "of"
+            )
+    # Values that a module computed and kept, such as the weight of weight_norm, have no copy.
+    kept = [v for m in network.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    memo: dict[int, Any] = {id(v): v.detach().clone() for v in kept if not v.is_leaf}
     try:
-        return copy.deepcopy(network) if copied else network
+        return copy.deepcopy(network, memo) if copied else network
     except RuntimeError as error:
         raise ValueError(
             f"{type(network).__name__} can't be copied ({' '.join(str(error).split())}); pass a "
