@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from ..network import Classifier
+from ..paths import given_path
 from ..registry import unknown_name
 from .files import Files, Folders, Photos
 from .imagenet import IMAGENETTE_SPLITS, ImageNet, imagenette
 from .images import ImageError, load_image
 from .medical import CHEST_SPLITS, KVASIR_SPLITS, chest_xray, kvasir
-from .protocol import Dataset, Images, Sample, Unlabelled, knows_classes, of_known_classes
+from .protocol import (
+    Dataset,
+    Images,
+    Sample,
+    Unlabelled,
+    check_readable,
+    knows_classes,
+    of_known_classes,
+    unread_in_words,
+)
 from .scenes import Scenes
 
 __all__ = [
@@ -26,13 +38,16 @@ __all__ = [
     "Sample",
     "Scenes",
     "Unlabelled",
+    "check_readable",
     "chest_xray",
+    "find_dataset",
     "imagenette",
     "knows_classes",
     "kvasir",
     "load_dataset",
     "load_image",
     "of_known_classes",
+    "unread_in_words",
 ]
 
 _EMBEDDED = {"scenes": None, "scenes-swapped": "swapped", "scenes-empty": "empty"}
@@ -54,6 +69,9 @@ def load_dataset(
 ) -> Dataset:
     """Load a dataset by name, by path, or by form and path.
 
+    Warns of files that look like images of kinds that can't be read, such as HEIC; `unread` of the
+    dataset names them. A file that turns out to be broken is an `ImageError` when it is read.
+
     | name | what it is |
     |---|---|
     | `scenes`, `scenes-swapped`, `scenes-empty` | the embedded scenes and their twins |
@@ -72,9 +90,22 @@ def load_dataset(
 
     Raises:
         FileNotFoundError: If it is neither a name nor an existing path, or a part is missing.
-        ValueError: If labels are given for a set that has its own, the table is wrong, or a name
-            or a folder is unknown; the message lists close matches.
+        ValueError: If labels are given for a set that has its own, the table is wrong, a path is
+            empty, or a name or a folder is unknown; the message lists close matches.
     """
+    dataset = find_dataset(name, labels=labels, classifier=classifier)
+    if dataset.unread:
+        warnings.warn(f"{dataset.name}: {unread_in_words(dataset)}", stacklevel=2)
+    return dataset
+
+
+def find_dataset(
+    name: str | Path,
+    *,
+    labels: str | Path | None = None,
+    classifier: Classifier | None = None,
+) -> Dataset:
+    """Load a dataset as `load_dataset` does, but without a warning of files that can't be read."""
     if not isinstance(name, str | Path):
         raise TypeError(f"name is {name!r}; the name of a dataset or a path is needed")
     text = str(name)
@@ -86,11 +117,11 @@ def load_dataset(
     if form in _FORMS and path:
         loader, splits = _FORMS[form]
         found = re.fullmatch(r"(.+):([^/\\]*)", path)
-        if splits and found and not Path(path).exists():
-            return loader(Path(found[1]).expanduser(), found[2], classifier)
-        return loader(Path(path).expanduser(), classifier=classifier)
-    here = Path(name).expanduser()
-    if here.exists():
+        if splits and found and not given_path(path).exists():
+            return loader(given_path(found[1]), found[2], classifier)
+        return loader(given_path(path), classifier=classifier)
+    here = given_path(name, "the name of the dataset")
+    if os.path.lexists(here):
         return Photos(here, labels, classifier)
     if form in _FORMS:
         raise ValueError(f"{name!r} needs the path of the images: {form}:PATH")
