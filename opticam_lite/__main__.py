@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .datasets import Unlabelled, knows_classes, load_dataset
+from .datasets import Unlabelled, find_dataset, knows_classes, unread_in_words
 from .evaluation import evaluate, summarize
 from .evaluation.run import lacks
 from .methods import METHODS, applicable
 from .metrics import METRICS
 from .models import check_model_name, load_model
-from .registry import names_in
+from .paths import given_path
+from .registry import check_seed, names_in
+from .text import plain
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", default="hub", help="hub or random, without a checkpoint [hub]")
     add("--labels", type=_path, help="CSV of true classes, for a folder of photographs")
     add("--limit", type=int, help="measure this many images, drawn at random [all]")
-    add("--seed", type=int, default=0, help="of that draw, and of metrics that draw [0]")
+    add("--seed", type=int, default=0, help="of draws and metrics, 0 to 2**32 - 1 [0]")
     add("--batch-size", type=int, default=8, help="images at a time [8]")
     add("--device", default="auto", help="auto, cpu, cuda, … [auto]")
     add("--engine", default="local", help="local or ray [local]")
@@ -66,7 +68,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    try:
+        return given_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,12 +110,17 @@ def _evaluate(given: argparse.Namespace) -> None:
             if name != "all":
                 registry[name]  # an unknown name raises the error that lists the close ones
     options = parse_options(given.option)
+    check_seed(given.seed)
+    if not given_path(given.data, "--data").exists():
+        find_dataset(given.data)  # loads the scenes, or raises an error that says what is missing
     for what, path in {"checkpoint": given.checkpoint, "labels": given.labels}.items():
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"--{what} is {str(path)!r}, and there is no such file")
     network = ("checkpoint", "layer", "device", "weights")
     classifier = load_model(given.model, **{name: getattr(given, name) for name in network})
-    dataset = load_dataset(given.data, labels=given.labels, classifier=classifier)
+    dataset = find_dataset(given.data, labels=given.labels, classifier=classifier)
+    if dataset.unread:
+        _tell(unread_in_words(dataset))
     if not knows_classes(classifier, dataset):
         _tell(
             f"{classifier.name} does not know the classes of {dataset.name}: the predicted classes "
@@ -168,7 +178,7 @@ def parse_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _tell(text: str) -> None:
-    sys.stderr.write(f"opticam_lite: {' '.join(text.split())}\n")
+    sys.stderr.write(f"opticam_lite: {plain(' '.join(text.split()))}\n")
 
 
 if __name__ == "__main__":

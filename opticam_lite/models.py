@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from . import scene_networks
 from .datasets.scenes import CLASSES
 from .network import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
-from .paths import data_dir
+from .paths import data_dir, given_path
 from .registry import check_name, unknown_name
 
 WEIGHTS = ("hub", "random")
@@ -106,7 +106,7 @@ def load_model(
                 network, _ = build(name, False, num_classes=classes)
                 settings["labels"] = None  # the names of the original classes do not apply
             _fill(name, network, state, checkpoint)
-            labels = _names_beside(Path(checkpoint)) if labels is None else labels
+            labels = _names_beside(given_path(checkpoint)) if labels is None else labels
     if labels is not None:
         settings["labels"] = labels
     settings["layer"] = layer or settings.get("layer")
@@ -134,7 +134,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no file of weights.
     """
-    path = Path(path)
+    path = given_path(path, "the checkpoint")
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file at {path}; check the path")
     try:

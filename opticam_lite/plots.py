@@ -577,7 +577,8 @@ def lost_and_won(
     axes[0].tick_params(axis="y", labelleft=False)  # the names stand between the two sides
     axes[1].tick_params(axis="y", labelleft=True, pad=8)
     if marks:
-        figure.legend([drawn], [fitted(marked, width, 9)], fontsize=9, frameon=False, loc="outside upper center")
+        what = fitted(marked, width, 9)
+        figure.legend([drawn], [what], fontsize=9, frameon=False, loc="outside upper center")
     told = "; ".join(f"{name} {down:.1f} and {up:.1f}" for name, (down, up) in values.items())
     return Picture(
         figure, alt or f"Bar chart of {lost} to the left and {won} to the right: {told}."

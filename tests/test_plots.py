@@ -359,10 +359,18 @@ def test_any_name_is_drawn_as_it_is(name: str, images: Tensor, masks: Tensor) ->
     values, one = {name: 1.0, f"{name}2": 2.0}, images[:1]
     p = {name: (torch.tensor([0.1]), torch.tensor([0.2]))}
     series = {label: {label: (0.1, 0.0, 0.2)} for label in values}
-    pairs = {label: (1.0, 2.0) for label in values}
+    pairs = dict.fromkeys(values, (1.0, 2.0))
     texts = {"title": name, "xlabel": name, "ylabel": name}
     pictures = [
-        plots.grid(one, {name: masks[:1]}, row_titles=[name], classes=[name], probabilities=p, captions={"input": [name]}, title=name),
+        plots.grid(
+            one,
+            {name: masks[:1]},
+            row_titles=[name],
+            classes=[name],
+            probabilities=p,
+            captions={"input": [name]},
+            title=name,
+        ),
         plots.gallery(one, [name], title=name),
         plots.curves({name: [1.0, 2.0], f"{name}2": [2.0, 1.0]}, **texts),
         plots.trace(one[0], [1.0], {1: 0.5}, {1: masks[0]}, title=name),
@@ -371,9 +379,9 @@ def test_any_name_is_drawn_as_it_is(name: str, images: Tensor, masks: Tensor) ->
         plots.intervals(series, xlabel=name, title=name),
     ]
     for picture in pictures:
-        assert picture.png and "\n" not in picture.alt and "\x07" not in picture.alt
+        assert not set("\n\x07") & set(picture.alt)
         width, height = picture.figure.get_size_inches()
-        assert width < 9 and height < 9
+        assert max(width, height) < 9
         assert Image.open(io.BytesIO(picture.png)).width < 1.6 * width * picture.figure.dpi
     legend = pictures[2].figure.axes[0].get_legend().get_texts()
     assert len(legend) == 2  # Matplotlib leaves names that begin with _ out

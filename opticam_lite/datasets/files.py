@@ -17,12 +17,12 @@ from ..paths import given_path, unicode_forms
 from ..registry import unknown_name
 from .images import (
     IMAGE_SUFFIXES,
-    OTHER_SUFFIXES,
     SourceError,
     crop_image,
     is_image,
     preprocessing,
     read_rgb,
+    unreadable_kind,
 )
 from .protocol import Dataset, Sample, checksum, has_names, unread_in_words
 
@@ -53,8 +53,8 @@ class Files(Dataset):
         self.settings: Preprocessing = settings
         self.labels = None if labels is None else list(labels)
         found = list(files)
-        self.files = [f for f in found if Path(f[0]).suffix.lower() not in OTHER_SUFFIXES]
-        self.unread = [f for f, _ in found if Path(f).suffix.lower() in OTHER_SUFFIXES]
+        self.files = [(file, c) for file, c in found if not unreadable_kind(file)]
+        self.unread = [file for file, _ in found if unreadable_kind(file)]
         if not self.files:
             also = f"; {unread_in_words(self)}" if self.unread else ""
             raise ValueError(

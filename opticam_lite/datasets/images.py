@@ -18,14 +18,16 @@ from torchvision.tv_tensors import BoundingBoxes
 from ..network import Classifier, Preprocessing
 from ..paths import given_path
 
-_AVIF = features.check("avif")  # built into Pillow from 11.3 on
-IMAGE_SUFFIXES = tuple(
-    (".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm" + " .avif" * _AVIF).split()
+_AVIF = bool(features.check("avif"))  # built into Pillow from 11.3 on
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *[".avif"] * _AVIF,
 )
 # Images that are not read. Of raw photographs Pillow would read the small preview.
-OTHER_SUFFIXES = tuple(
-    ".heic .heif .hif .jxl .jp2 .j2k .dds .tga .exr .hdr .svg .psd .xcf .eps .dcm .nii .raw .cr2"
-    " .cr3 .nef .arw .dng .orf .rw2 .raf .pef .srw".split() + [".avif"] * (not _AVIF)
+OTHER_SUFFIXES = (
+    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".xcf", ".eps"),
+    *(".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+    *(".dds", ".tga", ".exr", ".hdr", ".dcm", ".nii"),
 )
 SMALLEST_SIDE = 16
 # Errors of the system, not of the file: too many open files, no memory, a lost network drive.
@@ -58,6 +60,12 @@ def is_image(path: Path) -> bool:
     """Whether a file's name is that of an image, read or not; hidden ones, `._1.jpg`, are not."""
     known = path.suffix.lower() in IMAGE_SUFFIXES + OTHER_SUFFIXES
     return known and not path.name.startswith(".")
+
+
+def unreadable_kind(file: str) -> bool:
+    """Whether a file's name is that of an image of a kind that is not read here."""
+    suffix = Path(file).suffix.lower()
+    return suffix in OTHER_SUFFIXES and suffix not in IMAGE_SUFFIXES
 
 
 def load_image(path: str | Path, classifier: Classifier | None = None) -> Tensor:
