@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .datasets import Unlabelled, find_dataset, knows_classes, unread_in_words
+from .datasets import Unlabelled, knows_classes, load_dataset
 from .evaluation import evaluate, summarize
 from .evaluation.run import lacks
 from .methods import METHODS, applicable
@@ -71,7 +71,8 @@ def _path(text: str) -> Path:
     try:
         return given_path(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        # Of a ValueError argparse would show the usage, and not what is wrong.
+        raise FileNotFoundError(str(error)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 for success, 1 if results could not be written, 2 if an argument is wrong (one sentence
         says what), 130 if it was interrupted (the same call resumes).
     """
-    given = parser().parse_args(arguments)
     try:
+        given = parser().parse_args(arguments)
         if given.command == "evaluate":
             _evaluate(given)
         table = summarize(given.out, errors=True)
@@ -112,15 +113,13 @@ def _evaluate(given: argparse.Namespace) -> None:
     options = parse_options(given.option)
     check_seed(given.seed)
     if not given_path(given.data, "--data").exists():
-        find_dataset(given.data)  # loads the scenes, or raises an error that says what is missing
+        load_dataset(given.data)  # loads the scenes, or raises an error that says what is missing
     for what, path in {"checkpoint": given.checkpoint, "labels": given.labels}.items():
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"--{what} is {str(path)!r}, and there is no such file")
     network = ("checkpoint", "layer", "device", "weights")
     classifier = load_model(given.model, **{name: getattr(given, name) for name in network})
-    dataset = find_dataset(given.data, labels=given.labels, classifier=classifier)
-    if dataset.unread:
-        _tell(unread_in_words(dataset))
+    dataset = load_dataset(given.data, labels=given.labels, classifier=classifier)
     if not knows_classes(classifier, dataset):
         _tell(
             f"{classifier.name} does not know the classes of {dataset.name}: the predicted classes "

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import html
 import re
+import sys
+from typing import Any
 
 # Control characters, surrogates of undecodable bytes, and what breaks or turns round a line.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -32,3 +34,26 @@ def page(text: object) -> str:
     coded = _MARKUP.sub(lambda found: f"&#{ord(found[0])};", html.escape(plain(text)))
     # JupyterLab's formulas end with the element, so no two dollars make one.
     return coded.replace("$", "<span>&#36;</span>")
+
+
+class LogLines:
+    """The `file` of a tqdm bar where stderr is no terminal: each state is a line of its own."""
+
+    def write(self, text: str) -> None:
+        """Write a state, without the control characters around it."""
+        if line := text.strip():
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """Flush stderr."""
+        sys.stderr.flush()
+
+
+def log_lines(tqdm: type, seconds: float = 30) -> dict[str, Any]:
+    """Return options of tqdm for a line every `seconds`; none in a notebook or on a terminal.
+
+    `position` 0 keeps several bars from moving the cursor to lines of their own.
+    """
+    if sys.stderr.isatty() or any(c.__module__ == "tqdm.notebook" for c in tqdm.__mro__):
+        return {}
+    return {"file": LogLines(), "position": 0, "mininterval": seconds, "maxinterval": seconds}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,16 +14,8 @@ from .files import Files, Folders, Photos
 from .imagenet import IMAGENETTE_SPLITS, ImageNet, imagenette
 from .images import ImageError, load_image
 from .medical import CHEST_SPLITS, KVASIR_SPLITS, chest_xray, kvasir
-from .protocol import (
-    Dataset,
-    Images,
-    Sample,
-    Unlabelled,
-    check_readable,
-    knows_classes,
-    of_known_classes,
-    unread_in_words,
-)
+from .protocol import Dataset, Images, Sample, Unlabelled, check_readable, knows_classes
+from .protocol import of_known_classes as of_known_classes
 from .scenes import Scenes
 
 __all__ = [
@@ -40,14 +31,12 @@ __all__ = [
     "Unlabelled",
     "check_readable",
     "chest_xray",
-    "find_dataset",
     "imagenette",
     "knows_classes",
     "kvasir",
     "load_dataset",
     "load_image",
     "of_known_classes",
-    "unread_in_words",
 ]
 
 _EMBEDDED = {"scenes": None, "scenes-swapped": "swapped", "scenes-empty": "empty"}
@@ -93,19 +82,6 @@ def load_dataset(
         ValueError: If labels are given for a set that has its own, the table is wrong, a path is
             empty, or a name or a folder is unknown; the message lists close matches.
     """
-    dataset = find_dataset(name, labels=labels, classifier=classifier)
-    if dataset.unread:
-        warnings.warn(f"{dataset.name}: {unread_in_words(dataset)}", stacklevel=2)
-    return dataset
-
-
-def find_dataset(
-    name: str | Path,
-    *,
-    labels: str | Path | None = None,
-    classifier: Classifier | None = None,
-) -> Dataset:
-    """Load a dataset as `load_dataset` does, but without a warning of files that can't be read."""
     if not isinstance(name, str | Path):
         raise TypeError(f"name is {name!r}; the name of a dataset or a path is needed")
     text = str(name)

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ class Files(Dataset):
         labels: Names of the classes.
         settings: How images are resized and cropped.
 
+    Files that look like images of kinds that can't be read, such as HEIC, are left out with a
+    warning, and are named by `unread`.
+
     Raises:
         ValueError: If there are no files to read, or a name is not UTF-8, which tables require.
     """
@@ -56,11 +60,12 @@ class Files(Dataset):
         self.files = [(file, c) for file, c in found if not unreadable_kind(file)]
         self.unread = [file for file, _ in found if unreadable_kind(file)]
         if not self.files:
-            also = f"; {unread_in_words(self)}" if self.unread else ""
             raise ValueError(
                 f"there are no images in {root}; files with these endings are read: "
-                f"{' '.join(IMAGE_SUFFIXES)}{also}"
+                f"{' '.join(IMAGE_SUFFIXES)}. {unread_in_words(self)}".rstrip(". ")
             )
+        if self.unread:
+            warnings.warn(f"{name}: {unread_in_words(self)}", stacklevel=3)
         for text in (name, str(root), *(file for file, _ in self.files)):
             try:
                 text.encode()

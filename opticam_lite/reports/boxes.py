@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..datasets import Scenes, find_dataset
+from ..datasets import Scenes, load_dataset
 from ..methods import METHODS
 from ..models import load_model
 from ..network import Classifier
@@ -52,7 +52,7 @@ class Boxes(Parameters):
             )
         subjects = []
         for classifier in classifiers:
-            dataset = find_dataset(self.images, classifier=classifier)
+            dataset = load_dataset(self.images, classifier=classifier)
             if not dataset.has_boxes:
                 raise ReportError(
                     f"IMAGES is {self.images!r}, which has no boxes; this report needs them"

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..datasets import (
-    Dataset,
-    ImageError,
-    Unlabelled,
-    check_readable,
-    find_dataset,
-    knows_classes,
-)
+from ..datasets import Dataset, ImageError, Unlabelled, check_readable, knows_classes, load_dataset
 from ..evaluation import choose
 from ..methods import METHODS, applicable
 from ..models import load_model
@@ -81,7 +75,7 @@ def load(asked: OneNetwork, data: str, labels: str) -> Subject:
         if file and not given_path(file, what).is_file():
             raise FileNotFoundError(f"{what} is {file!r}, and there is no such file")
     if not given_path(data, "the name of the images").exists():
-        find_dataset(data)  # loads the scenes, or raises an error that says what is missing
+        load_dataset(data)  # loads the scenes, or raises an error that says what is missing
     classifier = load_model(
         asked.model,
         checkpoint=_path(asked.checkpoint),
@@ -90,7 +84,8 @@ def load(asked: OneNetwork, data: str, labels: str) -> Subject:
         normalize=asked.normalize,
         device=asked.device,
     )
-    dataset = find_dataset(data, labels=_path(labels), classifier=classifier)
+    with warnings.catch_warnings(action="ignore"):  # `notes` tells of files that can't be read
+        dataset = load_dataset(data, labels=_path(labels), classifier=classifier)
     targets = TRUE_CLASS
     if not knows_classes(classifier, dataset):
         targets = f"predicted class, since {classifier.name} does not know the classes of {data}"

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
-from ..datasets import unread_in_words
+from ..datasets.protocol import unread_in_words
 from ..methods import METHODS
 from ..metrics import METRICS
 from ..paths import data_dir
