@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", default="hub", help="hub or random, without a checkpoint [hub]")
     add("--labels", type=_path, help="CSV of true classes, for a folder of photographs")
     add("--limit", type=int, help="measure this many images, drawn at random [all]")
-    add("--seed", type=int, default=0, help="of draws and metrics, 0 to 2**32 - 1 [0]")
+    add("--seed", type=int, default=0, help="of draws and metrics, 0 to 2**63 - 1 [0]")
     add("--batch-size", type=int, default=8, help="images at a time [8]")
     add("--device", default="auto", help="auto, cpu, cuda, … [auto]")
     add("--engine", default="local", help="local or ray [local]")

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-LARGEST_SEED = 2**32 - 1  # that every library takes
+LARGEST_SEED = 2**63 - 1  # that PyTorch and NumPy take
 
 
 def unknown_name(kind: str, name: object, names: Iterable[str], *, show: int = 40) -> str:
@@ -64,7 +64,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 
 
 def check_seed(seed: Any) -> int:
-    """Return a seed as an int; raise ValueError unless it is a whole number from 0 to 2³² − 1."""
+    """Return a seed as an int; raise ValueError unless it is a whole number from 0 to 2⁶³ − 1."""
     return whole_number("seed", seed, 0, LARGEST_SEED)
 
 

@@ -155,8 +155,8 @@ def read_rgb(path: Path) -> Image.Image:
             if most is not None and pixels > most:
                 raise Image.DecompressionBombError(f"{pixels} pixels, more than {most}")
             # Uncompressed, a pixel takes a bit at least; Pillow would fill in what is missing.
-            raw = opened.format in ("TIFF", "BMP", "PPM") and opened.tile[0][0] == "raw"
-            if raw and pixels > 8 * about.st_size:
+            raw = any(tile[0] == "raw" for tile in opened.tile)
+            if raw and opened.format in ("TIFF", "BMP", "PPM") and pixels > 8 * about.st_size:
                 raise ValueError(f"{about.st_size} bytes can't hold {pixels} pixels")
             opened.load()
             # exif_transpose rotates the pixels by the orientation of the camera.

@@ -59,7 +59,7 @@ def evaluate(
             `{"grad-cam": {}, "opti-cam": {"iterations": 50}}`.
         metrics: Names of `list_metrics()`.
         limit: Use this many images, drawn at random. Default: all.
-        seed: Of that draw, and of metrics that use random numbers; 0 to 2³² − 1.
+        seed: Of that draw, and of metrics that use random numbers; 0 to 2⁶³ − 1.
         batch_size: Images at a time (the paper times batches of 8).
         options: Options of methods that were given by their names: a mapping as in `methods`.
         progress: True shows a bar for each method after two seconds; False or None shows nothing.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..masking import to_masks
 from ..network import Classifier
-from ..registry import check_seed, whole_number
+from ..registry import whole_number
 from .registry import METHODS, Callback, Step
 
 
@@ -64,7 +64,7 @@ def gradient_shap(
     chunk = whole_number("chunk", chunk, 1)
     if not 0 <= stdev < np.inf:
         raise ValueError(f"stdev is {stdev}; a number ≥ 0 is needed")
-    seed = check_seed(seed)
+    seed = whole_number("seed", seed, 0, 2**32 - 1)
     quick = classifier.quick("float32")
     total = len(images) * -(-samples // chunk)
     done = 0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..masking import normalize
 from ..network import Classifier, Quick
-from ..registry import check_seed, whole_number
+from ..registry import whole_number
 from .registry import METHODS, Callback, Step
 
 
@@ -57,7 +57,7 @@ def lime(
     samples = whole_number("samples", samples, 1)
     chunk = classifier.images_at_once(images.shape[2:]) if chunk is None else chunk
     chunk = whole_number("chunk", chunk, 1)
-    seed = check_seed(seed)
+    seed = whole_number("seed", seed, 0, 2**32 - 1)
     quick = classifier.quick("float32")
     passes = -(-samples // chunk)
     maps = []

@@ -112,18 +112,26 @@ def write_table(
         figures = zip(table[metric], table[f"{metric} ±"], strict=True)
         shown[metric] = [f"{v:.2f} ± {e:.2f}".replace("nan", "--") for v, e in figures]
     columns = [c for c in shown.columns if not c.endswith(" ±")]
-    texts = ["% \\usepackage{booktabs}\n"]
+    texts = ["% \\usepackage{booktabs,graphicx}\n"]
     for caption, names in (parts or {"": columns}).items():
         if chosen := [c for c in columns if c in names]:
+            numbers = ("r" if table[c].dtype.kind in "fiu" else "l" for c in chosen)
             text = shown[chosen].to_latex(
-                index=index, index_names=False, escape=True, float_format="%.2f", na_rep="--"
+                index=index,
+                index_names=False,
+                escape=True,
+                float_format="%.2f",
+                na_rep="--",
+                column_format="l" * index + "".join(numbers),
             )
             for sign, command in _COMMANDS.items():
                 text = text.replace(sign, command)
             head = f"\\caption{{{caption}}}\n" if caption else ""
             texts.append(
-                "\\begin{table}\n\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
-                f"{head}{text}\\end{{table}}\n"
+                f"\\begin{{table}}\n\\centering\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n{head}"
+                # Shrunk if it is wider than the text.
+                r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+                f"\n{text}}}\n\\end{{table}}\n"
             )
     (Path(folder) / "table.tex").write_text("\n".join(texts), encoding="utf-8")
 

@@ -314,6 +314,30 @@ def test_bars_in_a_notebook_stand_in_line_and_go_at_the_end(
     assert [bar.container.layout.visibility for bar in made] == ["hidden", "hidden"]
 
 
+def test_a_log_gets_lines(
+    images: Tensor, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No bar is redrawn: a log would hold every state of it, and codes that move the cursor."""
+    monkeypatch.setattr("opticam_lite.evaluation.progress.SECONDS_BEFORE", 0)
+    run(images, ["fake-cam", "grad-cam"], progress=True, batch_size=1)
+    shown = capsys.readouterr().err
+    assert not set("\r\x1b") & set(shown)
+    # Two lines each at most: one after 0 seconds, none for 30, one at the end.
+    assert 2 <= len(shown.splitlines()) <= 4
+    form = r"(fake|grad)-cam +\d+%.* \d/3(, .* left)?$"
+    assert all(re.match(form, line) for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("out", ["", "~nobody-here/x", "x" * 300])
+def test_a_wrong_folder_is_told_before_anything_runs(
+    out: str, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^out is (empty|'~nobody-here/x'|too long)"):
+        run(images, ["fake-cam"], out=out)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("rate", "words"),
     [(1390.4, "1390 img/s"), (9.96, "10 img/s"), (0.545, "0.5 img/s"), (0.02, "50 s/img")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -247,6 +248,21 @@ def test_a_section_shows_measured_and_printed_figures(subject, frame):
     (image,) = Page(shown).all("img")
     assert f"Grad-CAM {value:.3g} ± {error:.2g}" in image["alt"]
     assert Page(benchmark.section("Insertion and deletion", subject, table)).rows == []
+
+
+def test_each_of_the_papers_tables_is_one_that_fits_a_page(subject, frame, tmp_path):
+    table = pd.DataFrame(1.0, index=frame["method"].unique(), columns=[*METRICS, "T"])
+    table = table.join(table.add_suffix(" ±")).rename_axis("method").assign(images=3)
+    parameters = replace(subject.parameters, metrics="all")
+    asked = replace(subject, parameters=parameters, metrics=tuple(METRICS))
+    benchmark.write_metrics(tmp_path, asked, table, frame)
+    text = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    columns = re.findall(r"\\begin\{tabular\}\{(l(r|l)+)\}", text)
+    assert len(columns) == text.count(r"\caption{") == len(benchmark.SECTIONS)
+    assert max(len(column) for column, _ in columns) <= 12
+    heads = [line for line in text.splitlines() if line.startswith(" & ")]
+    shown = [cell.strip(" \\") for line in heads for cell in line.split("&")[1:]]
+    assert sorted(shown) == sorted([*METRICS, "T"])
 
 
 def test_a_cell_that_the_scan_lost_is_a_dash(subject):
