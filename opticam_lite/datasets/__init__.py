@@ -14,8 +14,7 @@ from .files import Files, Folders, Photos
 from .imagenet import IMAGENETTE_SPLITS, ImageNet, imagenette
 from .images import ImageError, load_image
 from .medical import CHEST_SPLITS, KVASIR_SPLITS, chest_xray, kvasir
-from .protocol import Dataset, Images, Sample, Unlabelled, check_readable, knows_classes
-from .protocol import of_known_classes as of_known_classes
+from .protocol import Dataset, Images, Sample, Unlabelled, knows_classes, of_known_classes
 from .scenes import Scenes
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "Sample",
     "Scenes",
     "Unlabelled",
-    "check_readable",
     "chest_xray",
     "imagenette",
     "knows_classes",

@@ -163,30 +163,26 @@ def read_rgb(path: Path) -> Image.Image:
             image = _to_rgb(ImageOps.exif_transpose(opened), path, opened.format)
     except FileNotFoundError as error:
         raise MissingImage(f"there is no image file at {path}; check the path") from error
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{path} is not an image that Pillow can read; remove it or convert it to JPEG or PNG"
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"{path} has too many pixels to be opened safely ({error}); scale it down first"
-        ) from error
     except Exception as error:  # damaged files make Pillow raise nearly anything
-        if passes(error):
+        if isinstance(error, ImageError) or passes(error):
             raise
-        if isinstance(error, OSError) and error.errno is not None:
-            raise ImageError(f"{path} can't be opened: {error.strerror}") from error
-        raise ImageError(
-            f"{path} is damaged or incomplete ({error}); get a whole copy of the file"
-        ) from error
+        raise ImageError(f"{path} {_reason(error)}") from error
     if min(image.size) < SMALLEST_SIDE:
         raise ImageError(
             f"{path} is {image.width}×{image.height} pixels; at least {SMALLEST_SIDE} on each side "
             "are needed"
         )
     return image
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "is not an image that Pillow can read; remove it or convert it to JPEG or PNG"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"has too many pixels to be opened safely ({error}); scale it down first"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"can't be opened: {error.strerror}"
+    return f"is damaged or incomplete ({error}); get a whole copy of the file"
 
 
 def _to_rgb(image: Image.Image, path: Path, kind: str | None) -> Image.Image:

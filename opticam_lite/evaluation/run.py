@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..datasets import Dataset, check_readable, of_known_classes
+from ..datasets import Dataset, of_known_classes
+from ..datasets.protocol import check_readable
 from ..methods import METHODS
 from ..metrics import METRICS
 from ..network import Classifier

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..datasets import Dataset, ImageError, check_readable, load_dataset, of_known_classes
+from ..datasets import Dataset, ImageError, load_dataset, of_known_classes
+from ..datasets.protocol import check_readable
 from ..network import Classifier, CutError, exact
 from ..registry import whole_number
 from ..text import log_lines

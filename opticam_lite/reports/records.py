@@ -106,8 +106,7 @@ def write_table(
     index = bool(table.index.name)  # methods, not row numbers
     table.to_csv(Path(folder) / "table.csv", index=index, encoding="utf-8")
     shown = table.rename(index=title).rename(index=plain)
-    for column in shown.select_dtypes("object" if pd.__version__ < "3" else ["object", "str"]):
-        shown[column] = shown[column].map(plain)
+    shown = shown.map(lambda value: plain(value) if isinstance(value, str) else value)
     for metric in (c for c in table.columns if f"{c} ±" in table.columns):
         figures = zip(table[metric], table[f"{metric} ±"], strict=True)
         shown[metric] = [f"{v:.2f} ± {e:.2f}".replace("nan", "--") for v, e in figures]

@@ -6,7 +6,8 @@ import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..datasets import Dataset, ImageError, Unlabelled, check_readable, knows_classes, load_dataset
+from ..datasets import Dataset, ImageError, Unlabelled, knows_classes, load_dataset
+from ..datasets.protocol import check_readable
 from ..evaluation import choose
 from ..methods import METHODS, applicable
 from ..models import load_model
@@ -78,14 +79,14 @@ def load(asked: OneNetwork, data: str, labels: str) -> Subject:
         load_dataset(data)  # loads the scenes, or raises an error that says what is missing
     classifier = load_model(
         asked.model,
-        checkpoint=_path(asked.checkpoint),
+        checkpoint=asked.checkpoint or None,
         layer=asked.layer or None,
         weights=asked.weights,
         normalize=asked.normalize,
         device=asked.device,
     )
     with warnings.catch_warnings(action="ignore"):  # `notes` tells of files that can't be read
-        dataset = load_dataset(data, labels=_path(labels), classifier=classifier)
+        dataset = load_dataset(data, labels=labels or None, classifier=classifier)
     targets = TRUE_CLASS
     if not knows_classes(classifier, dataset):
         targets = f"predicted class, since {classifier.name} does not know the classes of {data}"
@@ -154,7 +155,3 @@ def listed(what: str, text: str, registry: Registry[Any]) -> list[str]:
     if not names:
         raise ReportError(f"{what} names none; choose among {', '.join(registry)}")
     return names
-
-
-def _path(text: str) -> str | None:
-    return str(given_path(text)) if text else None

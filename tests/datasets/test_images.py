@@ -20,6 +20,7 @@ from opticam_lite import datasets
 from opticam_lite.datasets import Photos, Scenes
 from opticam_lite.datasets.files import images_of
 from opticam_lite.datasets.images import SourceError, unreadable_kind
+from opticam_lite.datasets.protocol import check_readable
 from opticam_lite.network import Preprocessing
 from opticam_lite.paths import data_dir
 
@@ -649,5 +650,5 @@ def test_thousands_of_broken_files_are_told_of_before_all_are_tried(
             use()
         assert dataset.tried == 200
     with pytest.raises(ol.ImageError, match="none of 200 images"):
-        datasets.check_readable(dataset, range(10_000))
-    datasets.check_readable(dataset, range(19_000, 20_000, 3))
+        check_readable(dataset, range(10_000))
+    check_readable(dataset, range(19_000, 20_000, 3))
