@@ -89,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = summarize(given.out, errors=True)
         if given.command == "summarize" and given.csv is not None:
             table.to_csv(given.csv)
-        sys.stdout.write(f"{table.round(3).to_string()}\n")
+        lines = table.round(3).to_string().split("\n")
+        sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))
     except KeyboardInterrupt:
         _tell("interrupted; the same call goes on where it stopped")
         return 130

@@ -17,7 +17,6 @@ from ..datasets.protocol import check_readable
 from ..methods import METHODS
 from ..metrics import METRICS
 from ..network import Classifier
-from ..paths import given_path
 from ..registry import check_name, check_seed, whole_number
 from . import store
 from .job import Job, Task
@@ -97,7 +96,8 @@ def evaluate(
             raise ValueError(f"{name} is {given}; it is for engine='ray', not {engine!r}")
     if not collect and out is None:
         raise ValueError("collect is False, and out names no folder; the rows would be lost")
-    out = None if out is None else given_path(out, "out")
+    if out is not None and not str(out).strip():
+        raise ValueError("out is empty; name a folder, or . for the current one")
     limit = None if limit is None else whole_number("limit", limit, 1)
     processes = None if processes is None else whole_number("processes", processes, 1)
     gpu = classifier.device.type == "cuda"
