@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import socket
+import threading
 import urllib.parse
 import urllib.request
 import warnings
@@ -25,7 +26,7 @@ from . import scene_networks
 from .datasets.scenes import CLASSES
 from .network import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
 from .paths import data_dir, given_path
-from .registry import check_name, unknown_name
+from .registry import check_name, seeded, unknown_name
 
 WEIGHTS = ("hub", "random")
 
@@ -57,6 +58,7 @@ def check_model_name(name: str) -> str:
     raise ValueError(unknown_name("network", name, list_models()))
 
 
+@torch.inference_mode(False)  # inference tensors could not be differentiated later
 def load_model(
     name: str,
     *,
@@ -74,9 +76,9 @@ def load_model(
             timm name. A name that both have is torchvision's, as in the paper; `"timm/resnet50"`
             asks for the other.
         checkpoint: A local file of weights, `.safetensors` or a state dict saved by `torch.save`
-            (read with `weights_only=True`: code in it is never run). The number of classes is
-            taken from it. A text file beside it, `cats.classes.txt` of `cats.pt`, may name them,
-            one a line.
+            (read with `weights_only=True`: code in it is never run), also inside a checkpoint of
+            timm or Lightning. The number of classes is taken from it. A text file beside it,
+            `cats.classes.txt` of `cats.pt`, may name them, one a line.
         layer: Where to cut. Default: Appendix A of the paper, see `Classifier`.
         device: `"auto"`, `"cpu"`, `"cuda"`, …
         weights: Without a checkpoint: `"hub"` downloads trained weights (torchvision's
@@ -85,6 +87,8 @@ def load_model(
         normalize: False leaves the normalisation out (paper, Appendix H).
         labels: Names of the classes. Default: those beside the checkpoint, else ImageNet's where
             there are 1,000.
+
+    Threads that load take turns: libraries draw the first weights from the process's generators.
 
     Raises:
         ValueError: For an unknown name, layer or option, or a checkpoint that does not fit.
@@ -96,39 +100,66 @@ def load_model(
     build = _BUILDERS[check_model_name(name)]
     name = name.rpartition("/")[2]
     state = None if checkpoint is None else read_checkpoint(checkpoint)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with seeded(0):
         network, settings = build(name, state is None and weights == "hub")
         if checkpoint is not None and state is not None:
-            state = _renamed(state, network.state_dict())
+            state = _renamed(name, state, network.state_dict(), checkpoint)
             classes = _other_classes(state, network.state_dict())
             if classes is not None:
                 network, _ = build(name, False, num_classes=classes)
                 settings["labels"] = None  # the names of the original classes do not apply
             _fill(name, network, state, checkpoint)
-            labels = _names_beside(given_path(checkpoint)) if labels is None else labels
+            del state  # as large as the network
     if labels is not None:
         settings["labels"] = labels
     settings["layer"] = layer or settings.get("layer")
-    return Classifier(network, device=device, normalize=normalize, name=name, **settings)
+    classifier = Classifier(
+        network, device=device, normalize=normalize, name=name, copy=False, **settings
+    )
+    if labels is None and checkpoint is not None:
+        _name_classes(classifier, given_path(checkpoint))
+    return classifier
 
 
-def _names_beside(checkpoint: Path) -> list[str] | None:
-    """Return the names of the classes from the text file beside a checkpoint, if there is one."""
+def _name_classes(classifier: Classifier, checkpoint: Path) -> None:
+    """Take the names of the classes from the text file beside a checkpoint, if there is one."""
     path = checkpoint.with_suffix(".classes.txt")
     if not path.is_file():
-        return None
+        return
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8; save the classes' names as such a text") from error
-    return [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    wrong = f"names {len(names)} classes, but the network has {classifier.classes}"
+    if "" in names:
+        wrong = f"has a blank line {names.index('') + 1}"
+    if "" in names or len(names) != classifier.classes:
+        raise ValueError(f"{path} {wrong}; write one name a line, in the order of the logits")
+    classifier.labels = names
+
+
+class _Unread:
+    """Stands for an object beside the weights, which is not made: nothing of its class runs."""
+
+    def __new__(cls, *_: Any) -> _Unread:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# timm keeps its script's arguments and NumPy's numbers beside the weights.
+_NUMBERS = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+_UNREAD: list[Any] = [(_Unread, name) for name in ("argparse.Namespace", *_NUMBERS)]
+_reading = threading.Lock()  # what `torch.load` may read is known to the whole process
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a `.safetensors` file or one that `torch.save` wrote.
 
-    Pickled code is never run: a file that contains more than tensors raises an error.
+    Pickled code is never run: a file that contains more than tensors, plain values and what timm
+    keeps beside them raises an error.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -141,8 +172,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         if path.suffix.lower() == ".safetensors":
             state: Any = load_file(path)
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the error below says the same
+            with _reading, torch.serialization.safe_globals(_UNREAD):
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # for other kinds of files the readers raise errors of any type
         raise ValueError(
@@ -161,9 +191,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             "torch.save(network.state_dict(), path)"
         )
     state.pop("n_averaged", None)  # AveragedModel's counter
-    for k, v in state.items():
-        if v.is_floating_point() and not v.isfinite().all():
-            raise ValueError(f"{path} holds NaN or infinity in {k}; the weights are of no use")
     # Half precision is for storage only.
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
@@ -282,28 +309,53 @@ def _hub_error(name: str, place: str, error: Exception) -> HubError:
     )
 
 
-def _renamed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(
+    name: str, state: dict[str, Tensor], own: Mapping[str, Tensor], path: str | Path
+) -> dict[str, Tensor]:
     """Return a checkpoint's tensors, renamed to the names of the network's parameters.
 
     Args:
+        name: Of the network.
         state: Names → tensors of the checkpoint, perhaps with a prefix from parallel training,
-            torch.compile or an enclosing module.
+            torch.compile or an enclosing module, whose other tensors are left out with a warning.
         own: The network's state.
+        path: Of the checkpoint.
     """
     some = [f".{k}" for k in itertools.islice(own, 20)]  # of thousands of names
     prefixes = {"", *(k[: 1 - len(o)] for k in state for o in some if k.endswith(o))}
-    versions = [
-        {k.removeprefix(prefix): v for k, v in state.items()}
+    versions = {
+        prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         for prefix in sorted(prefixes)
-        if all(k.startswith(prefix) for k in state)
-    ]
-    best = max(versions, key=lambda version: len(own.keys() & version.keys()))
+    }
+    shared = {prefix: len(own.keys() & version.keys()) for prefix, version in versions.items()}
+    best = max(shared, key=shared.__getitem__)
+    if 2 * shared[best] < len(own):  # another network: all its names are told
+        whole = [prefix for prefix in versions if len(versions[prefix]) == len(state)]
+        best = max(whole, key=shared.__getitem__)
+    if left := [k for k in state if not k.startswith(best)]:
+        for prefix, version in versions.items():
+            same = all(k in version and version[k].equal(v) for k, v in versions[best].items())
+            if shared[prefix] == shared[best] and not same:
+                raise ValueError(
+                    f"{path} holds other weights of {name!r} under {best!r} than under {prefix!r}; "
+                    "save those that you mean by torch.save(network.state_dict(), path)"
+                )
+        warnings.warn(
+            f"{path} holds more than {name!r}: only what is under {best!r} is loaded, not "
+            f"{_first(left)}",
+            stacklevel=4,
+        )
     # Auxiliary heads serve training only; DenseNet's first published files have other names.
     return {
         re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", k): v
-        for k, v in best.items()
+        for k, v in versions[best].items()
         if k in own or not k.startswith(("AuxLogits.", "aux1.", "aux2."))
     }
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _other_classes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int | None:
@@ -328,13 +380,21 @@ def _fill(name: str, network: nn.Module, state: dict[str, Tensor], path: str | P
         if k in own and v.shape != own[k].shape
     ]
     if missing or unexpected or wrong:
-        details = []
-        for what, keys in (("misses", missing), ("has also", unexpected), ("has", wrong)):
-            if keys:
-                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-                details.append(f"{what} {', '.join(keys[:3])}{more}")
-        raise ValueError(
-            f"{path} does not fit {name!r}: it {'; it '.join(details)}. Pass the name of the "
-            "network that it was saved from"
-        )
+        told = (("misses", missing), ("has also", unexpected), ("has", wrong))
+        details = [f"{what} {_first(keys)}" for what, keys in told if keys]
+        advice = "Pass the name of the network that it was saved from"
+        if 2 * sum(k in own and v.shape == own[k].shape for k, v in state.items()) >= len(own):
+            advice += (
+                ". If that was changed, such as in its last layer or first convolution, build it "
+                "as it was, load these weights into it and use ol.Classifier(my_network)"
+            )
+        raise ValueError(f"{path} does not fit {name!r}: it {'; it '.join(details)}. {advice}")
+    for k, v in state.items():
+        if own[k].is_floating_point() and not v.is_floating_point():
+            raise ValueError(
+                f"{path} holds {k} as {v.dtype}, not as floating-point numbers; save the weights "
+                "that the network had before they were quantised"
+            )
+        if v.is_floating_point() and not v.isfinite().all():
+            raise ValueError(f"{path} holds NaN or infinity in {k}; the weights are of no use")
     network.load_state_dict(own | state)

@@ -1,15 +1,18 @@
-"""Named functions and their options; errors for unknown names list the close matches."""
+"""Named functions and their options, errors that list the close matches, and seeds."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import math
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 
 LARGEST_SEED = 2**63 - 1  # that PyTorch and NumPy take
 
@@ -66,6 +69,32 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 def check_seed(seed: Any) -> int:
     """Return a seed as an int; raise ValueError unless it is a whole number from 0 to 2⁶³ − 1."""
     return whole_number("seed", seed, 0, LARGEST_SEED)
+
+
+_seeding = threading.RLock()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the global generators for code that takes no other, and restore their state afterwards.
+
+    One thread at a time: the generators are those of the whole process.
+
+    Args:
+        seed: For NumPy's generator and PyTorch's on the CPU.
+        device: Seed its generator, too, if it is a GPU.
+    """
+    gpus = [device.index] if device is not None and device.type == "cuda" else []
+    generators = [torch.default_generator, *(torch.cuda.default_generators[i] for i in gpus)]
+    with _seeding, torch.random.fork_rng(devices=gpus):
+        state = np.random.get_state()  # noqa: NPY002
+        try:
+            for generator in generators:
+                generator.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            yield
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import socket
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -169,8 +171,12 @@ def test_classes_are_named_beside_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"own\.v2\.classes\.txt is not UTF-8"):
         ol.load_model("squeezenet1_1", **settings)
     beside.write_text("cat\ndog\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="2 labels were given for a network of 3 classes"):
+    with pytest.raises(ValueError, match=r"own\.v2\.classes\.txt names 2 .* network has 3; "):
         ol.load_model("squeezenet1_1", **settings)
+    for text, line in (("cat\n\nfox\ndog\n", 2), ("\ncat\nfox\ndog", 1)):
+        beside.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"own\.v2\.classes\.txt has a blank line {line}; "):
+            ol.load_model("squeezenet1_1", **settings)
     with pytest.raises(TypeError, match="labels is 'cat'; a list of names is needed"):
         ol.load_model("squeezenet1_1", labels="cat", **settings)
 
@@ -184,6 +190,21 @@ def test_random_weights_repeat_and_leave_the_random_state_alone() -> None:
         assert torch.equal(torch.random.get_rng_state(), state)
     first, second = (network.parameters() for network in networks)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_network_that_was_just_built_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def build(*args: Any, **options: Any) -> Any:
+        built.append(timm.create_model("test_resnet"))
+        return built[0], {"size": 160}
+
+    monkeypatch.setitem(models._BUILDERS, "timm", build)
+    with torch.inference_mode():
+        classifier = ol.load_model("test_resnet", weights="random", device="cpu")
+    assert classifier.network is built[0]
+    assert not any(p.requires_grad or p.is_inference() for p in built[0].parameters())
+    assert ol.explain("grad-cam", classifier, make_images(1, 160, 160), [3]).shape[0] == 1
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
@@ -341,3 +362,123 @@ def test_what_others_put_around_weights(wrap, tmp_path: Path) -> None:
     read = ol.load_model("scenes_vgg", checkpoint=tmp_path / "wrapped.pth").network.state_dict()
     assert list(read) == list(state)
     assert all(torch.equal(read[k], v) for k, v in state.items())
+
+
+# ------------------------------------------------------------------- checkpoints of trainers
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    """Weights of a small network, other than those that it is built with."""
+    weights = ol.load_model("scenes_vgg", device="cpu").network.state_dict()
+    return {k: v * 2 for k, v in weights.items()}
+
+
+def load(stored: Any, folder: Path) -> ol.Classifier:
+    torch.save(stored, folder / "stored.ckpt")
+    return ol.load_model("scenes_vgg", checkpoint=folder / "stored.ckpt", device="cpu")
+
+
+def check(classifier: ol.Classifier, state: dict[str, torch.Tensor]) -> None:
+    found = classifier.network.state_dict()
+    assert list(found) == list(state)
+    assert all(torch.equal(found[k], v) for k, v in state.items())
+
+
+def lightning(state: dict[str, torch.Tensor], **beside: torch.Tensor) -> dict[str, Any]:
+    """What Lightning's `Trainer.save_checkpoint` stores of a module with the network in it."""
+    return {
+        **{"epoch": 3, "global_step": 40, "pytorch-lightning_version": "2.5.5"},
+        "state_dict": {**{f"model.{k}": v for k, v in state.items()}, **beside},
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 4}}}},
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.5), "kth_value": 1}},
+        **{"optimizer_states": [{"state": {}, "param_groups": []}], "lr_schedulers": []},
+        **{"hparams_name": "kwargs", "hyper_parameters": {"lr": 0.1, "weights": [1.0, 2.0]}},
+    }
+
+
+def test_a_network_inside_a_lightning_module(state, tmp_path: Path) -> None:
+    beside = {"loss.weight": torch.ones(2), "criterion.pos_weight": torch.tensor(torch.inf)}
+    with pytest.warns(UserWarning, match="only what is under 'model.' is loaded, not") as told:
+        classifier = load(lightning(state, **beside), tmp_path)
+    assert str(told[0].message).endswith("stored.ckpt holds more than 'scenes_vgg': only what is "
+        "under 'model.' is loaded, not loss.weight, criterion.pos_weight")  # fmt: skip
+    assert told[0].filename == __file__
+    check(classifier, state)
+    # A copy under another name is no matter; other weights are.
+    same = {f"trunk.{k}": v for k, v in state.items()}
+    with pytest.warns(UserWarning, match=r"is loaded, not trunk\.\S+, .* and \d+ more"):
+        check(load(lightning(state, **same), tmp_path), state)
+    other = {f"teacher.{k}": v + 1 for k, v in state.items()}
+    with pytest.raises(ValueError, match=r"other weights .* 'model.' than under 'teacher.'"):
+        load(lightning(state, **other), tmp_path)
+
+
+def test_what_is_beside_another_network_is_not_left_out(state, tmp_path: Path) -> None:
+    torch.save(lightning(state, **{"loss.weight": torch.ones(2)}), tmp_path / "stored.ckpt")
+    with pytest.raises(ValueError, match=r"it misses .*; it has also model\.") as e:
+        ol.load_model("scenes_resnet", checkpoint=tmp_path / "stored.ckpt")
+    assert str(e.value).endswith("Pass the name of the network that it was saved from")
+
+
+def test_a_checkpoint_that_timm_saved(tmp_path: Path) -> None:
+    network = timm.create_model("test_vit", num_classes=3)
+    arguments = argparse.Namespace(model="test_vit", lr=np.float64(0.1), opt_betas=[0.9, 0.99])
+    saver = timm.utils.CheckpointSaver(
+        network,
+        torch.optim.SGD(network.parameters(), 0.1),
+        args=arguments,
+        checkpoint_dir=str(tmp_path),
+        recovery_dir=str(tmp_path),
+    )
+    saver.save_checkpoint(epoch=1, metric=np.float32(51.5))
+    path = tmp_path / "last.pth.tar"
+    found = torch.load(path, weights_only=False)
+    assert found["metric"] == 51.5
+    assert found["args"].lr == 0.1
+    before = set(torch.serialization.get_safe_globals())
+    check(ol.load_model("test_vit", checkpoint=path, device="cpu"), network.state_dict())
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda evil: argparse.Namespace(lr=evil),
+        lambda evil: {"state_dict": {}, "metric": [np.float64(1), evil]},
+        lambda evil: {"np": np.ones(2)},
+        lambda evil: {"path": Path("somewhere")},
+    ],
+)
+def test_what_is_not_allowed_by_name_is_refused(hide, state, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for stored in ({**state, "args": hide(Evil())}, {"state_dict": state, "args": hide(Evil())}):
+        with pytest.raises(ValueError, match=r"can't be read as weights.*can run code"):
+            load(stored, tmp_path)
+    assert not (tmp_path / "pwned.txt").exists()
+
+
+def test_a_changed_network_is_one_of_your_own(tmp_path: Path) -> None:
+    own = (
+        r"it was saved from\. If that was changed, such as in its last layer or first convolution, "
+        r"build it as it was, load these weights into it and use ol\.Classifier\(my_network\)$"
+    )
+    network = torchvision.models.resnet18(num_classes=4)
+    network.fc = torch.nn.Sequential(torch.nn.Dropout(), network.fc)
+    torch.save(network.state_dict(), tmp_path / "changed.pth")
+    with pytest.raises(ValueError, match=rf"misses fc\.weight, .* has also fc\.1\.weight, .*{own}"):
+        ol.load_model("resnet18", checkpoint=tmp_path / "changed.pth")
+    with pytest.raises(ValueError, match=r"it was saved from$"):
+        ol.load_model("squeezenet1_1", checkpoint=tmp_path / "changed.pth")
+    network = torchvision.models.resnet18(num_classes=4)
+    network.conv1 = torch.nn.Conv2d(1, 64, 7, bias=False)
+    torch.save(network.state_dict(), tmp_path / "grey.pth")
+    with pytest.raises(ValueError, match=rf"has conv1\.weight \(64, 1, 7, 7\) instead of .*{own}"):
+        ol.load_model("resnet18", checkpoint=tmp_path / "grey.pth")
+
+
+def test_whole_numbers_are_no_weights(state, tmp_path: Path) -> None:
+    key = next(k for k in state if state[k].ndim == 4)
+    whole = {**state, key: (state[key] * 100).to(torch.int8)}
+    with pytest.raises(ValueError, match=rf"{re.escape(key)} as torch\.int8, not as floating"):
+        load(whole, tmp_path)

@@ -37,7 +37,7 @@ class Worker:
 
     def __init__(self, job: Job, gpu: bool) -> None:
         if gpu and job.classifier.device.type == "cpu":
-            arguments = {**job.classifier.rebuild_arguments(), "device": "cuda"}
+            arguments = {**job.classifier.rebuild_arguments(), "device": "cuda", "copy": False}
             job = replace(job, classifier=Classifier(**arguments))
         self._job = job
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ..masking import to_masks
 from ..network import Classifier
-from ..registry import whole_number
+from ..registry import seeded, whole_number
 from .registry import METHODS, Callback, Step
 
 
@@ -74,6 +73,7 @@ def gradient_shap(
     ) -> tuple[Tensor]:
         """∂y_c/∂x of all samples in chunks; captum's own computes all of them at once."""
         nonlocal done
+        drawing.close()  # captum has drawn everything
         g = []
         for x in inputs[0].split(chunk):
             with torch.enable_grad():
@@ -90,24 +90,9 @@ def gradient_shap(
     # On devices whose generator state can't be restored, captum draws on the CPU.
     here = images if images.is_cuda else images.cpu()
     for x, c in zip(here.split(1), targets.tolist(), strict=True):
-        with _global_seed(seed, x.device):
+        with ExitStack() as drawing:
+            drawing.enter_context(seeded(seed, x.device))
             baselines = torch.cat([torch.zeros_like(x), x])
             phi = shap.attribute(x, baselines, samples, float(stdev), c)  # (1, 3, H, W)
         maps.append(phi.abs().sum(1, keepdim=True))
     return to_masks(torch.cat(maps).to(images), images.shape[2:])
-
-
-@contextmanager
-def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators, from which captum draws, and restore their state afterwards."""
-    state = np.random.get_state()  # noqa: NPY002
-    gpus = [device.index] if device.type == "cuda" else []
-    generators = [torch.default_generator, *(torch.cuda.default_generators[i] for i in gpus)]
-    with torch.random.fork_rng(devices=gpus):
-        try:
-            for generator in generators:
-                generator.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            yield
-        finally:
-            np.random.set_state(state)  # noqa: NPY002

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -56,7 +57,9 @@ class Classifier:
     """A network in evaluation mode, without parameter gradients, cut at one layer.
 
     The network is copied, so yours stays as it is. Images are float32 `(N, 3, H, W)`, RGB, in
-    [0, 1] and **not** normalised: `mean` and `std` are applied inside, after any masking.
+    [0, 1] and **not** normalised: `mean` and `std` are applied inside, after any masking. Logits
+    equal those of your network up to rounding (some 1e-6), because weights and images lie in
+    memory with their channels last where that is faster.
 
     Args:
         network: Any traceable `nn.Module`, images → logits `(N, classes)`. It is copied, with the
@@ -71,6 +74,8 @@ class Classifier:
         device: `"auto"` (a CUDA GPU where there is one, else the CPU) or any torch device.
         normalize: False leaves the normalisation out (paper, Appendix H).
         name: Name in tables and figures.
+        copy: False if the network is yours to give away, which saves its memory once: it is frozen,
+            converted and moved itself, and stays in use.
 
     Raises:
         ValueError: If an argument has a wrong value. `CutError`, a subclass, if the network can't
@@ -91,6 +96,7 @@ class Classifier:
         device: str | torch.device = "auto",
         normalize: bool = True,
         name: str | None = None,
+        copy: bool = True,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(
@@ -114,11 +120,12 @@ class Classifier:
             torch.tensor(values, device=self.device).view(1, 3, 1, 1)
             for values in ([1 / s for s in self.std], shift)
         )
-        self.network = _copied(network).eval().requires_grad_(False)
+        self.network = _own(network, copy).eval().requires_grad_(False)
         self.network.to(self.device, torch.float32)
         lay_out_weights(self.network)
         self._traced = Traced(self.network, self.size)
         self._copies: dict[torch.dtype, QuickCopy | None] = {}  # shared by all cuts
+        self._copying = threading.Lock()  # two threads make one copy
         self.classes: int = self._traced.classes
         if self.classes == 1:
             raise ValueError(
@@ -212,8 +219,9 @@ class Classifier:
         # In a very small network the conversions cost as much time as the multiplications save.
         small = self._traced.values < 1_000_000
         dtype = dtype_of("float32" if precision == "auto" and small else precision, self.device)
-        if dtype not in self._copies:
-            self._copies[dtype] = self._quick_copy(dtype)
+        with self._copying:
+            if dtype not in self._copies:
+                self._copies[dtype] = self._quick_copy(dtype)
         network = self._copies[dtype]
         if network is None and dtype == torch.bfloat16:
             if precision == "bfloat16":
@@ -258,7 +266,7 @@ class Classifier:
         arguments = self.rebuild_arguments()
         if arguments["device"] != "cpu":
             arguments["device"] = "auto"
-        return partial(type(self), **arguments), ()
+        return partial(type(self), copy=False, **arguments), ()
 
     def remember(self, images: Tensor) -> Classifier:
         """Return the same classifier with the feature maps of a batch cached.
@@ -456,14 +464,14 @@ def _unwrapped(network: nn.Module) -> nn.Module:
             return network
 
 
-def _copied(network: nn.Module) -> nn.Module:
+def _own(network: nn.Module, copied: bool) -> nn.Module:
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         raise ValueError(
             f"{type(network).__name__} holds TorchScript, which can't be traced; pass the network "
             "that it was made of"
         )
     try:
-        return copy.deepcopy(network)
+        return copy.deepcopy(network) if copied else network
     except RuntimeError as error:
         raise ValueError(
             f"{type(network).__name__} can't be copied ({' '.join(str(error).split())}); pass a "

@@ -3,15 +3,20 @@
 Every CAM method needs two halves of a network: *features* (images → maps of layer ℓ) and *head*
 (maps of ℓ → logits). The network is traced once with `torch.fx`; the trunk then returns the
 layer's output **and every earlier value that later operations still use** (a residual branch, a
-class token), and the head continues from there. No hooks, and gradients stop at the cut.
+class token), and the head continues from there. No hooks, and gradients stop at the cut. The two
+halves give the logits of the network that is cut, to the last bit; `Classifier` lays it out anew in
+memory before, which may change them by rounding.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
 import torch
@@ -22,26 +27,80 @@ from ..registry import unknown_name
 from .feature_maps import CutError, FeatureLayout, Finder, module_of
 from .transformer import Transformer, describe
 
+# torch.fx replaces `nn.Module.__call__` and `__getattr__` for the whole process while it traces:
+# one thread traces at a time, and the calls of other threads pass through.
+_tracing = threading.RLock()
+
 
 class _Tracer(fx.Tracer):
     """Does not look into modules that can't be traced: they become single operations."""
 
     def __init__(self, leaves: set[str]) -> None:
-        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        # Functions are made single operations by `_untraced`. The tracer's own way looks for them
+        # at every call of a module, also of another thread, which then takes the finding away.
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]
         self.leaves, self.opaque = leaves, tuple(get_notrace_modules())
         self.failed: str | None = None
+        self.thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualname: str) -> bool:
         opaque = module_qualname in self.leaves or isinstance(m, self.opaque)
         return opaque or super().is_leaf_module(m, module_qualname)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             if self.failed is None:
                 self.failed = self.path_of_module(m)
             raise
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        other = threading.get_ident() != self.thread
+        return attr_val if other else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+@contextmanager
+def _untraced(network: nn.Module, functions: Sequence[Any]) -> Iterator[None]:
+    """Within this context, functions become single operations of a trace.
+
+    They are replaced in the files of the network's modules and in `math`. Called with ordinary
+    values, as other threads call them, they do what they did.
+    """
+    single = {id(f): _recorded(f) for f in [*functions, *vars(math).values()] if callable(f)}
+    forwards = [inspect.unwrap(m.forward) for m in network.modules()]
+    files = [vars(math), *(getattr(forward, "__globals__", {}) for forward in forwards)]
+    found = [
+        (file, name, f)
+        for file in {id(file): file for file in files}.values()
+        for name, f in list(file.items())
+        if id(f) in single and not name.startswith("_")
+    ]
+    try:
+        for file, name, f in found:
+            file[name] = single[id(f)]
+        yield
+    finally:
+        for file, name, f in found:
+            file[name] = f
+
+
+def _recorded(function: Any) -> Any:
+    """Return a function that records a call with traced arguments, and makes any other."""
+
+    @wraps(function)
+    def record_or_call(*args: Any, **kwargs: Any) -> Any:
+        proxies: list[Any] = []
+        fx.node.map_aggregate(
+            (args, kwargs), lambda a: proxies.append(a) if isinstance(a, fx.Proxy) else a
+        )
+        if not proxies:
+            return function(*args, **kwargs)
+        return proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
+
+    return record_or_call
 
 
 def _trace(network: nn.Module) -> fx.Graph:
@@ -53,7 +112,8 @@ def _trace(network: nn.Module) -> fx.Graph:
     while True:
         tracer = _Tracer(leaves)
         try:
-            return tracer.trace(network, concrete_args=fixed or None)
+            with _tracing, _untraced(network, get_notrace_functions()):
+                return tracer.trace(network, concrete_args=fixed or None)
         except Exception as error:
             if tracer.failed is None or tracer.failed in leaves:
                 raise CutError(

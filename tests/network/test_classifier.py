@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import numpy as np
@@ -35,6 +36,17 @@ def test_the_users_network_stays_as_it_is(images: torch.Tensor) -> None:
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert not classifier.network.training
     assert not any(p.requires_grad for p in classifier.network.parameters())
+
+
+def test_a_network_given_away_is_not_copied(images: torch.Tensor) -> None:
+    network = cnn().train()
+    expected = ol.Classifier(network, "4", size=32).logits(images)
+    classifier = ol.Classifier(network, "4", size=32, copy=False)
+    assert classifier.network is network
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    torch.testing.assert_close(classifier.logits(images), expected)
+    assert copy.deepcopy(classifier).network is not network
 
 
 def test_probabilities_and_predictions(images: torch.Tensor, classifier: ol.Classifier) -> None:
