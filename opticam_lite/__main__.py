@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from .datasets import Unlabelled, knows_classes, load_dataset
 from .evaluation import evaluate, summarize
 from .evaluation.run import lacks
+from .evaluation.summary import in_words
 from .methods import METHODS, applicable
 from .metrics import METRICS
 from .models import check_model_name, load_model
@@ -44,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("--layer", help="where the network is cut [see load_model]")
     add("--checkpoint", type=_path, help="file of weights")
     add("--weights", default="hub", help="hub or random, without a checkpoint [hub]")
+    add("--activation", default="softmax", help="sigmoid for several labels an image [softmax]")
     add("--labels", type=_path, help="CSV of true classes, for a folder of photographs")
     add("--limit", type=int, help="measure this many images, drawn at random [all]")
     add("--seed", type=int, default=0, help="of draws and metrics, 0 to 2**63 - 1 [0]")
@@ -63,6 +66,12 @@ def parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="show no progress")
     table = commands.add_parser("summarize", help="show the table of results")
     table.add_argument("out", nargs="+", type=_path, help="folders that evaluate wrote")
+    table.add_argument("--methods", nargs="+", help="names of those to show [all]")
+    table.add_argument(
+        "--all-images",
+        action="store_true",
+        help="average each method over its own images, not over those that all have",
+    )
     table.add_argument("--csv", type=_path, help="write the table to this file, too")
     return whole
 
@@ -84,12 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         given = parser().parse_args(arguments)
-        if given.command == "evaluate":
-            _evaluate(given)
-        table = summarize(given.out, errors=True)
+        methods = _evaluate(given) if given.command == "evaluate" else given.methods
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda message, *_: _tell(str(message))
+            common = given.command == "evaluate" or not given.all_images
+            table = summarize(given.out, errors=True, methods=methods, common=common)
         if given.command == "summarize" and given.csv is not None:
             table.to_csv(given.csv)
-        lines = table.round(3).to_string().split("\n")
+        lines = in_words(table).to_string().split("\n")
         sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))
     except KeyboardInterrupt:
         _tell("interrupted; the same call goes on where it stopped")
@@ -103,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _evaluate(given: argparse.Namespace) -> None:
+def _evaluate(given: argparse.Namespace) -> list[str]:
+    """Measure what the command line asks for, and return the names of the methods."""
     # The cheap checks come first: loading a network may take a while.
     check_model_name(given.model)
     methods, metrics = names_in(" ".join(given.methods)), names_in(" ".join(given.metrics))
@@ -118,7 +131,7 @@ def _evaluate(given: argparse.Namespace) -> None:
     for what, path in {"checkpoint": given.checkpoint, "labels": given.labels}.items():
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"--{what} is {str(path)!r}, and there is no such file")
-    network = ("checkpoint", "layer", "device", "weights")
+    network = ("checkpoint", "layer", "device", "weights", "activation")
     classifier = load_model(given.model, **{name: getattr(given, name) for name in network})
     dataset = load_dataset(given.data, labels=given.labels, classifier=classifier)
     if not knows_classes(classifier, dataset):
@@ -142,6 +155,7 @@ def _evaluate(given: argparse.Namespace) -> None:
         collect=False,
         **{name: getattr(given, name) for name in how},
     )
+    return methods
 
 
 def _that_apply(reasons: dict[str, str | None]) -> list[str]:

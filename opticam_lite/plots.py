@@ -487,7 +487,7 @@ def trace(
 def bars(
     values: Mapping[str, float],
     *,
-    errors: Mapping[str, float] | None = None,
+    intervals: Mapping[str, Sequence[float]] | None = None,
     ylabel: str = "",
     title: str = "",
     alt: str | None = None,
@@ -497,17 +497,19 @@ def bars(
 
     Args:
         values: Name → height.
-        errors: Name → half the height of its error bar; none where the name is absent or NaN.
+        intervals: Name → lower and upper end of its error bar; none where it is absent or NaN.
         ylabel, title: Texts.
-        alt: Alt text. Default: each value, with its error.
+        alt: Alt text. Default: each value, with its interval.
         size: Width and height, inches.
     """
     figure, ax = _chart(size, "", ylabel, title)
-    shown = {name: (errors or {}).get(name, math.nan) for name in values}
+    ends = {name: (intervals or {}).get(name, (math.nan, math.nan)) for name in values}
     drawn = ax.bar(
         range(len(values)),
         list(values.values()),
-        yerr=list(shown.values()) if errors else None,
+        yerr=np.abs([[v - x for x in ends[name]] for name, v in values.items()]).T
+        if intervals
+        else None,
         capsize=3,
         color=COLORS[0],
         width=0.65,
@@ -524,8 +526,8 @@ def bars(
         for label in ax.get_xticklabels():
             label.set(rotation=35, ha="right", rotation_mode="anchor")
     told = "; ".join(
-        f"{name} {label}" + ("" if math.isnan(shown[name]) else f" ± {shown[name]:.2g}")
-        for name, label in labels.items()
+        f"{name} {label}" + ("" if math.isnan(low) else f" ({low:.3g} to {high:.3g})")
+        for (name, label), (low, high) in zip(labels.items(), ends.values(), strict=True)
     )
     return Picture(figure, alt or f"Bar chart of {title or ylabel}: {told}.")
 

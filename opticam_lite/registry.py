@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -40,6 +40,15 @@ def check_name(kind: str, name: object, names: Collection[str]) -> None:
     """Raise ValueError, with the sentence of `unknown_name`, unless a name is one of the names."""
     if name not in names:
         raise ValueError(unknown_name(kind, name, names))
+
+
+def some_of(values: Sequence[object]) -> str:
+    """Return the first eight of some values as text.
+
+    >>> some_of(range(99))
+    '0, 1, 2, 3, 4, 5, 6, 7, …'
+    """
+    return ", ".join([*map(str, values[:8]), *("…" for _ in values[8:9])])
 
 
 def names_in(text: str) -> list[str]:

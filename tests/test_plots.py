@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,7 +146,9 @@ def test_bars_have_the_digits_that_can_be_seen() -> None:
 
 def test_values_above_bars_stay_below_the_title() -> None:
     values = {f"a long name {i}": 40.0 for i in range(5)}  # leaves little height
-    picture = plots.bars(values, errors={"a long name 0": 1.0}, title="AG", size=(4.4, 2.9))
+    picture = plots.bars(
+        values, intervals={"a long name 0": (0.5, 2.0)}, title="AG", size=(4.4, 2.9)
+    )
     picture.png  # noqa: B018 - texts have their place once it is drawn
     (ax,) = picture.figure.axes
     gap = ax.title.get_window_extent().y0 - max(t.get_window_extent().y1 for t in ax.texts)
@@ -160,18 +163,20 @@ def test_the_scale_of_a_tall_grid_is_no_taller_than_four_rows() -> None:
     assert abs(scale.y1 - panels[0].y1) < panels[0].height / 4
 
 
-def test_bars_show_errors_where_they_are_known() -> None:
+def test_bars_show_intervals_where_they_are_known() -> None:
     picture = plots.bars(
         {"a name": 10.0, "another name": 20.0, "a third name": 5.0},
-        errors={"a name": 1.5, "another name": float("nan")},
+        intervals={"a name": (8.5, 12.0), "another name": (math.nan, math.nan)},
         title="AD",
         size=(2.0, 2.0),
     )
-    assert picture.alt == "Bar chart of AD: a name 10 ± 1.5; another name 20; a third name 5."
+    assert picture.alt == (
+        "Bar chart of AD: a name 10 (8.5 to 12); another name 20; a third name 5."
+    )
     (ax,) = picture.figure.axes
     (lines,) = ax.containers[0].lines[2]
     heights = [segment[:, 1].tolist() for segment in lines.get_segments() if len(segment)]
-    assert [8.5, 11.5] in heights
+    assert [8.5, 12.0] in heights
     assert {label.get_rotation() for label in ax.get_xticklabels()} == {35}
 
 

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import InterpolationMode, to_tensor
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes
 
-from ..network import Classifier, Preprocessing
+from ..network import Classifier, Preprocessing, usual
 from ..paths import given_path
 
 _AVIF = bool(features.check("avif"))  # built into Pillow from 11.3 on
@@ -68,6 +68,7 @@ def unreadable_kind(file: str) -> bool:
     return suffix in OTHER_SUFFIXES and suffix not in IMAGE_SUFFIXES
 
 
+@usual()
 def load_image(path: str | Path, classifier: Classifier | None = None) -> Tensor:
     """Read an image file as the network expects it.
 

@@ -7,15 +7,13 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..network import Classifier, Preprocessing, usual
 from .images import ImageError, passes
-
-if TYPE_CHECKING:
-    from ..network import Classifier, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -90,12 +88,14 @@ class Dataset(ABC):
         """
         return ""
 
+    @usual()
     def __getitem__(self, index: int) -> Sample:
         n = len(self)
         if not -n <= index < n:
             raise IndexError(f"{self.name} has {n} images; there is no image {index}")
         return self.sample(index % n)
 
+    @usual()
     def batch(self, indices: Iterable[int]) -> tuple[Tensor, Tensor | None]:
         """Return images `(N, 3, H, W)` and targets `(N,)`, or None where one has no label.
 

@@ -44,12 +44,11 @@ class _Group:
     def measure(self, method: str, metrics: list[str]) -> tuple[float, list[dict[str, Any]]]:
         """Return the method's seconds and the rows of all images."""
         options, classifier = self.job.methods[method], self.classifier
+        quiet: dict[str, Any] = {"progress": False, "warn": False}
 
         def explained(images: Tensor, targets: Tensor) -> Tensor:
             size = self.job.batch_size
-            return explain(
-                method, classifier, images, targets, batch_size=size, progress=False, **options
-            )
+            return explain(method, classifier, images, targets, batch_size=size, **quiet, **options)
 
         recalls, started = classifier.recalls, _now(classifier)
         masks = explained(self.images, self.targets)

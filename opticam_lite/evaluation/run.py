@@ -16,7 +16,7 @@ from ..datasets import Dataset, of_known_classes
 from ..datasets.protocol import check_readable
 from ..methods import METHODS
 from ..metrics import METRICS
-from ..network import Classifier
+from ..network import Classifier, usual
 from ..registry import check_name, check_seed, whole_number
 from . import store
 from .job import Job, Task
@@ -28,6 +28,7 @@ from .settings import describe
 ENGINES = ("local", "ray")
 
 
+@usual()
 def evaluate(
     classifier: Classifier,
     dataset: Dataset,

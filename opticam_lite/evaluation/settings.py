@@ -29,6 +29,7 @@ def describe(job: Job, device: str) -> dict[str, Any]:
         "network": classifier.name,
         "weights": weights_digest(classifier),
         "layer": classifier.layer,
+        "activation": classifier.activation,
         "dataset": job.dataset.name,
         "images": len(job.chosen),
         "ids": digest(json.dumps([(i, job.dataset.id(i)) for i in job.chosen]).encode()),

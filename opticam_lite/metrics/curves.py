@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
-from ..network import Classifier
+from ..network import Classifier, usual
 from ..registry import check_seed, whole_number
 from .registry import METRICS, Case, check_masks
 
@@ -72,6 +72,7 @@ def _of_targets(metric: Callable[..., Curves], case: Case) -> Tensor:
     better="higher",
     of_case=_of_predicted,
 )
+@usual()
 def insertion(
     classifier: Classifier,
     images: Tensor,
@@ -229,6 +230,7 @@ def aopc(
     return Curves((values[:, :1] - values[:, 1:]).mean(1), values)
 
 
+@usual()
 def _ranks(saliency: Tensor, seed: int) -> Tensor:
     """Return each value's rank in decreasing order, `(N, P)` from 0; ties in random order."""
     seed = check_seed(seed)
@@ -263,5 +265,5 @@ def _probabilities(
     for i, c in enumerate(targets.tolist()):
         for k in torch.arange(last + 1, device=start.device).split(batch_size):
             mixed = torch.where(steps[i] <= k.view(-1, 1, 1, 1), end[i], start[i])  # (K, 3, H, W)
-            values[i, k] = quick.logits(mixed).double().softmax(1)[:, c]
+            values[i, k] = classifier.to_probabilities(quick.logits(mixed).double())[:, c]
     return values.to(home)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..masking import check_range
+from ..network import usual
 from ..registry import check_seed, whole_number
 from .registry import METRICS, Case, check_masks
 
@@ -24,6 +25,7 @@ def _max_sensitivity(metric: Callable[..., Tensor], case: Case) -> Tensor:
     unit="ratio",
     of_case=_max_sensitivity,
 )
+@usual()
 def max_sensitivity(
     explain: Callable[[Tensor, Tensor], Tensor],
     images: Tensor,

@@ -102,6 +102,8 @@ class Finder:
         self.lengths = {s[1] for s in whole if len(s) == 3}
         self.widths = {s[2] for s in whole if len(s) == 3}
         self.grids = {s[2] * s[3] for s in whole if len(s) == 4}
+        # In a sequence of calls no products are seen: only a module's type tells an attention.
+        self.calls = {node.op for node in graph.nodes} == {"placeholder", "call_module", "output"}
         self.shuffled = self._find_shuffled(graph)
         self.padded = self._find_padded(graph)
 
@@ -130,6 +132,8 @@ class Finder:
         if first and last:  # as many channels as cells
             first, last = told is False, told is True
         if b in self.lengths:  # perhaps heads × tokens × channels
+            if self.calls and self._works_last(node) is None:
+                return None
             first, last = first and told is not True, last and told is not False
         return FeatureLayout("NCHW") if first else FeatureLayout("NHWC") if last else None
 

@@ -23,7 +23,7 @@ from ..plots import Picture, bars, grid
 from ..registry import LARGEST_SEED
 from ..text import page
 from .parameters import NAMES, OneNetwork, ReportError, parameter
-from .records import write
+from .records import figures, write
 from .subject import Subject, listed, load
 from .tables import comparison, paper_table, title
 
@@ -149,12 +149,12 @@ def section(name: str, subject: Subject, table: pd.DataFrame) -> str:
 
 
 def chart(table: pd.DataFrame, metric: str) -> Picture:
-    """Draw a metric of each method, with its standard error over images."""
+    """Draw a metric of each method, with its 95 % interval over images."""
     known = METRICS[metric]
     named = table.rename(index=title)
     return bars(
         named[metric].to_dict(),
-        errors=named[f"{metric} ±"].to_dict(),
+        intervals=named[[f"{metric} low", f"{metric} high"]].T.to_dict("list"),
         ylabel=known.unit,
         title=f"{metric}: {known.title[0].lower() + known.title[1:]}, {known.better} is better",
         size=(max(4.4, 0.55 * len(named)), 2.9),
@@ -224,10 +224,7 @@ def write_metrics(
             "method": str(method),
             "seconds": float(row["T"]),
             "n": int(row["images"]),
-            "metrics": {
-                metric: {"value": float(row[metric]), "error": float(row[f"{metric} ±"])}
-                for metric in subject.metrics
-            },
+            "metrics": {metric: figures(row, metric) for metric in subject.metrics},
         }
         for method, row in table.iterrows()
     ]

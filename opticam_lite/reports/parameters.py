@@ -94,6 +94,7 @@ class OneNetwork(Parameters):
     weights: str = parameter("hub", "without a checkpoint: hub or random")
     layer: str = parameter("", "layer whose maps are combined; empty: the network's default")
     normalize: bool = parameter(True, "no: without input normalisation (paper, Appendix H)")
+    activation: str = parameter("softmax", "sigmoid for a network with several labels an image")
 
 
 def convert(name: str, text: str, kind: type) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ..evaluation.summary import ERRORS
 from ..text import page, plain
 from .subject import Subject
 from .tables import ordering, title
@@ -74,6 +75,12 @@ def write(
     return record
 
 
+def figures(row: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """Return value, standard error and 95 % interval of a metric in a row of a summary."""
+    names = {"value": "", "error": " ±", "low": " low", "high": " high"}
+    return {name: float(row[f"{metric}{of}"]) for name, of in names.items()}
+
+
 def write_json(folder: str | Path, record: Mapping[str, Any]) -> None:
     """Write `metrics.json` into a folder; `""` writes nothing. NaN becomes null."""
     if folder:
@@ -110,7 +117,7 @@ def write_table(
     for metric in (c for c in table.columns if f"{c} ±" in table.columns):
         figures = zip(table[metric], table[f"{metric} ±"], strict=True)
         shown[metric] = [f"{v:.2f} ± {e:.2f}".replace("nan", "--") for v, e in figures]
-    columns = [c for c in shown.columns if not c.endswith(" ±")]
+    columns = [c for c in shown.columns if not c.endswith(ERRORS)]
     texts = ["% \\usepackage{booktabs,graphicx}\n"]
     for caption, names in (parts or {"": columns}).items():
         if chosen := [c for c in columns if c in names]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..evaluation import choose
 from ..plots import Picture, lost_and_won
 from .parameters import NAMES, OneNetwork, parameter
-from .records import write
+from .records import figures, write
 from .subject import Subject, load, readable
 from .tables import ordering, title
 
@@ -85,7 +85,7 @@ def write_metrics(
     Args:
         folder: Where to; `""` writes nothing.
         subject: What was measured.
-        table: What `summarize` returned.
+        table: What `summarize(…, errors=True)` returned.
         quality: `top1` (percent, None without true classes) and `mean_probability` (fraction).
 
     Returns:
@@ -95,6 +95,7 @@ def write_metrics(
         {
             "method": str(method),
             **{metric: float(row[metric]) for metric in ("AD", "AG", "AI")},
+            "metrics": {metric: figures(row, metric) for metric in ("AD", "AG", "AI")},
             "seconds": float(row["T"]),
             "n": len(subject.indices),
         }

@@ -83,6 +83,7 @@ def load(asked: OneNetwork, data: str, labels: str) -> Subject:
         layer=asked.layer or None,
         weights=asked.weights,
         normalize=asked.normalize,
+        activation=asked.activation,
         device=asked.device,
     )
     with warnings.catch_warnings(action="ignore"):  # `notes` tells of files that can't be read

@@ -57,7 +57,7 @@ def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = 
     """Return an HTML table of the measured figures beside the paper's.
 
     Args:
-        table: What `summarize` returned, with the standard errors or without.
+        table: What `summarize` returned, with intervals (`errors=True`) or without.
         paper: What `paper_table` returned, or the rows of some of its networks. Its methods that
             were not measured follow in grey, its metrics that were not measured are left out.
         here: Heads the measured columns.
@@ -70,7 +70,7 @@ def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = 
         columns=columns,
         methods={method: title(method) for method in [*table.index, *paper["method"]]},
         measured=set(table.index),
-        errors=any(f"{c} ±" in table.columns for c in columns),
+        intervals=any(f"{c} low" in table.columns for c in columns),
         source=paper.attrs["source"] if networks else "",
         units=[text for c, text in _UNITS.items() if c in columns],
         metrics=METRICS,
@@ -80,22 +80,25 @@ def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = 
 
 
 def _cell(group: pd.DataFrame, method: str, column: str) -> dict[str, Any]:
-    """Return a figure as it is printed, whether it is the best of its column, and its error."""
+    """Return a figure as it is printed, whether it is the best of its column, and its interval.
+
+    Fake-CAM is never the best, as in the paper: its AD is lowest although it explains nothing. With
+    intervals a figure is the best if it is surely better than the others.
+    """
     if method not in group.index or pd.isna(group.loc[method, column]):
         return {"text": "–", "best": False}
     digits = 2 if column in _UNITS else 1
     values = group[column].round(digits)
-    # Bold as in the paper: Fake-CAM aside, whose AD is lowest although it explains nothing.
+    text = f"{values[method] + 0.0:.{digits}f}"
+    if f"{column} low" in group:
+        low, high = group.loc[method, [f"{column} low", f"{column} high"]]
+        ends = "" if math.isnan(low) else f"{low + 0.0:.{digits}f}–{high:.{digits}f}"
+        return {"text": text, "best": group.loc[method, f"{column} best"], "interval": ends}
     rivals = values.drop(index="fake-cam", errors="ignore")
     best = None
     if column in METRICS and method != "fake-cam":
         best = rivals.min() if METRICS[column].better == "lower" else rivals.max()
-    error = group.loc[method].get(f"{column} ±", math.nan)
-    return {
-        "text": f"{values[method]:.{digits}f}",
-        "best": values[method] == best,
-        "error": "" if math.isnan(error) else f"{error:.{digits}f}",
-    }
+    return {"text": text, "best": values[method] == best}
 
 
 def ordering(table: pd.DataFrame) -> dict[str, tuple[bool, str]]:

@@ -12,6 +12,7 @@ from test_reports import Page
 
 import opticam_lite as ol
 from opticam_lite import reports
+from opticam_lite.evaluation import summary
 from opticam_lite.methods import METHODS
 from opticam_lite.metrics import METRICS
 from opticam_lite.reports import benchmark, runner, tables
@@ -220,15 +221,15 @@ def test_the_papers_network_of_the_same_kind(subject, monkeypatch, name, network
 def test_transformers_have_their_own_tables():
     subject = reports.Benchmark(**{**QUICK, "model": "scenes_vit"}).prepare()
     assert benchmark.counterpart(subject) == ("ViT-B", False)
-    table = pd.DataFrame(
-        {"AD": [1.0], "AD ±": [0.5], "MS": [1.5], "MS ±": [0.1], "T": [1.0]}, index=["rollout"]
-    )
+    measured = {"AD": [1.0], "AD low": [0.5], "AD high": [3], "AD best": [False]}
+    measured |= {"MS": [1.5], "MS low": [1.25], "MS high": [1.75], "MS best": [True]}
+    table = pd.DataFrame(measured | {"T": [1.0]}, index=["rollout"])
     shown = benchmark.section("What the mask keeps", subject, table)
     assert "the paper's Table 2" in shown
-    assert figures(shown).row(tables.title("rollout")) == ["1.0±0.5", "1.00", "42.1", "0.02"]
+    assert figures(shown).row(tables.title("rollout")) == ["1.00.5–3.0", "1.00", "42.1", "0.02"]
     # The paper's Table 4 has no transformer.
     shown = benchmark.section("AOPC, sensitivity, ADCC", subject, table)
-    assert figures(shown).row(tables.title("rollout")) == ["1.50±0.10"]
+    assert figures(shown).row(tables.title("rollout")) == ["1.501.25–1.75"]
     assert "Table 4 has no network of this kind" in shown
 
 
@@ -239,20 +240,21 @@ def test_a_section_shows_measured_and_printed_figures(subject, frame):
     table = ol.summarize(frame, errors=True)
     shown = benchmark.section("Localisation", subject, table)
     page = figures(shown)
-    value, error = table.loc["grad-cam", ["LE", "LE ±"]]
-    assert page.row("Grad-CAM") == [f"{value:.1f}±{error:.1f}", "65.8"]
+    value, low, high = table.loc["grad-cam", ["LE", "LE low", "LE high"]]
+    assert page.row("Grad-CAM") == [f"{value:.1f}{low:.1f}–{high:.1f}", "65.8"]
     assert page.row("Opti-CAM") == ["–", "64.8"]
     assert "paper: another network" in shown
     # In words that hold for `make` and for a notebook opened by hand.
     assert "Not measured: OM, F1, BA, SP, EP, SM (the parameter metrics does not name" in shown
     (image,) = Page(shown).all("img")
-    assert f"Grad-CAM {value:.3g} ± {error:.2g}" in image["alt"]
+    assert f"Grad-CAM {value:.3g} ({low:.3g} to {high:.3g})" in image["alt"]
     assert Page(benchmark.section("Insertion and deletion", subject, table)).rows == []
 
 
 def test_each_of_the_papers_tables_is_one_that_fits_a_page(subject, frame, tmp_path):
     table = pd.DataFrame(1.0, index=frame["method"].unique(), columns=[*METRICS, "T"])
-    table = table.join(table.add_suffix(" ±")).rename_axis("method").assign(images=3)
+    beside = [table.add_suffix(of) for of in summary.ERRORS]
+    table = pd.concat([table, *beside], axis="columns").rename_axis("method").assign(images=3)
     parameters = replace(subject.parameters, metrics="all")
     asked = replace(subject, parameters=parameters, metrics=tuple(METRICS))
     benchmark.write_metrics(tmp_path, asked, table, frame)

@@ -110,6 +110,14 @@ def test_a_report_has_the_defaults_of_its_dataclass(report):
     assert type(parameters).of(globals() | parameters.settings()) == parameters
 
 
+def test_the_activation_is_that_of_the_network():
+    parameters, _, _ = runner.parse(["ACTIVATION=sigmoid", "LIMIT=2", "METHODS=fake-cam"])
+    assert parameters.prepare().classifier.activation == "sigmoid"
+    parameters, _, _ = runner.parse(["ACTIVATION=sigmoids"])
+    with pytest.raises(ValueError, match="unknown activation 'sigmoids'; did you mean 'sigmoid'"):
+        parameters.prepare()
+
+
 def test_parameters_are_converted_and_empty_ones_left_at_their_default():
     parameters, out, timeout = runner.parse(
         ["LIMIT=7", "normalize=No", "IMAGES=my = photos", "LAYER=", "OUT=some where", "TIMEOUT=9.5"]
@@ -467,10 +475,14 @@ def test_the_chart_tells_its_figures_to_those_who_can_not_see_it(table):
 def test_metrics_never_hold_what_json_does_not_know(table, tmp_path):
     subject = reports.Saliency(weights="random", limit=1).prepare()
     quality = {"top1": None, "mean_probability": float("nan")}
-    saliency.write_metrics(tmp_path, subject, table, quality)
+    of = ("±", "low", "high")
+    sure = {f"{metric} {part}": float("nan") for metric in ("AD", "AG", "AI") for part in of}
+    saliency.write_metrics(tmp_path, subject, table.assign(**sure), quality)
     written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert written["mean_probability"] is None
     assert written["ordering_holds"] is True
+    figures = {"value": 12.0, "error": None, "low": None, "high": None}
+    assert written["methods"][0]["metrics"]["AD"] == figures
 
 
 @pytest.mark.parametrize("report", reports.REPORTS)
