@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import torch
-
 from ..datasets import Sample
-from ..datasets.images import SourceError
+from ..datasets.images import passes
 from ..metrics.localization import check_boxes
 from .job import Job, Task
-
-# Errors of the system, not of the file: too many open files, no memory, a lost network drive.
-PASSING = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
-)
 
 Batch = tuple[Task, Iterator[tuple[int, Sample | str]]]
 """A task with position → sample, or why the image can't be measured."""
@@ -63,13 +54,3 @@ def _sample(job: Job, position: int) -> Sample | str:
         if passes(error):
             raise
         return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def passes(error: BaseException) -> bool:
-    """Whether an error may be temporary, so that the image must not count as broken."""
-    return any(
-        isinstance(e, MemoryError | SourceError | torch.OutOfMemoryError)
-        or (isinstance(e, OSError) and e.errno in PASSING)
-        or (isinstance(e, RuntimeError) and re.search("out of|allocate memory", str(e)) is not None)
-        for e in (error, error.__cause__)
-    )

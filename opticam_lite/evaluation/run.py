@@ -13,10 +13,11 @@ import pandas as pd
 import torch
 
 from ..datasets import Dataset, of_known_classes
+from ..datasets.protocol import check_readable
 from ..methods import METHODS
 from ..metrics import METRICS
 from ..network import Classifier, usual
-from ..registry import check_name, whole_number
+from ..registry import check_name, check_seed, whole_number
 from . import store
 from .job import Job, Task
 from .measuring import measure
@@ -59,7 +60,7 @@ def evaluate(
             `{"grad-cam": {}, "opti-cam": {"iterations": 50}}`.
         metrics: Names of `list_metrics()`.
         limit: Use this many images, drawn at random. Default: all.
-        seed: Of that draw, and of metrics that use random numbers.
+        seed: Of that draw, and of metrics that use random numbers; 0 to 2⁶³ − 1.
         batch_size: Images at a time (the paper times batches of 8).
         options: Options of methods that were given by their names: a mapping as in `methods`.
         progress: True shows a bar for each method after two seconds; False or None shows nothing.
@@ -85,9 +86,9 @@ def evaluate(
 
     Raises:
         ValueError: For unknown names, options or limits, or an `out` that holds another run,
-            before anything is computed. After it, if no image at all could be measured with a
-            method. Errors of a network, method or metric that fails on a grey image, too, are
-            raised as they are.
+            before anything is computed. If none of about 200 images that are spread over all can
+            be read. After it, if no image could be measured with a method. Errors of a network,
+            method or metric that fails on a grey image, too, are raised as they are.
         OSError: If the disk is full, or the folder of the images is missing; what was written
             stays valid, and the same call continues from there.
     """
@@ -97,10 +98,12 @@ def evaluate(
             raise ValueError(f"{name} is {given}; it is for engine='ray', not {engine!r}")
     if not collect and out is None:
         raise ValueError("collect is False, and out names no folder; the rows would be lost")
+    if out is not None and not str(out).strip():
+        raise ValueError("out is empty; name a folder, or . for the current one")
     limit = None if limit is None else whole_number("limit", limit, 1)
     processes = None if processes is None else whole_number("processes", processes, 1)
     gpu = classifier.device.type == "cuda"
-    seed = whole_number("seed", seed, 0, 2**63 - 1)
+    seed = check_seed(seed)
     dataset = of_known_classes(classifier, dataset)
     if not len(dataset):
         raise ValueError(f"{dataset.name} has no images")
@@ -115,6 +118,7 @@ def evaluate(
         whole_number("workers", (4 if gpu else 1) if workers is None else workers, 0),
     )
     _check_fit(job)
+    check_readable(dataset, job.chosen)
     with ExitStack() as stack:
         rows = store.Memory()
         if out is not None:

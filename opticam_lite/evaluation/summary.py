@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..metrics import METRICS
 from ..metrics.registry import mean
+from ..paths import given_path
 from ..registry import unknown_name
 from . import store
 from .intervals import ENDS, FEWEST, interval, interval_of_average, redrawn, surely_better
@@ -146,7 +147,7 @@ def _in_common(frame: pd.DataFrame, index: list[str]) -> pd.DataFrame:
 def _read(folders: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     """Return the rows of folders, with the folder's name where nothing else distinguishes them."""
     folders = [folders] if isinstance(folders, str | Path) else folders
-    paths = {Path(folder).resolve(): str(folder) for folder in folders}
+    paths = {given_path(folder).resolve(): str(folder) for folder in folders}
     frames = {name: store.read(path, COLUMNS) for path, name in paths.items()}
     if not frames:
         raise ValueError("there are no rows to summarise; name the folder of a run")

@@ -5,7 +5,6 @@ Benchmark.prepare ──▶ evaluate ──▶ summarize ──▶ a section for
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from dataclasses import dataclass, replace
@@ -22,6 +21,8 @@ from ..evaluation.settings import describe
 from ..methods import explain
 from ..metrics import METRICS
 from ..plots import Picture, bars, grid
+from ..registry import LARGEST_SEED
+from ..text import page
 from .parameters import NAMES, OneNetwork, ReportError, parameter
 from .records import figures, write
 from .subject import Subject, listed, load
@@ -56,7 +57,7 @@ class Benchmark(OneNetwork):
     examples: int = parameter(1, "show this many of each method's best and worst maps", least=1)
     methods: str = parameter("grad-cam, grad-cam++, layer-cam, opti-cam, fake-cam", NAMES)
     iterations: int = parameter(50, "of Opti-CAM; the paper has 100", least=1)
-    seed: int = parameter(0, "of the draw, and of metrics that draw", least=0)
+    seed: int = parameter(0, "of the draw, and of metrics that draw", least=0, most=LARGEST_SEED)
 
     def prepare(self) -> Subject:
         """Check the parameters and load what they name, with the metrics that the data allow.
@@ -126,7 +127,7 @@ def section(name: str, subject: Subject, table: pd.DataFrame) -> str:
         if metric not in measured:
             reasons.setdefault(subject.left_out.get(metric, _UNASKED), []).append(metric)
     absent = "".join(
-        f"<p>Not measured: {', '.join(names)} ({html.escape(reason)}).</p>"
+        f"<p>Not measured: {', '.join(names)} ({page(reason)}).</p>"
         for reason, names in reasons.items()
     )
     if not measured:
@@ -226,4 +227,10 @@ def write_metrics(
         "mean_probability": float(frame.dropna(subset="p").drop_duplicates("image")["p"].mean()),
         "broken": frame.loc[frame["error"].notna(), "image"].nunique(),
     }
-    return write(folder, "benchmark", subject, table, methods, **more)
+    parts = {
+        name: [*paper_table(numbers[subject.transformer]).columns]
+        for name, numbers in SECTIONS.items()
+    }
+    others = [name for name in subject.metrics if not any(name in part for part in parts.values())]
+    parts = {**parts, "Other metrics": others}
+    return write(folder, "benchmark", subject, table, methods, parts, **more)

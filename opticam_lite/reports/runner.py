@@ -28,8 +28,10 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
 
+from ..paths import given_path
 from ..registry import unknown_name
 from ..stopping import stoppable
+from ..text import plain
 from . import REPORTS
 from .parameters import Parameters, ReportError, convert
 from .tables import FIGURES, HERE
@@ -37,6 +39,7 @@ from .tables import FIGURES, HERE
 DEFAULT = "saliency"
 ESSENTIAL = ("saliency", "benchmark")  # made by `make report` without arguments
 SECONDS_A_CELL = 7200.0
+MOST_SECONDS = 1e8  # three years; the system's clocks don't take any number
 WIDGET = "application/vnd.jupyter.widget-view+json"
 _PACKAGE = HERE.parent
 # What a notebook writes to `out`.
@@ -115,10 +118,13 @@ def parse(arguments: Sequence[str], report: str = DEFAULT) -> tuple[Parameters, 
             )
         if text.strip():
             values[key] = convert(key, text.strip(), types[key])
-    out = Path(values.pop("out", folder(report))).expanduser()
+    out = given_path(values.pop("out", folder(report)), "OUT")
     timeout = values.pop("timeout", SECONDS_A_CELL)
-    if not timeout > 0:
-        raise ReportError(f"TIMEOUT is {timeout:g}; it must be above 0, in seconds a cell")
+    if not 0 < timeout <= MOST_SECONDS:
+        raise ReportError(
+            f"TIMEOUT is {timeout:g}; it must be above 0 and at most {MOST_SECONDS:g}, in seconds "
+            "a cell"
+        )
     return REPORTS[report](**values), out, timeout
 
 
@@ -333,7 +339,7 @@ def _make(arguments: Sequence[str]) -> int:
             _check_folder(plans[report][1])
             plans[report][0].prepare()
     except (OSError, TypeError, ValueError) as error:
-        sys.stderr.write(f"report: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"report: {plain(' '.join(str(error).split()))}\n")
         return 2
     failed = False
     for report, (parameters, out, timeout) in plans.items():
@@ -351,7 +357,7 @@ def _make(arguments: Sequence[str]) -> int:
             failed = True
             continue
         for failure in found:
-            sys.stderr.write(f"report: {failure.where} failed with {failure.error}\n")
+            sys.stderr.write(f"report: {plain(f'{failure.where} failed with {failure.error}')}\n")
         page, kept = (out / f"{report}_report.{end}" for end in ("html", "ipynb"))
         sys.stdout.write(f"{kept if kept.exists() and not page.exists() else page}\n")
         failed |= bool(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -10,6 +11,7 @@ from test_reports import Page
 
 import opticam_lite as ol
 from opticam_lite import reports
+from opticam_lite.evaluation import summary
 from opticam_lite.methods import METHODS
 from opticam_lite.metrics import METRICS
 from opticam_lite.reports import benchmark, runner, tables
@@ -266,6 +268,23 @@ def test_a_section_shows_measured_and_printed_figures(subject, frame):
     (image,) = Page(shown).all("img")
     assert f"Grad-CAM {value:.3g} ({low:.3g} to {high:.3g})" in image["alt"]
     assert Page(benchmark.section("Insertion and deletion", subject, table)).rows == []
+
+
+def test_each_of_the_papers_tables_is_one_that_fits_a_page(subject, frame, tmp_path):
+    table = pd.DataFrame(1.0, index=frame["method"].unique(), columns=[*METRICS, "T"])
+    beside = [table.add_suffix(of) for of in summary.ERRORS]
+    table = pd.concat([table, *beside], axis="columns").rename_axis("method").assign(images=3)
+    parameters = replace(subject.parameters, metrics="all")
+    asked = replace(subject, parameters=parameters, metrics=tuple(METRICS))
+    benchmark.write_metrics(tmp_path, asked, table, frame)
+    text = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    columns = re.findall(r"\\begin\{tabular\}\{(l(r|l)+)\}", text)
+    tables_of_all = len(benchmark.SECTIONS) + 1  # one of metrics that the paper has not
+    assert len(columns) == text.count(r"\caption{") == tables_of_all
+    assert max(len(column) for column, _ in columns) <= 12
+    heads = [line for line in text.splitlines() if line.startswith(" & ")]
+    shown = [cell.strip(" \\") for line in heads for cell in line.split("&")[1:]]
+    assert sorted(shown) == sorted([*METRICS, "T"])
 
 
 def test_a_cell_that_the_scan_lost_is_a_dash(subject):

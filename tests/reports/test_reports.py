@@ -18,11 +18,15 @@ import pandas as pd
 import papermill
 import pytest
 from filelock import FileLock
+from nbconvert.filters import markdown2html
 from PIL import Image
+from test_text import NASTY, SAFE, Shown
 
 import opticam_lite as ol
 from opticam_lite import reports
+from opticam_lite.evaluation import choose
 from opticam_lite.reports import records, runner, saliency, tables
+from opticam_lite.text import plain
 
 # Papermill and Jupyter's libraries are still on their way to the newest Python.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -332,14 +336,114 @@ def test_tables_are_written_to_copy(table, tmp_path):
     records.write_table(tmp_path, table)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table.csv", index_col="method"), table)
     text = (tmp_path / "table.tex").read_text(encoding="utf-8")
-    assert r"& AD $\pm$ \\" in text
-    assert "Grad-CAM & 12.00 & 10.00 &" in text
+    assert r"Grad-CAM & 12.00 $\pm$ 0.50 & 10.00 &" in text
+    for line in (
+        r"\toprule",
+        r"\bottomrule",
+        r"\begin{table}",
+        r"% \usepackage{booktabs,graphicx}",
+    ):
+        assert line in text
     boxes = pd.DataFrame({"network": ["scenes_vgg"], "mask": ["S∖B"], "AD": [1.25]})
     records.write_table(tmp_path, boxes)
     assert (tmp_path / "table.csv").read_text(encoding="utf-8").startswith("network,mask,AD\n")
     text = (tmp_path / "table.tex").read_text(encoding="utf-8")
     assert r"scenes\_vgg & S$\setminus$B & 1.25 \\" in text
     records.write_table("", boxes)
+
+
+def test_any_name_is_text_in_every_table(table, tmp_path):
+    table = table.rename_axis("method").rename(index={"score-cam": NASTY})
+    records.write_table(tmp_path, table)
+    text = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if "onerror" in line)
+    assert line.count("&") == len(table.columns)
+    assert r"price\_\$10\_vs\_\$20 \textless{}img src=x onerror=alert(1)\textgreater{}" in line
+    assert r"\textbar{}*\_`\#\textbackslash n\# h" in line
+    assert NASTY in pd.read_csv(tmp_path / "table.csv")["method"].to_list()
+    shown = tables.comparison(table, tables.paper_table(1), here=NASTY)
+    verdict = tables.checklist({"claim": (True, NASTY)})
+    for text in (shown, verdict):
+        assert "<img" not in text
+        assert "$" not in text.replace(tables.FIGURES, "")
+    assert Page(shown).row(plain(NASTY))[:2] == ["8.0", "20.0"]
+
+
+def test_settings_and_notes_are_text():
+    subject = reports.Saliency(weights="random", device="cpu").prepare()
+    named = reports.Saliency(images=NASTY)
+    subject = replace(subject, parameters=named, broken={NASTY: NASTY}, left_out={"lime": NASTY})
+    subject.dataset.unread = [NASTY]
+    notes = "\n".join(f"- {note}" for note in tables.notes(subject))
+    for source in (records.settings_table(subject), notes):
+        assert "<img" not in source
+        assert "$" not in source
+        shown = Shown(markdown2html(source))
+        assert shown.tags <= SAFE
+        assert plain(NASTY) in shown.text
+    assert len(notes.splitlines()) == 4  # one item each
+    assert reports.boxes.in_words(
+        {"best": "_a_ | b", "rho": 1, "n": 9, "low": 0.1, "high": 1, "true": True}
+        | {"within_noise": ["<b>"], "beats_control": True}
+    ).startswith("**&#95;a&#95; &#124; b** follows")
+
+
+def test_a_note_says_why_equal_methods_differ():
+    subject = reports.Saliency(weights="random", device="cpu").prepare()
+    told = [note for note in tables.notes(subject) if "relu" in note]
+    assert len(told) == 1
+    assert "CAM weighs the maps as Grad-CAM would" in told[0]
+    for methods in ({"cam": {}, "opti-cam": {}}, {"grad-cam": {}, "hires-cam": {}}):
+        assert tables.notes(replace(subject, methods=methods)) == []
+
+
+@pytest.mark.parametrize("report", reports.REPORTS)
+def test_every_report_checks_seed_and_paths(report, capsys):
+    data = "DATA" if report == "benchmark" else "IMAGES"
+    for argument, words in {
+        "SEED=-1": "SEED is -1; it must be at least 0",
+        f"SEED={2**63}": f"SEED is {2**63}; it must be at least 0 and at most {2**63 - 1}",
+        "TIMEOUT=nan": "TIMEOUT is nan; it must be above 0",
+        "TIMEOUT=inf": "TIMEOUT is inf; it must be above 0 and at most 1e+08",
+        f"{data}=~nobody-here/x": "'~nobody-here/x', which is no path here",
+        f"{data}={'x' * 300}": "is too long, 300 letters",
+        f"OUT={'x' * 300}": "OUT is too long, 300 letters",
+        **({"CHECKPOINT=~nobody-here/x": "CHECKPOINT is '~n"} if report != "boxes" else {}),
+    }.items():
+        models = ["MODELS=scenes_resnet"] if report == "boxes" else []
+        assert runner.main([f"REPORT={report}", argument, *models]) == 2
+        told = capsys.readouterr().err
+        assert words in told
+        assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        lambda: reports.Saliency(images="", weights="random"),
+        lambda: reports.Benchmark(data="", weights="random"),
+        lambda: reports.Boxes(images="", models="scenes_resnet"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(report, monkeypatch, photos):
+    monkeypatch.chdir(photos)
+    with pytest.raises(ValueError, match="is empty; name a file or a folder"):
+        report().prepare()
+
+
+def test_the_report_on_boxes_leaves_out_what_can_not_be_read(monkeypatch):
+    whole = ol.datasets.Scenes.sample
+
+    drawn = choose(256, 3)
+
+    def sample(self, index):
+        if index == drawn[0]:
+            raise ol.ImageError("a.jpg is damaged")
+        return whole(self, index)
+
+    monkeypatch.setattr(ol.datasets.Scenes, "sample", sample)
+    (subject,) = reports.Boxes(models="scenes_resnet", limit=3).prepare()
+    assert (subject.indices, list(subject.broken.values())) == (drawn[1:], ["a.jpg is damaged"])
 
 
 def test_the_comparison_shows_measured_and_printed_figures(table):
