@@ -19,6 +19,10 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
+from .stopping import while_importing
+
+while_importing()  # what follows takes seconds
+
 # By default PyTorch's threads wait for each other in busy loops, so that one other busy process
 # makes two of them at least three times as slow. It is read when PyTorch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from . import scene_networks
 from .datasets.scenes import CLASSES
 from .network import ACTIVATIONS, IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing, usual
-from .paths import data_dir
+from .paths import data_dir, given_path
 from .registry import check_name, seeded, unknown_name
 
 WEIGHTS = ("hub", "random")
@@ -124,7 +124,7 @@ def load_model(
         **settings,
     )  # fmt: skip
     if labels is None and checkpoint is not None:
-        _name_classes(classifier, Path(checkpoint))
+        _name_classes(classifier, given_path(checkpoint))
     return classifier
 
 
@@ -188,7 +188,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no file of weights.
     """
-    path = Path(path)
+    path = given_path(path, "the checkpoint")
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file at {path}; check the path")
     try:

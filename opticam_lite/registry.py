@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+LARGEST_SEED = 2**63 - 1  # that PyTorch and NumPy take
+
 
 def unknown_name(kind: str, name: object, names: Iterable[str], *, show: int = 40) -> str:
     """Return one sentence that says a name is unknown, which are close to it and which exist.
@@ -71,6 +73,11 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
         needed = f"≥ {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} is {value!r}; a whole number {needed} is needed")
     return int(value)
+
+
+def check_seed(seed: Any) -> int:
+    """Return a seed as an int; raise ValueError unless it is a whole number from 0 to 2⁶³ − 1."""
+    return whole_number("seed", seed, 0, LARGEST_SEED)
 
 
 _seeding = threading.RLock()

@@ -93,6 +93,15 @@ def test_all_means_all_that_apply(
         (["--option", "opti-cam.iteration=3"], "opti-cam has no option 'iteration'"),
         (["--activation", "sigmoids"], "unknown activation 'sigmoids'; did you mean 'sigmoid'?"),
         (["--num-gpus", "1"], "num_gpus is 1.0; it is for engine='ray'"),
+        (["--seed", "-1"], "seed is -1; a whole number from 0 to 9223372036854775807 is needed"),
+        (["--seed", str(2**63)], "seed is 9223372036854775808"),
+        (["--data", ""], "--data is empty"),
+        (["--data", "~nobody-here/x"], "'~nobody-here/x', which is no path here"),
+        (["--data", "x" * 300], "--data is too long, 300 letters"),
+        (["--labels", ""], "the path is empty"),
+        (["--out", ""], "the path is empty"),
+        (["--out", "~nobody-here/x"], "'~nobody-here/x', which is no path here"),
+        (["--data", "nowhere\n\x1b[2J"], r"nowhere\n\x1b[2J"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(

@@ -354,3 +354,51 @@ def test_gallery_needs_a_whole_number_of_columns(columns: float) -> None:
 def test_gallery_needs_images() -> None:
     with pytest.raises(ValueError, match="0 images"):
         plots.gallery(torch.rand(0, 3, 20, 20), [])
+
+
+NASTY = "_price_$10_vs_$20 <img src=x onerror=alert(1)> |*_`#\n# \x07\u202e \\ 日本 🦆 " + "n" * 200
+
+
+@pytest.mark.parametrize("name", [NASTY, ""])
+def test_any_name_is_drawn_as_it_is(name: str, images: Tensor, masks: Tensor) -> None:
+    values, one = {name: 1.0, f"{name}2": 2.0}, images[:1]
+    p = {name: (torch.tensor([0.1]), torch.tensor([0.2]))}
+    series = {label: {label: (0.1, 0.0, 0.2)} for label in values}
+    pairs = dict.fromkeys(values, (1.0, 2.0))
+    texts = {"title": name, "xlabel": name, "ylabel": name}
+    pictures = [
+        plots.grid(
+            one,
+            {name: masks[:1]},
+            row_titles=[name],
+            classes=[name],
+            probabilities=p,
+            captions={"input": [name]},
+            title=name,
+        ),
+        plots.gallery(one, [name], title=name),
+        plots.curves({name: [1.0, 2.0], f"{name}2": [2.0, 1.0]}, **texts),
+        plots.trace(one[0], [1.0], {1: 0.5}, {1: masks[0]}, title=name),
+        plots.bars(values, errors={name: 0.1}, ylabel=name, title=name),
+        plots.lost_and_won(pairs, marks=pairs, marked=name, lost=name, won=name),
+        plots.intervals(series, xlabel=name, title=name),
+    ]
+    for picture in pictures:
+        assert not set("\n\x07") & set(picture.alt)
+        width, height = picture.figure.get_size_inches()
+        assert max(width, height) < 9
+        assert Image.open(io.BytesIO(picture.png)).width < 1.6 * width * picture.figure.dpi
+    legend = pictures[2].figure.axes[0].get_legend().get_texts()
+    assert len(legend) == 2  # Matplotlib leaves names that begin with _ out
+
+
+def test_a_dollar_stays_a_dollar() -> None:
+    picture = plots.bars({"A$AP": 1.0, "$10 or $20": 2.0})
+    picture.figure.canvas.draw()
+    shown = [label.get_text() for label in picture.figure.axes[0].get_xticklabels()]
+    assert shown == [r"A\$AP", r"\$10 or \$20"]  # how Matplotlib writes a dollar that is one
+    assert "$10 or $20 2" in picture.alt
+
+
+def test_a_letter_that_the_font_lacks_is_a_square() -> None:
+    assert plots.fitted("é 鴨", 5, 10) == "é □"

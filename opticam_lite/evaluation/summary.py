@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..metrics import METRICS
 from ..metrics.registry import mean
+from ..paths import given_path
 from ..registry import unknown_name
 from . import store
 from .intervals import ENDS, FEWEST, interval, interval_of_average, redrawn, surely_better
@@ -49,7 +50,7 @@ def summarize(
     Returns:
         Index: the methods in their order. Columns: each metric's average as the paper defines it,
         and `T`, the median seconds per batch of 8 images, so that a first slow batch does not
-        count. If images could not be read, `broken` says how many.
+        count. If images were broken, or a method failed on some, `broken` says on how many.
 
     Raises:
         ValueError: If there are no rows, or none of a method, or two of one image, method and
@@ -78,7 +79,8 @@ def summarize(
     for key, group in frame.groupby(index, sort=False):
         row = dict(zip(index, key, strict=True)) | _row(group, errors)
         same_run = (broken[keys] == list(key[: len(keys)])).all(axis=1)
-        table.append(row | {"broken": broken.loc[same_run, "image"].nunique()})
+        own = broken["method"].isna() | (broken["method"] == row["method"])
+        table.append(row | {"broken": broken.loc[same_run & own, "image"].nunique()})
     summary = pd.DataFrame(table).set_index(index)
     measured = list(dict.fromkeys(frame["metric"]))
     columns = measured
@@ -145,7 +147,7 @@ def _in_common(frame: pd.DataFrame, index: list[str]) -> pd.DataFrame:
 def _read(folders: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     """Return the rows of folders, with the folder's name where nothing else distinguishes them."""
     folders = [folders] if isinstance(folders, str | Path) else folders
-    paths = {Path(folder).resolve(): str(folder) for folder in folders}
+    paths = {given_path(folder).resolve(): str(folder) for folder in folders}
     frames = {name: store.read(path, COLUMNS) for path, name in paths.items()}
     if not frames:
         raise ValueError("there are no rows to summarise; name the folder of a run")

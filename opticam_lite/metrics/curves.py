@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
 from ..network import Classifier, usual
-from ..registry import whole_number
+from ..registry import check_seed, whole_number
 from .registry import METRICS, Case, check_masks
 
 Targets = Tensor | Sequence[int] | int
@@ -233,7 +233,7 @@ def aopc(
 @usual()
 def _ranks(saliency: Tensor, seed: int) -> Tensor:
     """Return each value's rank in decreasing order, `(N, P)` from 0; ties in random order."""
-    seed = whole_number("seed", seed, 0, 2**63 - 1)
+    seed = check_seed(seed)
     drawn = torch.randperm(saliency.shape[1], generator=torch.Generator().manual_seed(seed))
     drawn = drawn.to(saliency.device)
     order = drawn[saliency[:, drawn].argsort(dim=1, descending=True, stable=True)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..masking import check_range
 from ..network import usual
-from ..registry import whole_number
+from ..registry import check_seed, whole_number
 from .registry import METRICS, Case, check_masks
 
 
@@ -61,7 +61,7 @@ def max_sensitivity(
     """
     check_range("images", images)
     check_masks(masks, images)
-    copies, seed = whole_number("copies", copies, 1), whole_number("seed", seed, 0, 2**63 - 1)
+    copies, seed = whole_number("copies", copies, 1), check_seed(seed)
     if not radius > 0:
         raise ValueError(f"radius is {radius}; a number > 0 is needed")
     generator = torch.Generator().manual_seed(seed)

@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
+from ..datasets.protocol import unread_in_words
 from ..methods import METHODS
 from ..metrics import METRICS
 from ..paths import data_dir
+from ..text import page
 from .subject import Subject
 
 HERE = Path(__file__).resolve().parent
@@ -22,6 +24,7 @@ around it. The variables are the page's, then JupyterLab's, whose theme may be d
 twice takes precedence over JupyterLab's own rules for tables."""
 
 _TEMPLATES = Environment(autoescape=True, loader=FileSystemLoader(HERE), trim_blocks=True)
+_TEMPLATES.filters["page"] = page
 _UNITS = {
     "T": "T is seconds per batch of 8 images, here on this machine, in the paper on the authors'",
     **{m: f"{m} is a {METRICS[m].unit}" for m in METRICS if METRICS[m].unit != "percent"},
@@ -62,7 +65,7 @@ def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = 
     """
     columns = [c for c in paper.columns if c in table.columns]
     networks = {n: rows.set_index("method") for n, rows in paper.groupby("network", sort=False)}
-    page = _TEMPLATES.get_template("comparison.html.j2").render(
+    shown = _TEMPLATES.get_template("comparison.html.j2").render(
         groups=[(here, "measured", table), *((n, note, rows) for n, rows in networks.items())],
         columns=columns,
         methods={method: title(method) for method in [*table.index, *paper["method"]]},
@@ -73,7 +76,7 @@ def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = 
         metrics=METRICS,
         cell=_cell,
     )
-    return styled(page)
+    return styled(shown)
 
 
 def _cell(group: pd.DataFrame, method: str, column: str) -> dict[str, Any]:
@@ -134,6 +137,28 @@ def ordering(table: pd.DataFrame) -> dict[str, tuple[bool, str]]:
             + (f": {gain / rivals.max():.1f} times" if rivals.max() > 0 else ""),
         )
     return claims
+
+
+def notes(subject: Subject, broken: Mapping[str, str] | None = None) -> list[str]:
+    """Return sentences in Markdown: what was left out and why, and which methods are related.
+
+    Args:
+        subject: What was measured.
+        broken: Id → reason of the images that could not be read. Default: those of the subject.
+    """
+    broken = subject.broken if broken is None else broken
+    found = [f"{page(title(n))} is left out: {page(why)}." for n, why in subject.left_out.items()]
+    found += [f"{page(name)} is broken and left out: {page(why)}" for name, why in broken.items()]
+    if subject.dataset.unread:
+        found.append(f"{page(unread_in_words(subject.dataset))}.")
+    alike = [title(m) for m in ("grad-cam", "xgrad-cam", "hires-cam") if m in subject.methods]
+    if "cam" in subject.methods and alike:
+        found.append(
+            f"One linear layer follows the pooling of this network, so CAM weighs the maps as "
+            f"{' and '.join(alike)} would, but for a factor. What differs is the relu, which CAM "
+            "lacks: where the sum is negative the others are 0, and CAM is scaled from its minimum."
+        )
+    return found
 
 
 def caveats(subject: Subject) -> list[str]:

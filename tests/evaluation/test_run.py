@@ -314,6 +314,32 @@ def test_bars_in_a_notebook_stand_in_line_and_go_at_the_end(
     assert [bar.container.layout.visibility for bar in made] == ["hidden", "hidden"]
 
 
+def test_a_log_gets_lines(
+    images: Tensor, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No bar is redrawn: a log would hold every state of it, and codes that move the cursor."""
+    monkeypatch.setattr("opticam_lite.evaluation.progress.SECONDS_BEFORE", 0)
+    run(images, ["fake-cam", "grad-cam"], progress=True, batch_size=1)
+    shown = capsys.readouterr().err
+    assert not set("\r\x1b") & set(shown)
+    # Two lines each at most: one after 0 seconds, none for 30, one at the end.
+    assert 2 <= len(shown.splitlines()) <= 4
+    form = r"(fake|grad)-cam +\d+%.* \d/3(, .* left)?$"
+    assert all(re.match(form, line) for line in shown.splitlines())
+
+
+def test_an_empty_path_is_not_the_current_folder(
+    images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match="out is empty; name a folder"):
+            run(images, ["fake-cam"], out=empty)
+    with pytest.raises(ValueError, match="the path is empty"):
+        ol.summarize("")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("rate", "words"),
     [(1390.4, "1390 img/s"), (9.96, "10 img/s"), (0.545, "0.5 img/s"), (0.02, "50 s/img")],
