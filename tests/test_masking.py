@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from conftest import make_classifier
+from conftest import make_classifier, make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import opticam_lite as ol
+from opticam_lite.masking import check_range
 
 
 def slow_bilinear(image: list[list[float]], height: int, width: int) -> list[list[float]]:
@@ -36,6 +37,8 @@ def test_upsampling_is_bilinear_without_aligned_corners() -> None:
     maps = torch.rand(1, 1, 3, 5, generator=torch.Generator().manual_seed(0))
     expected = torch.tensor(slow_bilinear(maps[0, 0].tolist(), 7, 16))
     torch.testing.assert_close(ol.upsample(maps, (7, 16))[0, 0], expected)
+    with pytest.raises(ValueError, match="zip"):
+        ol.upsample(maps, (7, 16, 3))
 
 
 A = torch.tensor([[[[1.0, 2.0], [3.0, 5.0]]], [[[-2.0, 0.0], [2.0, 6.0]]]])
@@ -97,6 +100,9 @@ def test_gradients_are_finite_even_on_flat_maps() -> None:
 def test_an_unknown_normalization_lists_the_valid_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown normalization 'rang'; did you mean 'range'\?"):
         ol.normalize(A, "rang")
+    for name in ("all", "n", "ratio", "size"):  # before, between and behind them
+        with pytest.raises(ValueError, match=f"'{name}'.* Valid names: range, max, sigmoid"):
+            ol.normalize(A, name)
 
 
 def test_masked_probabilities(images: torch.Tensor, targets: torch.Tensor) -> None:
@@ -108,11 +114,23 @@ def test_masked_probabilities(images: torch.Tensor, targets: torch.Tensor) -> No
         assert p[i].item() == pytest.approx(logits.softmax(1)[0, c].item(), abs=1e-6)
         logits = classifier.network((images[i : i + 1] * masks[i] - 0.5) / 0.25)
         assert o[i].item() == pytest.approx(logits.softmax(1)[0, c].item(), abs=1e-6)
+    two = ol.masked_probabilities(classifier, images[:2], masks[:2], targets[:2])
+    torch.testing.assert_close(two, (p[:2], o[:2]))
 
 
-def test_masks_of_another_shape_are_refused(images: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"need masks of shape \(3, 1, 32, 32\)"):
-        ol.masked_probabilities(make_classifier("cnn"), images, torch.ones(3, 32, 32), 0)
+@pytest.mark.parametrize(
+    "shape", [(2, 24, 32), (1, 1, 24, 32), (3, 1, 24, 32), (2, 1, 23, 32), (2, 1, 24, 33)]
+)
+def test_masks_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"need masks of shape \(2, 1, 24, 32\)"):
+        ol.masked_probabilities(make_classifier("cnn"), make_images(2, 24), torch.ones(shape), 0)
+
+
+@pytest.mark.parametrize("value", [-0.5, -0.001, 1.001, 1.5])
+def test_only_rounding_leaves_the_range(value: float) -> None:
+    check_range("masks", torch.tensor([-5e-7, 0, 1, 1 + 5e-7]))
+    with pytest.raises(ValueError, match=f"masks hold {value}; values in"):
+        check_range("masks", torch.tensor([0, value, 1]))
 
 
 @pytest.mark.parametrize(

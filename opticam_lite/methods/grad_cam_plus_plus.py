@@ -34,7 +34,7 @@ def grad_cam_plus_plus(classifier: Classifier, images: Tensor, targets: Tensor) 
     """
     A, g = features_and_gradients(classifier, images, targets)  # (N, K, h, w)
     d = 2 + A.sum(dim=(2, 3), keepdim=True) * g
-    alpha = ((g != 0) & (d != 0)) / d.where(d != 0, torch.ones_like(d))
+    alpha = (d != 0) / d.where(d != 0, torch.ones_like(d))  # where g = 0, it has no effect
     w = (alpha * g.relu()).sum(dim=(2, 3))  # (N, K)
     S = torch.einsum("nk,nkhw->nhw", w, A)[:, None].relu()
     return to_masks(S, images.shape[2:])

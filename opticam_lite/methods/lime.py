@@ -52,12 +52,12 @@ def lime(
         where no superpixel raises the probability.
 
     Raises:
-        ValueError: If samples or chunk is not positive, or the seed is not one of NumPy's.
+        ValueError: If samples or chunk is not positive, or the seed not from 0 to 2³¹ − 1.
     """
     samples = whole_number("samples", samples, 1)
     chunk = classifier.images_at_once(images.shape[2:]) if chunk is None else chunk
     chunk = whole_number("chunk", chunk, 1)
-    seed = whole_number("seed", seed, 0, 2**32 - 1)
+    seed = whole_number("seed", seed, 0, 2**31 - 1)  # quickshift takes no larger one
     passes = -(-samples // chunk)
     maps = []
     for n, (x, c) in enumerate(zip(images, targets.tolist(), strict=True)):
@@ -105,7 +105,7 @@ def _explainer(
             segments: np.ndarray,
             classifier_fn: object,
             num_samples: int,
-            batch_size: int = 10,
+            batch_size: int,
         ) -> tuple[np.ndarray, np.ndarray]:
             """Draw z and compute the probabilities of all x_z; no progress bar."""
             z = self.random_state.randint(0, 2, (num_samples, segments.max() + 1))

@@ -246,6 +246,7 @@ def describe(network: nn.Module, size: tuple[int, int]) -> Transformer | str:
         try:
             logits, _ = parts(x)
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            network(x)  # raises where it is the network that fails, such as for want of memory
             return f"its parts, put together as those of a standard transformer, fail ({error})"
     if torch.allclose(logits, expected, rtol=1e-3, atol=1e-3):
         return parts

@@ -109,7 +109,7 @@ def test_where_the_head_begins_with_an_attention(targets: Tensor) -> None:
     for chunk, n in ((128, 2), (50, 6)):  # 128 channels
         steps.clear()
         ol.explain("ablation-cam", classifier, images, targets, chunk=chunk, callback=steps.append)
-        assert len(steps) == n
+        assert [(s.index, s.total) for s in steps] == [(i, n) for i in range(1, n + 1)]
 
 
 def test_where_the_head_begins_with_a_pointwise_convolution() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionTransformer
 
 import opticam_lite as ol
-from opticam_lite.methods.attention import need_transformer, to_map
+from opticam_lite.methods.attention import attentions_of, need_transformer, to_map
 
 METHODS = ("raw-attention", "rollout", "tibav")
 
@@ -326,6 +326,22 @@ def test_networks_that_do_not_fit(reason: str, images: Tensor) -> None:
         message = rf"^{method} needs a vision transformer .*{reason}.*grad-cam and opti-cam"
         with pytest.raises(ValueError, match=message):
             ol.methods.METHODS[method].function(classifier, images, torch.zeros(3).long())
+
+
+def test_attentions_of_three_blocks(images: Tensor) -> None:
+    """Each block's, in their order; with two, the second would be the last but also the next."""
+    parts = need_transformer("", classifier_of(build(depth=3)))
+    x = (images - 0.5) / 0.5
+    expected = [P.mean(1) for P in parts(x)[1]]
+    assert not torch.allclose(expected[1], expected[2], atol=1e-3)
+    torch.testing.assert_close(attentions_of(parts, x), expected)
+    torch.testing.assert_close(attentions_of(parts, x, last_only=True), expected[2:])
+
+
+def test_the_grid_has_the_shape_of_the_image() -> None:
+    row = torch.arange(18.0).view(2, 9)
+    found = to_map(row, 1, (32, 64))
+    assert torch.equal(found, row[:, 1:].view(2, 1, 2, 4))
 
 
 def test_patches_without_a_grid() -> None:

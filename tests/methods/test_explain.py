@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_classifier, make_images
 from test_every_method import assert_same, state_of
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.utils import save_image
 
 import opticam_lite as ol
@@ -119,6 +119,7 @@ def test_progress(images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPat
     assert len(seen) == 8  # the caller's own callback is called, too
     assert bars[0].settings["total"] == 6
     assert bars[0].settings["delay"] == 2  # nothing is shown for what is quick
+    assert bars[0].settings["leave"] is False
     assert bars[0].settings["disable"] is False
     steps = [2, 2.5, 3, 3.5, 4, 4, 5, 5.25, 5.5, 5.75, 6, 6]
     assert bars[0].told == pytest.approx(steps)
@@ -210,8 +211,12 @@ class Firsts(ol.Dataset):
 
 def test_a_size_that_the_network_does_not_take_is_named() -> None:
     for method in ("grad-cam", "raw-attention"):
-        with pytest.raises(ValueError, match=r"fails on images of 40×48 .* is made for 32×32"):
-            ol.explain(method, make_classifier("vit"), make_images(1, 40, 48), 0)
+        for h, w in ((40, 48), (24, 32)):
+            with pytest.raises(ValueError, match=rf"fails on images of {h}×{w} .* for 32×32"):
+                ol.explain(method, make_classifier("vit"), make_images(1, h, w), 0)
+    dense = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(256, 2))
+    with pytest.raises(ValueError, match=r"fails on images of 8×9 \(.*mat1 and mat2.* for 8×8"):
+        ol.explain("grad-cam", ol.Classifier(dense, "0", size=8), make_images(1, 8, 9), 0)
     masks = ol.explain("grad-cam", make_classifier("cnn"), make_images(1, 40, 48), 0)
     assert masks.shape == (1, 1, 40, 48)
 
@@ -226,6 +231,9 @@ def test_bad_calls(images: Tensor) -> None:
         ol.explain("opti-cam", classifier, images, 0, iteration=5)
     with pytest.raises(TypeError, match=r"make one with ol\.load_model"):
         ol.explain("grad-cam", "resnet50", images, 0)  # type: ignore[arg-type]
+    for rows in (2, 4):
+        with pytest.raises(ValueError, match=rf"shape \({rows}, 12\); 3 images need one row each"):
+            ol.explain("opti-cam", classifier, images, 0, initial_u=torch.zeros(rows, 12))
     with pytest.raises(ValueError, match="batch_size is 0"):
         ol.explain("grad-cam", classifier, images, 0, batch_size=0)
     with pytest.raises(ValueError, match="chunk is 0"):

@@ -136,7 +136,7 @@ def test_masks_stay_in_range() -> None:
     assert ones.max() <= 1
 
 
-@pytest.mark.parametrize("a", [0.1, 0.37, 0.99])
+@pytest.mark.parametrize("a", [0.001, 0.1, 0.37, 0.99, 0.999])  # from no pixel of 99 to all
 def test_the_area_loss_is_that_of_the_sorted_mask(a: float) -> None:
     m = random_cells(4, 9, 11)
     m[1] = (m[1] * 4).round() / 4  # many equal values, also on the threshold
@@ -228,6 +228,19 @@ def test_it_finds_the_region_that_counts() -> None:
     truth[square] = True
     found = masks[0, 0] > 0.5
     assert (found & truth).sum() / (found | truth).sum() > 0.5
+
+
+@pytest.mark.parametrize("weight", [300, 0])
+def test_masks_stay_in_range_however_long_the_steps(weight: float, images: Tensor) -> None:
+    """The area's term pushes cells below 0, the logit alone some of them above 1."""
+    steps: list[ol.methods.Step] = []
+    ol.explain(
+        "extremal-perturbation", make_classifier("cnn"), images[:1], 0, weight=weight,
+        callback=steps.append, **{**EXACT, "learning_rate": 1.0},
+    )  # fmt: skip
+    masks = torch.stack([step.saliency for step in steps])
+    assert masks.min() >= 0
+    assert masks.max() <= 1
 
 
 def test_several_areas_are_averaged(images: Tensor, targets: Tensor) -> None:

@@ -18,5 +18,6 @@ def test_equals_its_slow_reference(
     classifier: ol.Classifier, images: Tensor, targets: Tensor
 ) -> None:
     masks = ol.explain("fake-cam", classifier, images, targets)
+    assert masks.shape == (3, 1, 32, 32)
     for x, mask in zip(images, masks, strict=True):
         assert torch.equal(mask[0], reference_fake_cam(x))

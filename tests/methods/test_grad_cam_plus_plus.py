@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from references import (
     assert_equals_reference,
     assert_equals_reference_on_other_networks,
+    linear_network,
     maps_and_gradients,
     package_masks,
+    two_halves,
 )
 from torch import Tensor
 
@@ -41,6 +43,18 @@ def test_equals_its_slow_reference(
 
 def test_equals_its_slow_reference_on_other_networks(targets: Tensor) -> None:
     assert_equals_reference_on_other_networks("grad-cam++", reference_grad_cam_plus_plus, targets)
+
+
+def test_where_the_denominator_is_0_the_coefficient_is_0() -> None:
+    """Red − 2 green sums to −32, its gradient is 1/16: 2 + ΣA·g = 0. Its positive part is left."""
+    image, left = two_halves()
+    classifier = linear_network([[1, -2, 0], [0, 1, 0]], torch.tensor([[4.0, 1], [0, 0]]), grid=1)
+    masks = ol.explain("grad-cam++", classifier, image, 0)
+    torch.testing.assert_close(masks[0, 0], 1 - left)
+    # With a gradient of 1/8 it is −2: the coefficient is −½, the weight −4, that of red 0.4.
+    classifier = linear_network([[1, -2, 0], [1, 0, 0]], torch.tensor([[8.0, 1], [0, 0]]), grid=1)
+    masks = ol.explain("grad-cam++", classifier, image, 0)
+    torch.testing.assert_close(masks[0, 0], 1 - left)
 
 
 @settings(max_examples=15, deadline=None)

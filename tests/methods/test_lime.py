@@ -128,6 +128,13 @@ def test_lime_finds_the_patch_that_counts() -> None:
     assert (masks < 0.1).float().mean() > 0.99
 
 
+def test_an_image_of_one_colour_has_no_superpixel_that_counts() -> None:
+    """What rounding leaves of a weight, about 1e-32, would be the largest."""
+    images = torch.tensor([0.1, 0.3, 0.7]).view(3, 1, 1, 1).expand(3, 3, 48, 64)
+    for kind in ("cnn", "dense"):
+        assert not ol.explain("lime", make_classifier(kind), images, 0, samples=20).any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

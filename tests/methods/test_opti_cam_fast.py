@@ -49,6 +49,23 @@ def test_equals_its_definition(kind: str, passes: int, images: Tensor, targets: 
         torch.testing.assert_close(mask, expected, rtol=0, atol=2e-3)
 
 
+def test_flat_maps_and_a_dead_channel() -> None:
+    """A black image has no gradient, flat maps no deviation, and a constant channel no part."""
+    classifier = make_classifier("cnn")
+    classifier.network[3].bias[2] = -100.0  # the relu behind it makes the map 0
+    images = make_images(3)
+    images[1] = 0
+    steps: list[ol.methods.Step] = []
+    masks = ol.explain("opti-cam-fast", classifier, images, 1, passes=4, callback=steps.append)
+    for i in (0, 2):
+        expected = reference_opti_cam_fast(classifier, images[i], 1, 4)
+        torch.testing.assert_close(masks[i], expected, rtol=0, atol=2e-3)
+    classifier.network[3].bias[:] = -100.0
+    masks = ol.explain("opti-cam-fast", classifier, images, 1, passes=4, callback=steps.append)
+    assert not masks.any()
+    assert all(step.saliency.isfinite().all() for step in steps)
+
+
 @pytest.mark.parametrize("passes", [2, 7])
 def test_the_network_runs_no_more_often_than_said(
     passes: int, images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -56,6 +57,41 @@ def test_an_image_stops_by_itself() -> None:
     _, told, t = follow(F[:, :1], 4, tolerance=0.1)
     assert t.tolist() == [2]
     assert len(told) == 3  # and nothing is left to do
+
+
+def test_the_first_of_equals_is_kept_and_a_change_of_the_tolerance_goes_on() -> None:
+    F = torch.tensor([[1.0, 1.0], [3.0, 1.0], [3.0, 1.5], [3.0, 2.0]])
+    best, told, t = follow(F, 3)  # no tolerance: what does not change goes on, too
+    assert best.tolist() == [1, 3]
+    assert t.tolist() == [3, 3]
+    assert len(told) == 3
+    _, told, t = follow(F[1:], 2, tolerance=0.5)
+    assert t.tolist() == [1, 2]
+
+
+def test_parameters_of_any_shape() -> None:
+    """The image that stops is the first, whatever its parameters' shape."""
+    heights = torch.tensor([0.0, 1.0])
+
+    def evaluate(m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        F = heights * m.mean((1, 2, 3))
+        return m, F, F
+
+    m = torch.zeros(2, 1, 3, 2)
+    search(
+        m, evaluate, lambda g: m.add_(1), start=m.clone(), steps=4, to_masks=lambda S: S,
+        tolerance=0.1,
+    )  # fmt: skip
+    assert torch.equal(m, torch.tensor([1.0, 4.0]).view(2, 1, 1, 1).expand(2, 1, 3, 2))
+
+
+def test_a_step_without_a_map_has_no_masks() -> None:
+    S = torch.rand(1, 1, 2, 2)
+    for step in (Step(1, 2), Step(1, 2, saliency=S), Step(1, 2, to_masks=lambda S: S)):
+        assert step.masks() is None
+    assert torch.equal(Step(1, 2, saliency=S, to_masks=lambda S: 2 * S).masks(), 2 * S)
+    with pytest.raises(FrozenInstanceError):
+        Step(1, 2).index = 2
 
 
 def test_an_exception_of_the_callback_ends_the_search() -> None:

@@ -62,6 +62,11 @@ def test_adcc_is_a_fraction_for_masks_off_by_rounding() -> None:
     S = torch.full((1, 1, 4, 4), 1 + 9e-7)
     assert float(metrics.complexity(S)) == 1
     assert float(metrics.adcc([0.5], [0.5], S, S)) == 0
+    assert float(metrics.complexity(torch.full((1, 1, 4, 4), -9e-7))) == 0
+    # Of some of these maps r is 1 + 2e-16, or the opposite.
+    S = torch.rand(300, 1, 6, 7, generator=torch.Generator().manual_seed(0))
+    assert (metrics.coherency(S, S) <= 1).all()
+    assert (metrics.coherency(S, 1 - S) >= 0).all()
 
 
 @pytest.mark.parametrize("name", ["ADCC", "ADCC-target"])

@@ -292,6 +292,20 @@ def test_aopc(
         assert float(curves.areas[i]) == pytest.approx(expected, abs=1e-6)
 
 
+def test_aopc_of_an_image_that_is_not_square() -> None:
+    images, S = 0.2 + 0.8 * make_images(1, 24, 40), make_saliency(1, 24, 40).double()
+    for height, width in ((24, 40), (40, 24)):
+        x, s = images.reshape(1, 3, height, width), S.reshape(1, 1, height, width)
+        curves = metrics.aopc(CNN, x, s, 2, patch=14, regions=3)
+        expected = slow_aopc(CNN, x[0], s[0], 2, 14, 3)
+        assert float(curves.areas) == pytest.approx(expected, abs=1e-6)
+
+
+def test_curves_have_no_gradient() -> None:
+    images = make_images(1, 8, 8).requires_grad_()
+    assert not metrics.aopc(CNN, images, make_saliency(1, 8, 8), 0, patch=4).values.requires_grad
+
+
 def test_aopc_is_quantus_region_perturbation(
     classifier: ol.Classifier, images: Tensor, targets: Tensor
 ) -> None:
@@ -346,6 +360,8 @@ def test_no_images() -> None:
         (torch.zeros(3, 1, 32, 32), {"batch_size": 0}, "batch_size is 0"),
         (torch.zeros(3, 1, 32, 32), {"batch_size": 2.5}, "batch_size is 2.5; a whole number"),
         (torch.zeros(3, 1, 32, 32), {"seed": 0.5}, "seed is 0.5; a whole number"),
+        (torch.zeros(3, 1, 32, 32), {"seed": -1}, "seed is -1; a whole number"),
+        (torch.zeros(3, 1, 32, 32), {"seed": 2**63}, f"seed is {2**63}; a whole number"),
     ],
 )
 def test_bad_input(images: Tensor, masks: Tensor, options: dict, message: str) -> None:
@@ -368,6 +384,19 @@ def test_whole_numbers_may_be_of_any_type(images: Tensor) -> None:
     ]
     assert torch.equal(perturbed[0], perturbed[1])
     assert torch.equal(perturbed[0], perturbed[2])
+
+
+def test_the_least_and_the_largest_numbers() -> None:
+    images, S = make_images(1, 8, 8), make_saliency(1, 8, 8)
+    curves = metrics.aopc(CNN, images, S, 0, patch=1, regions=1, batch_size=1, seed=2**63 - 1)
+    torch.testing.assert_close(curves.areas, curves.values[:, 0] - curves.values[:, 1])
+
+
+def test_aopc_has_the_paper_s_ten_patches_of_14() -> None:
+    images, S = make_images(1, 64, 64), make_saliency(1, 64, 64)
+    usual = metrics.aopc(CNN, images, S, 0)
+    assert usual.values.shape == (1, 11)
+    assert torch.equal(usual.values, metrics.aopc(CNN, images, S, 0, patch=14, seed=0).values)
 
 
 def test_both_ends_of_a_curve_are_images_of_one_shape(images: Tensor) -> None:

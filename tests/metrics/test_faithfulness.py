@@ -94,7 +94,11 @@ def test_defined_at_the_ends(p: float, o: float) -> None:
     [
         ([0.5, 0.5], [0.5], "o must be a vector of 2 values"),
         ([[0.5]], [[0.5]], "p must be a vector, one an image"),
+        (0.5, 0.5, "p must be a vector, one an image"),
+        ([0.5], [0.5, 0.5], "o must be a vector of 1 values"),
         ([50.0], [40.0], "fractions in"),
+        ([1.01], [0.5], "p holds 1.01"),
+        ([0.5], [-0.01], "o holds -0.01"),
         ([0.5], [math.nan], "o holds nan"),
         ([], [], "no images"),
     ],

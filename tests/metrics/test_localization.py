@@ -186,6 +186,13 @@ def test_one_threshold_for_all_images() -> None:
     assert metrics.box_accuracy(overlaps).tolist() == [1, 1]
 
 
+def test_the_usual_thresholds_are_the_hundredths() -> None:
+    S = (torch.arange(H * W) / (H * W - 1)).view(1, 1, H, W)
+    true = tensors([(2, 2, 10, 6)])
+    overlaps = metrics.box_overlaps(S, true, np.linspace(0, 0.99, 100).tolist())
+    torch.testing.assert_close(metrics.box_overlaps(S, true), overlaps)
+
+
 def test_thresholds_are_of_maps_above_them() -> None:
     S = torch.zeros(1, 1, H, W)
     S[..., 2:4, 2:4], S[..., 6:10, 6:10] = 1.0, 0.5
@@ -266,8 +273,13 @@ def test_saliency_metric_at_the_ends_of_p() -> None:
     ("boxes", "message"),
     [
         ([(0, 0, 4, H + 1)], "leaves its image of 12×16"),
+        ([(0, 0, W + 1, 4)], "leaves its image"),
         ([(-1, 0, 4, 4)], "leaves its image"),
+        ([(0, -1, 4, 4)], "leaves its image"),
         ([(4, 4, 4, 8)], "is empty"),
+        ([(4, 4, 8, 4)], "is empty"),
+        ([(4, 4, 3, 8)], "is empty"),
+        ([(4, 4, 8, 3)], "is empty"),
     ],
 )
 def test_bad_boxes(boxes: list[Box], message: str) -> None:
@@ -281,8 +293,11 @@ def test_bad_input() -> None:
     S = torch.zeros(2, 1, H, W)
     with pytest.raises(ValueError, match="2 masks need boxes for each; 1 were given"):
         metrics.localization_error(S, tensors([]))
-    with pytest.raises(ValueError, match=r"\(M, 4\) is needed"):
-        metrics.f1_score(S[:1], [torch.zeros(3)])
+    with pytest.raises(ValueError, match="1 masks need boxes for each; 2 were given"):
+        metrics.localization_error(S[:1], 2 * tensors([]))
+    for shape in ((3,), (2, 3), (2, 5), (1, 4, 1)):
+        with pytest.raises(ValueError, match=r"\(M, 4\) is needed"):
+            metrics.f1_score(S[:1], [torch.zeros(shape)])
     with pytest.raises(ValueError, match="p must be a vector of 2 values"):
         metrics.saliency_metric(S, [0.5])
     with pytest.raises(ValueError, match="masks hold NaN"):
@@ -306,7 +321,9 @@ def test_boxes_are_whole_pixels() -> None:
     assert torch.equal(whole, metrics.f1_score(MASKS[:1], BOXES[:1]))
 
 
-@pytest.mark.parametrize("correct", [torch.tensor([[True], [False]]), torch.tensor([7, 0])])
+@pytest.mark.parametrize(
+    "correct", [torch.tensor([[True], [False]]), torch.tensor([7, 0]), torch.tensor([True])]
+)
 def test_correct_is_a_truth_for_each_mask(correct: Tensor) -> None:
     with pytest.raises(ValueError, match=r"correct is .*; 2 masks need bool \(2,\)"):
         metrics.official_metric(MASKS, BOXES, correct)

@@ -11,6 +11,7 @@ from conftest import make_classifier, make_images
 
 import opticam_lite as ol
 from opticam_lite import metrics
+from opticam_lite.metrics.registry import check_masks
 
 
 def test_the_list_of_metrics() -> None:
@@ -70,6 +71,55 @@ def test_the_predicted_class_is_explained_only_where_it_is_another() -> None:
     torch.testing.assert_close(asked, [case.predicted[wrong]])
     torch.testing.assert_close(masks, explain(case.images, case.predicted))
     assert case.masks_of_predicted is masks
+
+
+def test_tables_are_in_percent_but_for_two_metrics() -> None:
+    case = make_case(seed=3)
+    images, S, boxes, p, o = case.images, case.masks, case.boxes, case.p, case.o
+    right = case.predicted == case.targets
+    assert 0 < right.sum() < len(right)
+    overlaps, curve = metrics.box_overlaps(S, boxes), (case.classifier, images)
+    predicted = case.explain(images, case.predicted), case.predicted
+    again = case.explain(images * S, case.targets)
+    expected = {
+        "AD": 100 * metrics.drop(p, o),
+        "AG": 100 * metrics.gain(p, o),
+        "AI": 100 * metrics.increase(p, o),
+        "I": 100 * metrics.insertion(*curve, *predicted, seed=3).areas,
+        "D": 100 * metrics.deletion(*curve, *predicted, seed=3).areas,
+        "AOPC": 100 * metrics.aopc(*curve, S, case.targets, seed=3).areas,
+        "MS": metrics.max_sensitivity(case.explain, images, S, case.targets, seed=3),
+        "ADCC": 100 * metrics.adcc(p, o, S, again),
+        "OM": 100 * metrics.official_metric(S, boxes, right),
+        "LE": 100 * metrics.localization_error(S, boxes),
+        "F1": 100 * metrics.f1_score(S, boxes),
+        "BA": 100 * metrics.box_accuracy(overlaps),
+        "SP": 100 * metrics.pointing_game(S, boxes),
+        "EP": 100 * metrics.energy_pointing_game(S, boxes),
+        "SM": metrics.saliency_metric(S, p),
+    }
+    assert list(expected) == ol.list_metrics()
+    for name, values in expected.items():
+        torch.testing.assert_close(metrics.METRICS[name].per_image(case), values)
+    ba = metrics.METRICS["BA"]
+    torch.testing.assert_close(ba.detail(case), overlaps)
+    assert ba.average(expected["BA"], overlaps) == metrics.average_box_accuracy(overlaps)
+    case.known = torch.tensor([True, False, True, False])
+    official = metrics.METRICS["OM"].per_image(case)
+    assert official.isnan().tolist() == [False, True, False, True]
+    torch.testing.assert_close(official[::2], expected["OM"][::2])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (4, 1, 8), (4, 2, 8, 8), (4, 1, 8, 8, 1)])
+def test_masks_have_one_channel(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(N, 1, H, W\) is needed"):
+        check_masks(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 8, 8), (5, 1, 8, 8), (4, 1, 7, 8), (4, 1, 8, 9)])
+def test_masks_fit_their_images(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"need masks of shape \(4, 1, 8, 8\)"):
+        check_masks(torch.zeros(shape), torch.zeros(4, 3, 8, 8))
 
 
 def test_which_class_and_which_map_the_curves_are_of() -> None:

@@ -76,6 +76,14 @@ def test_the_noise_is_uniform_clamped_and_the_seeds() -> None:
     assert not torch.equal(again, other)
 
 
+def test_one_copy_and_the_largest_seed(images: Tensor) -> None:
+    S, seed = images[:, :1], 2**63 - 1
+    value = metrics.max_sensitivity(lambda x, c: x[:, :1], images, S, TARGETS, copies=1, seed=seed)
+    x = (images + draw_noise(1, 0.2, seed)[0]).clamp(0, 1)
+    expected = (x - images)[:, 0].flatten(1).norm(dim=1) / S.flatten(1).norm(dim=1)
+    torch.testing.assert_close(value.float(), expected)
+
+
 def test_a_map_of_norm_0() -> None:
     images, zeros = make_images(2), torch.zeros(2, 1, 32, 32)
     answers = torch.stack([torch.zeros(1, 32, 32), torch.ones(1, 32, 32)])
@@ -131,7 +139,11 @@ def test_max_sensitivity_is_quantus(images: Tensor) -> None:
         (4, {"copies": 0}, "copies is 0"),
         (4, {"copies": 2.5}, "copies is 2.5; a whole number"),
         (4, {"radius": 0}, "radius is 0; a number > 0 is needed"),
+        (4, {"radius": -0.5}, "radius is -0.5; a number > 0 is needed"),
+        (4, {"radius": math.nan}, "radius is nan; a number > 0 is needed"),
         (4, {"seed": 0.5}, "seed is 0.5; a whole number"),
+        (4, {"seed": -1}, "seed is -1; a whole number"),
+        (4, {"seed": 2**63}, f"seed is {2**63}; a whole number"),
     ],
 )
 def test_bad_input(size: int, options: dict, message: str) -> None:
