@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -449,7 +450,8 @@ class Traced(Cuttable):
         for node in self.graph.nodes:
             if node.op == "placeholder" or any(i in varies for i in node.all_input_nodes):
                 varies.add(node)
-        return {node for node in varies if self._shapes.get(node, ())[:1] == (PROBES,)}
+        batched = {node for node in varies if self._shapes.get(node, ())[:1] == (PROBES,)}
+        return {node for node in batched if not any(map(_takes_apart, node.users))}
 
     def _outputs(self) -> dict[str, fx.Node]:
         """Return the value that each module's forward returned, or its last operation."""
@@ -587,6 +589,14 @@ def _module(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
         if node.op in ("call_module", "get_attr"):
             node.target = f"network.{node.target}"
     return fx.GraphModule(root, graph)
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    """Whether an operation takes single entries of the first dimension: two values were stacked."""
+    if node.target in ("unbind", torch.unbind):
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        return bool(dim == 0)
+    return node.target is operator.getitem and isinstance(node.args[1], int)
 
 
 def does_nothing(module: nn.Module) -> bool:

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 # Images with which a trace is run: values with one entry for each are recognised by their first
-# dimension, so the number must differ from what else is stacked there: k and v, q, k and v, …
-PROBES = 5
+# dimension. Not 3, as q, k and v are often stacked there; for two see `cut._takes_apart`.
+PROBES = 2
 
 
 class CutError(ValueError):

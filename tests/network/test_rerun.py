@@ -228,7 +228,7 @@ def test_a_quick_copy_is_the_network_itself(images: Tensor) -> None:
 
 
 class Fails(nn.Module):
-    """Fails for three images, behind the layer."""
+    """Fails for three images, behind the layer: two are those of the probe."""
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) == 3:
