@@ -2,6 +2,7 @@
 
     python docs/opti_cam_fast.py scenes_resnet:64 scenes_vgg:64 scenes_vit:64
     python docs/opti_cam_fast.py squeezenet1_0:48:CHECKPOINT:LAYER:IMAGES:LABELS  # adds to it
+    python docs/opti_cam_fast.py --defaults scenes_resnet:64 …  # both at their defaults
 
 Arguments: a network and the number of images, drawn at random with seed 0 (0 for all).
 """
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 
 import opticam_lite as ol
 from opticam_lite.evaluation import choose
+from opticam_lite.evaluation.intervals import interval
 
 HERE = Path(__file__).parent
 PASSES = (3, 5, 8, 10, 12, 15, 20, 30)
@@ -57,6 +59,31 @@ def measure(name: str, count: int, *where: str) -> dict[str, Any]:
             }
         )
     return {"network": name, "layer": classifier.layer, "images": len(p), "rows": rows}
+
+
+def at_defaults(name: str, count: int, *where: str) -> dict[str, Any]:
+    """AD, AG, AI of both methods with 95 % intervals, and how alike the maps of an image are."""
+    classifier, dataset = load(name, *where)
+    seen: dict[str, list[torch.Tensor]] = {"opti-cam": [], "opti-cam-fast": [], "p": [], "r": []}
+    indices = choose(len(dataset), count or None, seed=0)
+    for start in range(0, len(indices), 8):
+        images, targets = dataset.batch(indices[start : start + 8])
+        masks = []
+        for method in ("opti-cam", "opti-cam-fast"):
+            masks.append(ol.explain(method, classifier, images, targets, progress=False))
+            p, o = ol.masked_probabilities(classifier, images, masks[-1], targets)
+            seen[method].append(o)
+        seen["p"].append(p)
+        a, b = (m.flatten(1) - m.mean((1, 2, 3))[:, None] for m in masks)
+        seen["r"].append((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)))
+    found = {key: torch.cat(parts) for key, parts in seen.items()}
+    metrics = {"AD": ol.metrics.drop, "AG": ol.metrics.gain, "AI": ol.metrics.increase}
+    rows = {}
+    for method in ("opti-cam", "opti-cam-fast"):
+        values = {m: 100 * f(found["p"], found[method]) for m, f in metrics.items()}
+        rows[method] = {m: [float(v.mean()), *interval(v, (0, 100))] for m, v in values.items()}
+    alike = found["r"].nanquantile(torch.tensor([0.5, 0.25, 0.75])).tolist()
+    return {"network": name, "images": len(found["p"]), "rows": rows, "correlation": alike}
 
 
 def load(name: str, *where: str) -> tuple[ol.Classifier, ol.Dataset]:
@@ -133,20 +160,42 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def table_of_defaults(results: list[dict[str, Any]]) -> str:
+    """A row a network and method, in Markdown."""
+    lines = ["| network (images) | method | AD | AG | AI | r with `opti-cam` |", "|---" * 6 + "|"]
+    for result in results:
+        for method, figures in result["rows"].items():
+            cells = [f"{v:.2f} [{a:.1f}, {b:.1f}]" for v, a, b in figures.values()]
+            r = (
+                ""
+                if method == "opti-cam"
+                else "{:.2f} ({:.2f} to {:.2f})".format(*result["correlation"])
+            )
+            name = f"{result['network']} ({result['images']})"
+            lines.append(f"| {name} | `{method}` | {' | '.join(cells)} | {r} |")
+    return "\n".join(lines)
+
+
 def main(networks: list[str]) -> None:
     """Measure the networks given, keep the results of others, draw all."""
+    defaults = networks[:1] == ["--defaults"]
+    of = measure if not defaults else at_defaults
     file = HERE / "opti_cam_fast.json"
-    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    for text in networks:
+    known = json.loads(file.read_text(encoding="utf-8"))
+    results = known["defaults" if defaults else "passes"]
+    for text in networks[defaults:]:
         name, count, *where = text.split(":")
-        result = measure(name, int(count), *where)
-        results = [r for r in results if r["network"] != name] + [result]
-        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw(results).savefig(HERE / "opti_cam_fast.png", dpi=110)
+        results[:] = [r for r in results if r["network"] != name] + [of(name, int(count), *where)]
+        file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    draw(known["passes"]).savefig(HERE / "opti_cam_fast.png", dpi=110)
     page = HERE / "opti_cam_fast.md"
-    head, begin, rest = page.read_text(encoding="utf-8").partition("<!-- table -->\n")
-    _, end, tail = rest.partition("<!-- end -->\n")
-    page.write_text(head + begin + table(results) + "\n" + end + tail, encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    tables = {"passes": table(known["passes"]), "defaults": table_of_defaults(known["defaults"])}
+    for name, shown in tables.items():
+        head, begin, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, tail = rest.partition("<!-- end -->\n")
+        text = f"{head}{begin}{shown}\n{end}{tail}"
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Conventions, the same everywhere:
 | targets | int64 `(N,)`, class indices |
 | feature maps | `(N, K, h, w)`; tokens are reshaped to this, without the class token |
 | masks | float32 `(N, 1, H, W)` in [0, 1]: `images * masks` is the masked image, 0 is black |
-| probabilities | softmax, float32, fractions in [0, 1]; percent only where a table is shown |
+| probabilities | softmax (sigmoid where the classifier says so), float32, fractions in [0, 1] |
 | device | that of the classifier; masks are returned on the device of the images |
 
 The map of an image does not depend on the rest of its batch except for rounding (which long
@@ -18,6 +18,10 @@ searches amplify in single pixels, not in the objective), and no call changes th
 import importlib
 import os
 from typing import TYPE_CHECKING
+
+from .stopping import while_importing
+
+while_importing()  # what follows takes seconds
 
 # By default PyTorch's threads wait for each other in busy loops, so that one other busy process
 # makes two of them at least three times as slow. It is read when PyTorch is first imported.

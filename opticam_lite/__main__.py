@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from typing import Any
 from .datasets import Unlabelled, knows_classes, load_dataset
 from .evaluation import evaluate, summarize
 from .evaluation.run import lacks
+from .evaluation.summary import in_words
 from .methods import METHODS, applicable
 from .metrics import METRICS
 from .models import check_model_name, load_model
-from .registry import names_in
+from .paths import given_path
+from .registry import check_seed, names_in
+from .stopping import stoppable
+from .text import plain
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,9 +47,10 @@ def parser() -> argparse.ArgumentParser:
     add("--layer", help="where the network is cut [see load_model]")
     add("--checkpoint", type=_path, help="file of weights")
     add("--weights", default="hub", help="hub or random, without a checkpoint [hub]")
+    add("--activation", default="softmax", help="sigmoid for several labels an image [softmax]")
     add("--labels", type=_path, help="CSV of true classes, for a folder of photographs")
     add("--limit", type=int, help="measure this many images, drawn at random [all]")
-    add("--seed", type=int, default=0, help="of that draw, and of metrics that draw [0]")
+    add("--seed", type=int, default=0, help="of draws and metrics, 0 to 2**63 - 1 [0]")
     add("--batch-size", type=int, default=8, help="images at a time [8]")
     add("--device", default="auto", help="auto, cpu, cuda, … [auto]")
     add("--engine", default="local", help="local or ray [local]")
@@ -61,12 +67,22 @@ def parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="show no progress")
     table = commands.add_parser("summarize", help="show the table of results")
     table.add_argument("out", nargs="+", type=_path, help="folders that evaluate wrote")
+    table.add_argument("--methods", nargs="+", help="names of those to show [all]")
+    table.add_argument(
+        "--all-images",
+        action="store_true",
+        help="average each method over its own images, not over those that all have",
+    )
     table.add_argument("--csv", type=_path, help="write the table to this file, too")
     return whole
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    try:
+        return given_path(text)
+    except ValueError as error:
+        # Of a ValueError argparse would show the usage, and not what is wrong.
+        raise FileNotFoundError(str(error)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,19 +90,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 for success, 1 if results could not be written, 2 if an argument is wrong (one sentence
-        says what), 130 if it was interrupted (the same call resumes).
+        says what), 130 if it was interrupted, 143 if it was terminated (the same call resumes).
     """
-    given = parser().parse_args(arguments)
     try:
-        if given.command == "evaluate":
-            _evaluate(given)
-        table = summarize(given.out, errors=True)
-        if given.command == "summarize" and given.csv is not None:
-            table.to_csv(given.csv)
-        sys.stdout.write(f"{table.round(3).to_string()}\n")
-    except KeyboardInterrupt:
+        with stoppable(), warnings.catch_warnings():
+            given = parser().parse_args(arguments)
+            methods = _evaluate(given) if given.command == "evaluate" else given.methods
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda message, *_: _tell(str(message))
+            common = given.command == "evaluate" or not given.all_images
+            table = summarize(given.out, errors=True, methods=methods, common=common)
+            if given.command == "summarize" and given.csv is not None:
+                table.to_csv(given.csv)
+            lines = in_words(table).to_string().split("\n")
+            sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))
+    except KeyboardInterrupt as stop:
         _tell("interrupted; the same call goes on where it stopped")
-        return 130
+        return getattr(stop, "code", 130)
     except (FileNotFoundError, ConnectionError, ImportError, TypeError, ValueError) as error:
         _tell("; ".join([str(error), *getattr(error, "__notes__", [])]))
         return 2
@@ -96,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _evaluate(given: argparse.Namespace) -> None:
+def _evaluate(given: argparse.Namespace) -> list[str]:
+    """Measure what the command line asks for, and return the names of the methods."""
     # The cheap checks come first: loading a network may take a while.
     check_model_name(given.model)
     methods, metrics = names_in(" ".join(given.methods)), names_in(" ".join(given.metrics))
@@ -105,10 +126,13 @@ def _evaluate(given: argparse.Namespace) -> None:
             if name != "all":
                 registry[name]  # an unknown name raises the error that lists the close ones
     options = parse_options(given.option)
+    check_seed(given.seed)
+    if not given_path(given.data, "--data").exists():
+        load_dataset(given.data)  # loads the scenes, or raises an error that says what is missing
     for what, path in {"checkpoint": given.checkpoint, "labels": given.labels}.items():
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"--{what} is {str(path)!r}, and there is no such file")
-    network = ("checkpoint", "layer", "device", "weights")
+    network = ("checkpoint", "layer", "device", "weights", "activation")
     classifier = load_model(given.model, **{name: getattr(given, name) for name in network})
     dataset = load_dataset(given.data, labels=given.labels, classifier=classifier)
     if not knows_classes(classifier, dataset):
@@ -132,6 +156,7 @@ def _evaluate(given: argparse.Namespace) -> None:
         collect=False,
         **{name: getattr(given, name) for name in how},
     )
+    return methods
 
 
 def _that_apply(reasons: dict[str, str | None]) -> list[str]:
@@ -168,7 +193,7 @@ def parse_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _tell(text: str) -> None:
-    sys.stderr.write(f"opticam_lite: {' '.join(text.split())}\n")
+    sys.stderr.write(f"opticam_lite: {plain(' '.join(text.split()))}\n")
 
 
 if __name__ == "__main__":

@@ -7,20 +7,18 @@ image ⊙ mask ──classifier──▶ probability of the masked image
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .network import Classifier, usual
 from .registry import unknown_name
-
-if TYPE_CHECKING:
-    from .network import Classifier
 
 NORMALIZATIONS = ("range", "max", "sigmoid")
 
 
+@usual()
 def upsample(saliency: Tensor, size: Sequence[int]) -> Tensor:
     """Enlarge maps `(N, C, h, w)` to `(N, C, H, W)`: bilinear, `align_corners=False` ("up")."""
     # Two matrix products, as the backward pass of `interpolate` is not deterministic on a GPU.

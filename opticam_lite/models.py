@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from . import scene_networks
 from .datasets.scenes import CLASSES
-from .network import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing
-from .paths import data_dir
+from .network import ACTIVATIONS, IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing, usual
+from .paths import data_dir, given_path
 from .registry import check_name, seeded, unknown_name
 
 WEIGHTS = ("hub", "random")
@@ -68,6 +68,7 @@ def load_model(
     weights: str = "hub",
     normalize: bool = True,
     labels: Sequence[str] | None = None,
+    activation: str = "softmax",
 ) -> Classifier:
     """Load a network by name and make a classifier of it.
 
@@ -87,20 +88,25 @@ def load_model(
         normalize: False leaves the normalisation out (paper, Appendix H).
         labels: Names of the classes. Default: those beside the checkpoint, else ImageNet's where
             there are 1,000.
+        activation: `"sigmoid"` for a network with several labels an image, see `Classifier`.
 
     Threads that load take turns: libraries draw the first weights from the process's generators.
 
     Raises:
-        ValueError: For an unknown name, layer or option, or a checkpoint that does not fit.
+        ValueError: For an unknown name, layer or option, a checkpoint that does not fit, or a
+            network without a classifier (DINOv2, SigLIP, CLIP's image towers, …).
         FileNotFoundError: If the checkpoint does not exist.
         HubError: If the weights can't be downloaded from the hub; the message says what was tried
             and what to do.
     """
     check_name("weights", weights, WEIGHTS)
-    build = _BUILDERS[check_model_name(name)]
-    name = name.rpartition("/")[2]
+    check_name("activation", activation, ACTIVATIONS)
+    source, name = check_model_name(name), name.rpartition("/")[2]
+    build = _BUILDERS[source]
+    if source == "timm" and checkpoint is None:
+        _check_head(name)
     state = None if checkpoint is None else read_checkpoint(checkpoint)
-    with seeded(0):
+    with usual(), seeded(0):
         network, settings = build(name, state is None and weights == "hub")
         if checkpoint is not None and state is not None:
             state = _renamed(name, state, network.state_dict(), checkpoint)
@@ -114,11 +120,27 @@ def load_model(
         settings["labels"] = labels
     settings["layer"] = layer or settings.get("layer")
     classifier = Classifier(
-        network, device=device, normalize=normalize, name=name, copy=False, **settings
-    )
+        network, device=device, normalize=normalize, name=name, activation=activation, copy=False,
+        **settings,
+    )  # fmt: skip
     if labels is None and checkpoint is not None:
-        _name_classes(classifier, Path(checkpoint))
+        _name_classes(classifier, given_path(checkpoint))
     return classifier
+
+
+def _check_head(name: str) -> None:
+    """Raise ValueError if timm's network of this name gives features, not the logits of classes.
+
+    Those of CLIP end in an embedding of a multiple of 128 values; no set of classes of timm's
+    networks is of such a size.
+    """
+    config = timm.get_pretrained_cfg(name)
+    if config and config.num_classes % 128 == 0:
+        raise ValueError(
+            f"{name} has no classifier: it gives features, not the logits of classes. Train a head "
+            f"on it and pass ol.Classifier(timm.create_model({name!r}, num_classes=…)) with its "
+            "weights, or ol.Classifier(torch.nn.Sequential(network, head))"
+        )
 
 
 def _name_classes(classifier: Classifier, checkpoint: Path) -> None:
@@ -155,6 +177,7 @@ _UNREAD: list[Any] = [(_Unread, name) for name in ("argparse.Namespace", *_NUMBE
 _reading = threading.Lock()  # what `torch.load` may read is known to the whole process
 
 
+@usual()
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a `.safetensors` file or one that `torch.save` wrote.
 
@@ -165,7 +188,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no file of weights.
     """
-    path = Path(path)
+    path = given_path(path, "the checkpoint")
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file at {path}; check the path")
     try:
@@ -210,6 +233,7 @@ def _embedded(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, d
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
         "labels": list(CLASSES),
+        "size": 224,
         "preprocessing": Preprocessing((224, 224), 224, "bilinear"),
     }
 

@@ -1,7 +1,7 @@
 """Figures with alt text, drawn without pyplot, so that they work in any thread and any notebook.
 
 Saliency is shown in viridis, which is monotonic in greyscale and for colour-blind readers, on one
-scale from 0 to 1.
+scale from 0 to 1. Texts are shown as they are given: a dollar sign begins no formula.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import io
 import math
 import textwrap
 import threading
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -22,11 +23,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .registry import check_name, whole_number
+from .text import plain
 
 COLORMAP = "viridis"
 # Okabe and Ito's colours, distinguishable with every kind of colour vision.
@@ -36,6 +39,7 @@ STYLES = ("overlay", "mask", "masked")
 
 # Matplotlib's font and text caches are not thread-safe.
 drawing_lock = threading.Lock()
+NAME_INCHES = 2.2  # that a name beside or below a chart may take
 
 
 class Picture:
@@ -47,7 +51,7 @@ class Picture:
     """
 
     def __init__(self, figure: Figure, alt: str) -> None:
-        self.figure, self.alt = figure, alt
+        self.figure, self.alt = figure, plain(alt.replace("\n", " "))
 
     @property
     def png(self) -> bytes:
@@ -171,12 +175,12 @@ def grid(
     classes = classes or [""] * rows
     told = _describe(columns[1:], row_titles or [""] * rows, below(classes), style)
     height = width * images.shape[2] / images.shape[3]
-    heads = [_fit(name, width, 10) for name in columns]
-    sides = [_fit(text, height, 9) for text in row_titles or []]
+    heads = [fitted(name, width, 10) for name in columns]
+    sides = [fitted(text, height, 9) for text in row_titles or []]
     room = _room(width, 8) - len(" 0.12 → 0.34")  # letters of a class that fit beside them
     shown = {
-        name: [_fit(text, width, 8) for text in lines]
-        for name, lines in below([_cut(c, room) for c in classes]).items()
+        name: [fitted(text, width, 8) for text in lines]
+        for name, lines in below([_cut(plain(c), room) for c in classes]).items()
     }
     lines = [text for texts in shown.values() for text in texts]
     panel = height + (0.25 + _more(lines, 8) if shown else 0.06)
@@ -216,9 +220,9 @@ def _show(ax: Axes, image: np.ndarray) -> None:
 def _titled(figure: Figure, title: str, alt: str | None, told: str) -> Picture:
     """Return a figure with its title, if any; the default alt text is the title and `told`."""
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(fitted(title, figure.get_figwidth(), 11), fontsize=11)
         told = f"{title}: {told}"
-    return Picture(figure, alt or told.replace("\n", " "))
+    return Picture(figure, alt or told)
 
 
 def _room(inches: float, size: float) -> int:
@@ -230,16 +234,39 @@ def _cut(text: str, room: int) -> str:
     return text if len(text) <= room else f"{text[: room - 1].rstrip()}…"
 
 
-def _fit(text: str, inches: float, size: float) -> str:
-    """Break each line of a text into at most two that fit, and cut what is left."""
-    room = _room(inches, size)
-    fitted = []
-    for line in text.split("\n"):
+def fitted(text: str, inches: float, size: float) -> str:
+    """Return a text as Matplotlib is to draw it: literally, and no wider than there is room.
+
+    Each line becomes at most two, and what is left is cut. Dollars are escaped, other control
+    characters than line breaks shown as such, and letters that the font lacks are squares.
+
+    Args:
+        text: Any; the names in it are a user's.
+        inches: The room.
+        size: Of the font, in points.
+    """
+    room, lines = _room(inches, size), []
+    for line in map(plain, text.split("\n")):
         if len(line) > room:
             first, *others = textwrap.wrap(line, room, break_on_hyphens=False) or [""]
             line = "\n".join([first, _cut(" ".join(others), room)] if others else [first])
-        fitted.append(line)
-    return "\n".join(fitted)
+        lines.append(line)
+    known = _letters(tuple(FontProperties().get_family()))
+    drawn = (c if c == "\n" or ord(c) in known else "□" for c in "\n".join(lines))
+    return "".join(drawn).replace("$", r"\$")
+
+
+@cache
+def _letters(families: tuple[str, ...]) -> frozenset[int]:
+    """Return the letters of fonts: Matplotlib warns of others, and draws a square."""
+    fonts = (get_font(findfont(FontProperties(family=[family]))) for family in families)
+    return frozenset(letter for font in fonts for letter in font.get_charmap())
+
+
+def _names(names: Iterable[str], size: float = 10) -> list[str]:
+    """Return names as they are drawn beside a chart, or in its legend."""
+    # Matplotlib leaves empty names and `_x` out of legends; a space before them brings them back.
+    return [fitted(f" {n}" if n[:1] in ("", "_") else n, NAME_INCHES, size) for n in names]
 
 
 def _more(texts: Sequence[str], size: float) -> float:
@@ -315,7 +342,7 @@ def gallery(
         raise ValueError(f"{len(captions)} captions were given for {n} images; pass one for each")
     columns = min(whole_number("columns", columns, 1), n)
     rows = -(-n // columns)
-    short = [_fit(caption, width, 8) for caption in captions]
+    short = [fitted(caption, width, 8) for caption in captions]
     panel = width * images.shape[2] / images.shape[3] + 0.25 + _more(short, 8)
     figure = Figure(
         figsize=(width * columns, panel * rows + 0.3 * bool(title)), dpi=100, layout="compressed"
@@ -354,14 +381,14 @@ def curves(
     told = []
     if x is None or all(float(value).is_integer() for value in x):
         ax.xaxis.set_major_locator(_whole_numbers())
-    for i, (name, values) in enumerate(series.items()):
+    for i, ((name, values), label) in enumerate(zip(series.items(), _names(series), strict=True)):
         y = torch.as_tensor(values).detach().cpu().numpy()
         ax.plot(
             np.arange(len(y)) if x is None else x,
             y,
             color=COLORS[i % len(COLORS)],
             linestyle=DASHES[i % len(DASHES)],
-            label=name,
+            label=label,
         )
         if len(y):
             told.append(f"{name} goes from {y[0]:.3g} to {y[-1]:.3g}")
@@ -375,7 +402,8 @@ def _chart(size: tuple[float, float], xlabel: str, ylabel: str, title: str) -> t
     """Return a figure and its axes, without the top and right spines."""
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     ax = figure.subplots()
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    ax.set(xlabel=fitted(xlabel, size[0], 10), ylabel=fitted(ylabel, size[1], 10))
+    ax.set_title(fitted(title, size[0], 12))
     ax.spines[["top", "right"]].set_visible(False)
     return figure, ax
 
@@ -459,7 +487,7 @@ def trace(
 def bars(
     values: Mapping[str, float],
     *,
-    errors: Mapping[str, float] | None = None,
+    intervals: Mapping[str, Sequence[float]] | None = None,
     ylabel: str = "",
     title: str = "",
     alt: str | None = None,
@@ -469,17 +497,19 @@ def bars(
 
     Args:
         values: Name → height.
-        errors: Name → half the height of its error bar; none where the name is absent or NaN.
+        intervals: Name → lower and upper end of its error bar; none where it is absent or NaN.
         ylabel, title: Texts.
-        alt: Alt text. Default: each value, with its error.
+        alt: Alt text. Default: each value, with its interval.
         size: Width and height, inches.
     """
     figure, ax = _chart(size, "", ylabel, title)
-    shown = {name: (errors or {}).get(name, math.nan) for name in values}
+    ends = {name: (intervals or {}).get(name, (math.nan, math.nan)) for name in values}
     drawn = ax.bar(
-        list(values),
+        range(len(values)),
         list(values.values()),
-        yerr=list(shown.values()) if errors else None,
+        yerr=np.abs([[v - x for x in ends[name]] for name, v in values.items()]).T
+        if intervals
+        else None,
         capsize=3,
         color=COLORS[0],
         width=0.65,
@@ -490,13 +520,14 @@ def bars(
     labels = {name: f"{round(value, decimals) + 0.0:g}" for name, value in values.items()}
     ax.bar_label(drawn, labels=list(labels.values()), fontsize=8)
     ax.margins(y=0.12)  # keeps the values below the title
-    ax.tick_params(axis="x", labelsize=8)
-    if sum(map(len, values)) > 12 * size[0]:  # names would overlap
+    names = _names(values, 8)
+    ax.set_xticks(range(len(names)), names, fontsize=8)
+    if sum(map(len, names)) > 12 * size[0]:  # names would overlap
         for label in ax.get_xticklabels():
             label.set(rotation=35, ha="right", rotation_mode="anchor")
     told = "; ".join(
-        f"{name} {label}" + ("" if math.isnan(shown[name]) else f" ± {shown[name]:.2g}")
-        for name, label in labels.items()
+        f"{name} {label}" + ("" if math.isnan(low) else f" ({low:.3g} to {high:.3g})")
+        for (name, label), (low, high) in zip(labels.items(), ends.values(), strict=True)
     )
     return Picture(figure, alt or f"Bar chart of {title or ylabel}: {told}.")
 
@@ -540,15 +571,16 @@ def lost_and_won(
             shares, rows, marker="D", s=26, c="white", edgecolor="black", zorder=3, clip_on=False
         )
         ax.set_xlim(limits)
-        ax.set_xlabel(label, fontsize=9)
+        ax.set_xlabel(fitted(label, width / 2, 9), fontsize=9)
         ax.tick_params(labelsize=9.5, length=0)
         ax.spines[["top", "right", "left"]].set_visible(False)
-    axes[0].set_yticks(range(len(values)), list(values))
+    axes[0].set_yticks(range(len(values)), _names(values, 9.5))
     axes[0].invert_yaxis()
     axes[0].tick_params(axis="y", labelleft=False)  # the names stand between the two sides
     axes[1].tick_params(axis="y", labelleft=True, pad=8)
     if marks:
-        figure.legend([drawn], [marked], fontsize=9, frameon=False, loc="outside upper center")
+        what = fitted(marked, width, 9)
+        figure.legend([drawn], [what], fontsize=9, frameon=False, loc="outside upper center")
     told = "; ".join(f"{name} {down:.1f} and {up:.1f}" for name, (down, up) in values.items())
     return Picture(
         figure, alt or f"Bar chart of {lost} to the left and {won} to the right: {told}."
@@ -576,16 +608,16 @@ def intervals(
     height = 1.0 + len(rows) * (0.25 + 0.16 * len(values))
     figure, ax = _chart((width, height), xlabel, "", title)
     told = []
-    for i, (name, series) in enumerate(values.items()):
+    for i, ((name, series), label) in enumerate(zip(values.items(), _names(values), strict=True)):
         y = [rows.index(row) + (i - (len(values) - 1) / 2) * step for row in series]
         points = np.array(list(series.values()), dtype=float).reshape(-1, 3)
         colour = COLORS[i % len(COLORS)]
         ax.hlines(y, points[:, 1], points[:, 2], color=colour, linewidth=1.6)
-        ax.scatter(points[:, 0], y, color=colour, marker="osD^vPX"[i % 7], s=28, label=name)
+        ax.scatter(points[:, 0], y, color=colour, marker="osD^vPX"[i % 7], s=28, label=label)
         listed = (f"{row} {v:.2f} ({a:.2f} to {b:.2f})" for row, (v, a, b) in series.items())
         told.append(f"{name}: {', '.join(listed)}")
     ax.axvline(0, color="#9aa3b2", linewidth=0.8, zorder=0)
-    ax.set_yticks(range(len(rows)), rows)
+    ax.set_yticks(range(len(rows)), _names(rows))
     ax.invert_yaxis()
     if len(values) > 1:
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

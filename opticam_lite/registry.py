@@ -6,13 +6,15 @@ import difflib
 import inspect
 import math
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+
+LARGEST_SEED = 2**63 - 1  # that PyTorch and NumPy take
 
 
 def unknown_name(kind: str, name: object, names: Iterable[str], *, show: int = 40) -> str:
@@ -40,6 +42,15 @@ def check_name(kind: str, name: object, names: Collection[str]) -> None:
         raise ValueError(unknown_name(kind, name, names))
 
 
+def some_of(values: Sequence[object]) -> str:
+    """Return the first eight of some values as text.
+
+    >>> some_of(range(99))
+    '0, 1, 2, 3, 4, 5, 6, 7, …'
+    """
+    return ", ".join([*map(str, values[:8]), *("…" for _ in values[8:9])])
+
+
 def names_in(text: str) -> list[str]:
     """Return the names in a text, each once, separated by commas, spaces or both.
 
@@ -62,6 +73,11 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
         needed = f"≥ {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} is {value!r}; a whole number {needed} is needed")
     return int(value)
+
+
+def check_seed(seed: Any) -> int:
+    """Return a seed as an int; raise ValueError unless it is a whole number from 0 to 2⁶³ − 1."""
+    return whole_number("seed", seed, 0, LARGEST_SEED)
 
 
 _seeding = threading.RLock()

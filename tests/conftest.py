@@ -100,6 +100,19 @@ def vit(classes: int = 5) -> nn.Module:
     return network
 
 
+class Sized(nn.Module):
+    """A network that can't be traced: what it does depends on the size of the images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[-1] < 16:
+            x = nn.functional.interpolate(x, scale_factor=2)
+        return self.network(x)
+
+
 NETWORKS = {"cnn": (cnn, "4"), "dense": (dense_cnn, "3"), "vit": (vit, "blocks.1.norm1")}
 
 

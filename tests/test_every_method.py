@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import NETWORKS, make_classifier, make_images
+from conftest import NETWORKS, Sized, cnn, make_classifier, make_images
 from torch import Tensor, nn
 
 import opticam_lite as ol
@@ -33,11 +33,13 @@ NOT_ZERO_ON_FLAT = {
     "gradient-shap": "it explains pixels, and the noise on them is not flat",
 }
 CLASSIFIERS = {kind: make_classifier(kind) for kind in NETWORKS}
+CLASSIFIERS["rerun"] = ol.Classifier(Sized(cnn()), "network.4", size=32, device="cpu")
 FITS = [
     (method, kind)
     for method in ol.list_methods()
     for kind, classifier in CLASSIFIERS.items()
     if ol.methods.applicable(classifier)[method] is None
+    and (kind != "rerun" or ol.methods.METHODS[method].uses_layer)
 ]
 every = pytest.mark.parametrize(("method", "kind"), FITS)
 
@@ -252,7 +254,7 @@ def test_inside_no_grad_and_inference_mode(
         torch.testing.assert_close(masks, expected, rtol=0, atol=1e-4)
 
 
-OTHER_LAYERS = {"cnn": "1", "dense": "1", "vit": "blocks.0"}
+OTHER_LAYERS = {"cnn": "1", "dense": "1", "vit": "blocks.0", "rerun": "network.1"}
 
 
 @every

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pyarrow import parquet
 
 import opticam_lite as ol
 from opticam_lite.__main__ import main
@@ -32,6 +33,29 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["summarize", out, "--csv", str(table)]) == 0
     assert capsys.readouterr().out == shown
     assert pd.read_csv(table)["AD"].tolist() == ol.summarize(found)["AD"].tolist()
+
+
+def test_the_last_table_is_of_the_methods_that_were_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    command = [*COMMAND, "--limit", "2", "--out", out]
+    assert main([*command, "--methods", "grad-cam", "fake-cam"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--methods", "fake-cam"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["fake-cam"]
+    assert main(["summarize", out, "--methods", "cam"]) == 2
+    assert "unknown method of these rows 'cam'" in capsys.readouterr().err
+    part = next(Path(out).glob("*.parquet"))
+    rows = parquet.read_table(part)
+    columns = (rows.column(name).to_pylist() for name in ("position", "method"))
+    kept = [p == 0 or m == "fake-cam" for p, m in zip(*columns, strict=True)]
+    parquet.write_table(rows.filter(kept), part)
+    assert main(["summarize", out]) == 0
+    shown = capsys.readouterr()
+    assert "compares the 1 images that all methods have; images left out: fake-cam 1" in shown.err
+    assert main(["summarize", out, "--all-images"]) == 0
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_all_means_all_that_apply(
@@ -67,7 +91,17 @@ def test_all_means_all_that_apply(
         (["--layer", "nowhere"], "unknown layer 'nowhere'"),
         (["--option", "iterations=3"], "is not METHOD.NAME=VALUE"),
         (["--option", "opti-cam.iteration=3"], "opti-cam has no option 'iteration'"),
+        (["--activation", "sigmoids"], "unknown activation 'sigmoids'; did you mean 'sigmoid'?"),
         (["--num-gpus", "1"], "num_gpus is 1.0; it is for engine='ray'"),
+        (["--seed", "-1"], "seed is -1; a whole number from 0 to 9223372036854775807 is needed"),
+        (["--seed", str(2**63)], "seed is 9223372036854775808"),
+        (["--data", ""], "--data is empty"),
+        (["--data", "~nobody-here/x"], "'~nobody-here/x', which is no path here"),
+        (["--data", "x" * 300], "--data is too long, 300 letters"),
+        (["--labels", ""], "the path is empty"),
+        (["--out", ""], "the path is empty"),
+        (["--out", "~nobody-here/x"], "'~nobody-here/x', which is no path here"),
+        (["--data", "nowhere\n\x1b[2J"], r"nowhere\n\x1b[2J"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(
@@ -97,3 +131,14 @@ def test_the_command_line_without_results(
 ) -> None:
     assert main(["summarize", str(tmp_path)]) == 2
     assert "holds no results of evaluate" in capsys.readouterr().err
+
+
+def test_the_command_line_measures_a_network_of_several_labels(tmp_path: Path) -> None:
+    command = [*COMMAND, "--methods", "fake-cam", "--limit", "2", "--out", str(tmp_path)]
+    assert main([*command, "--activation", "sigmoid"]) == 0
+    frame = read(tmp_path)
+    classifier, scenes = ol.load_model("scenes_resnet"), ol.load_dataset("scenes")
+    by_id = {scenes.id(i): i for i in range(len(scenes))}
+    for row in frame[frame["metric"] == "AD"].itertuples():
+        y = classifier.logits(scenes[by_id[row.image]].image[None])[0, row.target]
+        assert row.p == pytest.approx(y.sigmoid().item(), abs=1e-6)

@@ -43,6 +43,7 @@ def growth(call: Callable[[], object]) -> int:
         ("ablation-cam", "dense", {}),
         ("opti-cam", "cnn", {"iterations": 1}),
         ("rollout", "vit", {}),
+        ("score-cam", "cnn", {}),
     ],
 )
 def test_a_thousand_calls_take_no_memory(method: str, kind: str, options: dict) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,7 +146,9 @@ def test_bars_have_the_digits_that_can_be_seen() -> None:
 
 def test_values_above_bars_stay_below_the_title() -> None:
     values = {f"a long name {i}": 40.0 for i in range(5)}  # leaves little height
-    picture = plots.bars(values, errors={"a long name 0": 1.0}, title="AG", size=(4.4, 2.9))
+    picture = plots.bars(
+        values, intervals={"a long name 0": (0.5, 2.0)}, title="AG", size=(4.4, 2.9)
+    )
     picture.png  # noqa: B018 - texts have their place once it is drawn
     (ax,) = picture.figure.axes
     gap = ax.title.get_window_extent().y0 - max(t.get_window_extent().y1 for t in ax.texts)
@@ -160,18 +163,20 @@ def test_the_scale_of_a_tall_grid_is_no_taller_than_four_rows() -> None:
     assert abs(scale.y1 - panels[0].y1) < panels[0].height / 4
 
 
-def test_bars_show_errors_where_they_are_known() -> None:
+def test_bars_show_intervals_where_they_are_known() -> None:
     picture = plots.bars(
         {"a name": 10.0, "another name": 20.0, "a third name": 5.0},
-        errors={"a name": 1.5, "another name": float("nan")},
+        intervals={"a name": (8.5, 12.0), "another name": (math.nan, math.nan)},
         title="AD",
         size=(2.0, 2.0),
     )
-    assert picture.alt == "Bar chart of AD: a name 10 ± 1.5; another name 20; a third name 5."
+    assert picture.alt == (
+        "Bar chart of AD: a name 10 (8.5 to 12); another name 20; a third name 5."
+    )
     (ax,) = picture.figure.axes
     (lines,) = ax.containers[0].lines[2]
     heights = [segment[:, 1].tolist() for segment in lines.get_segments() if len(segment)]
-    assert [8.5, 11.5] in heights
+    assert [8.5, 12.0] in heights
     assert {label.get_rotation() for label in ax.get_xticklabels()} == {35}
 
 
@@ -349,3 +354,51 @@ def test_gallery_needs_a_whole_number_of_columns(columns: float) -> None:
 def test_gallery_needs_images() -> None:
     with pytest.raises(ValueError, match="0 images"):
         plots.gallery(torch.rand(0, 3, 20, 20), [])
+
+
+NASTY = "_price_$10_vs_$20 <img src=x onerror=alert(1)> |*_`#\n# \x07\u202e \\ 日本 🦆 " + "n" * 200
+
+
+@pytest.mark.parametrize("name", [NASTY, ""])
+def test_any_name_is_drawn_as_it_is(name: str, images: Tensor, masks: Tensor) -> None:
+    values, one = {name: 1.0, f"{name}2": 2.0}, images[:1]
+    p = {name: (torch.tensor([0.1]), torch.tensor([0.2]))}
+    series = {label: {label: (0.1, 0.0, 0.2)} for label in values}
+    pairs = dict.fromkeys(values, (1.0, 2.0))
+    texts = {"title": name, "xlabel": name, "ylabel": name}
+    pictures = [
+        plots.grid(
+            one,
+            {name: masks[:1]},
+            row_titles=[name],
+            classes=[name],
+            probabilities=p,
+            captions={"input": [name]},
+            title=name,
+        ),
+        plots.gallery(one, [name], title=name),
+        plots.curves({name: [1.0, 2.0], f"{name}2": [2.0, 1.0]}, **texts),
+        plots.trace(one[0], [1.0], {1: 0.5}, {1: masks[0]}, title=name),
+        plots.bars(values, errors={name: 0.1}, ylabel=name, title=name),
+        plots.lost_and_won(pairs, marks=pairs, marked=name, lost=name, won=name),
+        plots.intervals(series, xlabel=name, title=name),
+    ]
+    for picture in pictures:
+        assert not set("\n\x07") & set(picture.alt)
+        width, height = picture.figure.get_size_inches()
+        assert max(width, height) < 9
+        assert Image.open(io.BytesIO(picture.png)).width < 1.6 * width * picture.figure.dpi
+    legend = pictures[2].figure.axes[0].get_legend().get_texts()
+    assert len(legend) == 2  # Matplotlib leaves names that begin with _ out
+
+
+def test_a_dollar_stays_a_dollar() -> None:
+    picture = plots.bars({"A$AP": 1.0, "$10 or $20": 2.0})
+    picture.figure.canvas.draw()
+    shown = [label.get_text() for label in picture.figure.axes[0].get_xticklabels()]
+    assert shown == [r"A\$AP", r"\$10 or \$20"]  # how Matplotlib writes a dollar that is one
+    assert "$10 or $20 2" in picture.alt
+
+
+def test_a_letter_that_the_font_lacks_is_a_square() -> None:
+    assert plots.fitted("é 鴨", 5, 10) == "é □"

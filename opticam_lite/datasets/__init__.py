@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from ..network import Classifier
+from ..paths import given_path
 from ..registry import unknown_name
 from .files import Files, Folders, Photos
 from .imagenet import IMAGENETTE_SPLITS, ImageNet, imagenette
@@ -54,6 +56,9 @@ def load_dataset(
 ) -> Dataset:
     """Load a dataset by name, by path, or by form and path.
 
+    Warns of files that look like images of kinds that can't be read, such as HEIC; `unread` of the
+    dataset names them. A file that turns out to be broken is an `ImageError` when it is read.
+
     | name | what it is |
     |---|---|
     | `scenes`, `scenes-swapped`, `scenes-empty` | the embedded scenes and their twins |
@@ -72,8 +77,8 @@ def load_dataset(
 
     Raises:
         FileNotFoundError: If it is neither a name nor an existing path, or a part is missing.
-        ValueError: If labels are given for a set that has its own, the table is wrong, or a name
-            or a folder is unknown; the message lists close matches.
+        ValueError: If labels are given for a set that has its own, the table is wrong, a path is
+            empty, or a name or a folder is unknown; the message lists close matches.
     """
     if not isinstance(name, str | Path):
         raise TypeError(f"name is {name!r}; the name of a dataset or a path is needed")
@@ -86,11 +91,11 @@ def load_dataset(
     if form in _FORMS and path:
         loader, splits = _FORMS[form]
         found = re.fullmatch(r"(.+):([^/\\]*)", path)
-        if splits and found and not Path(path).exists():
-            return loader(Path(found[1]).expanduser(), found[2], classifier)
-        return loader(Path(path).expanduser(), classifier=classifier)
-    here = Path(name).expanduser()
-    if here.exists():
+        if splits and found and not given_path(path).exists():
+            return loader(given_path(found[1]), found[2], classifier)
+        return loader(given_path(path), classifier=classifier)
+    here = given_path(name, "the name of the dataset")
+    if os.path.lexists(here):
         return Photos(here, labels, classifier)
     if form in _FORMS:
         raise ValueError(f"{name!r} needs the path of the images: {form}:PATH")

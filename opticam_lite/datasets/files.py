@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import os
+import stat
+import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
 
 from ..network import Classifier, Preprocessing
+from ..paths import given_path, unicode_forms
 from ..registry import unknown_name
 from .images import (
     IMAGE_SUFFIXES,
@@ -20,8 +25,9 @@ from .images import (
     is_image,
     preprocessing,
     read_rgb,
+    unreadable_kind,
 )
-from .protocol import Dataset, Sample, checksum, has_names
+from .protocol import Dataset, Sample, checksum, has_names, unread_in_words
 
 
 class Files(Dataset):
@@ -34,8 +40,11 @@ class Files(Dataset):
         labels: Names of the classes.
         settings: How images are resized and cropped.
 
+    Files that look like images of kinds that can't be read, such as HEIC, are left out with a
+    warning, and are named by `unread`.
+
     Raises:
-        ValueError: If there are no files, or a name is not UTF-8, which tables require.
+        ValueError: If there are no files to read, or a name is not UTF-8, which tables require.
     """
 
     def __init__(
@@ -49,12 +58,16 @@ class Files(Dataset):
         self.name, self.root = name, root
         self.settings: Preprocessing = settings
         self.labels = None if labels is None else list(labels)
-        self.files = list(files)
+        found = list(files)
+        self.files = [(file, c) for file, c in found if not unreadable_kind(file)]
+        self.unread = [file for file, _ in found if unreadable_kind(file)]
         if not self.files:
             raise ValueError(
                 f"there are no images in {root}; files with these endings are read: "
-                f"{' '.join(IMAGE_SUFFIXES)}"
+                f"{' '.join(IMAGE_SUFFIXES)}. {unread_in_words(self)}".rstrip(". ")
             )
+        if self.unread:
+            warnings.warn(f"{name}: {unread_in_words(self)}", stacklevel=3)
         for text in (name, str(root), *(file for file, _ in self.files)):
             try:
                 text.encode()
@@ -80,7 +93,7 @@ class Files(Dataset):
         return self.files[index][1]
 
     def fingerprint(self, index: int) -> str:
-        """Return a file's size and a checksum of its first 64 kB."""
+        """Return a file's size and a checksum of its contents."""
         return fingerprint_file(self.root / self.files[index][0], self.root)
 
     def read(self, index: int) -> Image.Image:
@@ -114,17 +127,26 @@ def read_file(path: Path, root: Path) -> Image.Image:
 
 
 def fingerprint_file(path: Path, root: Path) -> str:
-    """Return a file's size and a checksum of its first 64 kB.
+    """Return a file's size and a checksum of its contents.
 
     Raises:
         SourceError: If its whole folder is missing.
     """
     try:
-        with path.open("rb") as file:
-            return f"{path.stat().st_size} {checksum(file.read(2**16))}"
+        known = path.stat()
+        if not stat.S_ISREG(known.st_mode):
+            return "unreadable"
+        # A file whose content was changed has another ctime, whatever its other times say.
+        return _contents(path, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
     except OSError:
         check_at_hand(path.parent, root)
         return "unreadable"
+
+
+@lru_cache(maxsize=2**17)
+def _contents(path: Path, *known: int) -> str:
+    """Return size and checksum of a file; read once for what is known of it."""
+    return f"{known[1]} {checksum(path.read_bytes())}"
 
 
 class Photos(Files):
@@ -147,24 +169,24 @@ class Photos(Files):
         labels: str | Path | None = None,
         classifier: Classifier | None = None,
     ) -> None:
-        path = Path(path)
-        if not path.exists():
+        path = given_path(path)
+        if not os.path.lexists(path):  # a link that leads nowhere is an image that can't be read
             raise FileNotFoundError(f"there is no folder or image at {path}; check the path")
         names = classifier.labels if classifier is not None else None
         files: Iterable[tuple[str, int | None]]
         if labels is not None:
-            table = Path(labels)
+            table = given_path(labels, "the table of labels")
             files = list(_read_table(table, path if path.is_dir() else path.parent, names or []))
             if not files:
                 raise ValueError(f"{table} names no image; it needs a line for each")
             file, times = Counter(name for name, _ in files).most_common(1)[0]
             if times > 1:
                 raise ValueError(f"{table} names {file} {times} times; one line for each image")
-        elif path.is_file():
+        elif not path.is_dir():
             files = [(path.name, None)]
         else:
             files = [(p.name, None) for p in sorted(path.iterdir()) if is_image(p)]
-        root = path.parent if path.is_file() else path
+        root = path if path.is_dir() else path.parent
         super().__init__(path.name, root, files, names, preprocessing(classifier))
 
 
@@ -194,15 +216,20 @@ def _read_table(
         where = f"{table}, line {line}"
         if not row["file"]:
             raise ValueError(f"{where}: there is no file name; remove the line or complete it")
-        image = folder / row["file"]
-        if not image.is_file():
-            raise FileNotFoundError(f"{where}: there is no image at {image}")
-        yield row["file"], _target(row[column], names, where, column == "label")
+        # Normalised, so that `./a.jpg` is `a.jpg` and none is measured twice.
+        image = Path(os.path.normpath(row["file"]))
+        if image.is_relative_to(folder.absolute()):
+            image = image.relative_to(folder.absolute())
+        forms = unicode_forms(image.as_posix())
+        found = next((file for file in forms if os.path.lexists(folder / file)), None)
+        if found is None:
+            raise FileNotFoundError(f"{where}: there is no image at {folder / image}")
+        yield found, _target(row[column], names, where, column == "label")
 
 
 def _target(text: str | None, names: Sequence[str], where: str, by_name: bool) -> int:
     """Turn a class index or name into a target; digits are a name only if `by_name`."""
-    text = (text or "").strip()
+    text, names = _composed((text or "").strip()), list(map(_composed, names))
     if text in names and (by_name or not text.isdecimal()):
         if names.count(text) > 1:
             raise ValueError(
@@ -251,9 +278,10 @@ def existing(path: str | Path) -> Path:
     Raises:
         FileNotFoundError: If there is none.
     """
-    if not Path(path).is_dir():
+    path = given_path(path)
+    if not path.is_dir():
         raise FileNotFoundError(f"there is no folder at {path}; check the path")
-    return Path(path)
+    return path
 
 
 def class_folders(root: Path) -> list[str]:
@@ -264,7 +292,17 @@ def class_folders(root: Path) -> list[str]:
 
 def images_of(root: Path, folder: str) -> list[str]:
     """Return the images of a class's folder, at any depth, as sorted paths below `root`."""
-    return sorted(p.relative_to(root).as_posix() for p in (root / folder).rglob("*") if is_image(p))
+    found = [
+        Path(here, name)
+        for here, folders, files in os.walk(root / folder, onerror=_refuse)
+        for name in [*folders, *files]
+    ]
+    return sorted(path.relative_to(root).as_posix() for path in found if is_image(path))
+
+
+def _refuse(error: OSError) -> None:
+    """Raise the error of a folder that can't be listed: its images would be missing unnoticed."""
+    raise error
 
 
 def class_indices(
@@ -306,4 +344,9 @@ def class_indices(
 
 def class_key(name: str) -> str:
     """Return the form in which names of classes and of folders are compared."""
-    return name.replace("_", " ").casefold()
+    return _composed(name.replace("_", " ")).casefold()
+
+
+def _composed(name: str) -> str:
+    """Return a name in one form of Unicode: é may be one letter, or an e and an accent."""
+    return unicodedata.normalize("NFC", name)

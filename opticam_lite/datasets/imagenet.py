@@ -92,7 +92,10 @@ class ImageNet(Files):
         places: list[tuple[Path, list[str]]] = []  # folders with images: of synsets, or of files
         truths: list[Path] = []
         self._annotations: list[Path] = []
+        seen: set[str] = set()  # a link may lead back to where it lies
         for here, folders, files in os.walk(root, followlinks=True):
+            folders[:] = [] if os.path.realpath(here) in seen else folders
+            seen.add(os.path.realpath(here))
             place, within = Path(here), [f for f in folders if _SYNSET.fullmatch(f)]
             folders[:] = sorted(f for f in folders if f not in within and not _ELSEWHERE.search(f))
             if any(_has(place / f, is_image) for f in within):
@@ -157,7 +160,7 @@ class ImageNet(Files):
                 [float(found.findtext(f"bndbox/{name}") or "") for name in _CORNERS]
                 for found in about.iterfind("object")
             ]
-        except (ElementTree.ParseError, ValueError) as error:
+        except (ElementTree.ParseError, OSError, ValueError) as error:
             raise ImageError(
                 f"{annotation} is no annotation that can be read ({error}); get a whole copy, or "
                 "remove it to have this image without boxes"

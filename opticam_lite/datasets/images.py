@@ -2,36 +2,76 @@
 
 from __future__ import annotations
 
+import errno
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, to_tensor
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes
 
-from ..network import Classifier, Preprocessing
+from ..network import Classifier, Preprocessing, usual
+from ..paths import given_path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_AVIF = bool(features.check("avif"))  # built into Pillow from 11.3 on
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *[".avif"] * _AVIF,
+)
+# Images that are not read. Of raw photographs Pillow would read the small preview.
+OTHER_SUFFIXES = (
+    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".xcf", ".eps"),
+    *(".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+    *(".dds", ".tga", ".exr", ".hdr", ".dcm", ".nii"),
+)
 SMALLEST_SIDE = 16
+# Errors of the system, not of the file: too many open files, no memory, a lost network drive.
+PASSING = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
+)
 
 
 class ImageError(ValueError):
     """A file of a sample, image or annotation, that can't be read; the message names it."""
 
 
+class MissingImage(ImageError, FileNotFoundError):  # noqa: N818 - as FileNotFoundError
+    """There is no such file, or a link leads nowhere."""
+
+
 class SourceError(OSError):
     """The folder of a dataset can't be read, so that no image counts as broken."""
 
 
+def passes(error: BaseException) -> bool:
+    """Whether an error may be temporary, so that the image must not count as broken."""
+    return any(
+        isinstance(e, MemoryError | SourceError | torch.OutOfMemoryError)
+        or (isinstance(e, OSError) and e.errno in PASSING)
+        or (isinstance(e, RuntimeError) and re.search("out of|allocate memory", str(e)) is not None)
+        for e in (error, error.__cause__)
+    )
+
+
 def is_image(path: Path) -> bool:
-    """Whether a file's name is that of an image; hidden ones, such as `._1.jpg`, are not."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    """Whether a file's name is that of an image, read or not; hidden ones, `._1.jpg`, are not."""
+    known = path.suffix.lower() in IMAGE_SUFFIXES + OTHER_SUFFIXES
+    return known and not path.name.startswith(".")
 
 
+def unreadable_kind(file: str) -> bool:
+    """Whether a file's name is that of an image of a kind that is not read here."""
+    suffix = Path(file).suffix.lower()
+    return suffix in OTHER_SUFFIXES and suffix not in IMAGE_SUFFIXES
+
+
+@usual()
 def load_image(path: str | Path, classifier: Classifier | None = None) -> Tensor:
     """Read an image file as the network expects it.
 
@@ -45,9 +85,10 @@ def load_image(path: str | Path, classifier: Classifier | None = None) -> Tensor
     Raises:
         FileNotFoundError: If there is no such file.
         ImageError: If it is no image, damaged, too large to be safe (a decompression bomb), or
-            smaller than 16 pixels.
+            smaller than 16 pixels, or the file is none, such as a folder.
+        ValueError: If the path is empty or too long.
     """
-    return crop_image(read_rgb(Path(path)), preprocessing(classifier))
+    return crop_image(read_rgb(given_path(path)), preprocessing(classifier))
 
 
 def preprocessing(classifier: Classifier | None) -> Preprocessing:
@@ -101,36 +142,51 @@ def _crop(image: Any, settings: Preprocessing) -> Any:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Open a file and return it upright as 8-bit RGB."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no image file at {path}; check the path")
+    """Open a file and return it upright as 8-bit RGB.
+
+    Raises:
+        MissingImage: If there is no such file.
+        ImageError: If it can't be read, whatever the reason.
+        MemoryError, OSError: For errors of the system that may pass.
+    """
     try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe would never end, a folder can't be opened
+            raise ImageError(f"{path} is a folder or a device, not an image file; move it away")
         with Image.open(path) as opened:
             # Pillow only warns of these; turning its warning into an error is not thread-safe.
             pixels, most = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
             if most is not None and pixels > most:
                 raise Image.DecompressionBombError(f"{pixels} pixels, more than {most}")
+            # Uncompressed, a pixel takes a bit at least; Pillow would fill in what is missing.
+            raw = any(tile[0] == "raw" for tile in opened.tile)
+            if raw and opened.format in ("TIFF", "BMP", "PPM") and pixels > 8 * about.st_size:
+                raise ValueError(f"{about.st_size} bytes can't hold {pixels} pixels")
             opened.load()
             # exif_transpose rotates the pixels by the orientation of the camera.
-            image = ImageOps.exif_transpose(opened)
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{path} is not an image that Pillow can read; remove it or convert it to JPEG or PNG"
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"{path} has too many pixels to be opened safely ({error}); scale it down first"
-        ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(
-            f"{path} is damaged or incomplete ({error}); get a whole copy of the file"
-        ) from error
+            image = _to_rgb(ImageOps.exif_transpose(opened), path, opened.format)
+    except FileNotFoundError as error:
+        raise MissingImage(f"there is no image file at {path}; check the path") from error
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        if isinstance(error, ImageError) or passes(error):
+            raise
+        raise ImageError(f"{path} {_reason(error)}") from error
     if min(image.size) < SMALLEST_SIDE:
         raise ImageError(
             f"{path} is {image.width}×{image.height} pixels; at least {SMALLEST_SIDE} on each side "
             "are needed"
         )
-    return _to_rgb(image, path, opened.format)
+    return image
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "is not an image that Pillow can read; remove it or convert it to JPEG or PNG"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"has too many pixels to be opened safely ({error}); scale it down first"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"can't be opened: {error.strerror}"
+    return f"is damaged or incomplete ({error}); get a whole copy of the file"
 
 
 def _to_rgb(image: Image.Image, path: Path, kind: str | None) -> Image.Image:

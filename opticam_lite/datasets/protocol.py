@@ -7,15 +7,13 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .images import ImageError
-
-if TYPE_CHECKING:
-    from ..network import Classifier, Preprocessing
+from ..network import Classifier, Preprocessing, usual
+from .images import ImageError, passes
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Dataset(ABC):
         name: What tables call it.
         labels: Names of the classes, or None if there are no targets.
         settings: How files become images, or None if there are no files to be resized.
+        unread: Names of files that look like images of kinds that can't be read.
         has_boxes: Whether samples have boxes of the target's objects. A single sample may have
             none: its localisation metrics are then undefined.
     """
@@ -57,6 +56,7 @@ class Dataset(ABC):
     name: str
     labels: list[str] | None = None
     settings: Preprocessing | None = None
+    unread: Sequence[str] = ()
     has_boxes: bool = False
 
     @abstractmethod
@@ -88,12 +88,14 @@ class Dataset(ABC):
         """
         return ""
 
+    @usual()
     def __getitem__(self, index: int) -> Sample:
         n = len(self)
         if not -n <= index < n:
             raise IndexError(f"{self.name} has {n} images; there is no image {index}")
         return self.sample(index % n)
 
+    @usual()
     def batch(self, indices: Iterable[int]) -> tuple[Tensor, Tensor | None]:
         """Return images `(N, 3, H, W)` and targets `(N,)`, or None where one has no label.
 
@@ -181,6 +183,7 @@ class Unlabelled(Dataset):
 
     def __init__(self, dataset: Dataset) -> None:
         self.name, self.settings, self._dataset = dataset.name, dataset.settings, dataset
+        self.unread = dataset.unread
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -196,6 +199,35 @@ class Unlabelled(Dataset):
     def fingerprint(self, index: int) -> str:
         """Return the fingerprint in the other dataset."""
         return self._dataset.fingerprint(index)
+
+
+def check_readable(dataset: Dataset, indices: Sequence[int], tries: int = 200) -> None:
+    """Raise ImageError if of many images none of about 200, spread over all, can be read.
+
+    So a folder of thousands of broken files is told of before all of them are tried.
+    """
+    first, tried = None, indices[:: max(1, len(indices) // tries)]
+    for index in tried if len(indices) > tries else ():
+        try:
+            dataset[index]
+            return
+        except Exception as error:
+            if passes(error):
+                raise
+            first = first or error
+    if first is not None:
+        raise ImageError(
+            f"none of {len(tried)} images of {dataset.name}, spread over its {len(indices)}, can "
+            f"be read; the first says: {first}"
+        ) from first
+
+
+def unread_in_words(dataset: Dataset) -> str:
+    """Return a sentence that counts and names the files of `unread`; "" without any."""
+    names = list(dataset.unread)
+    listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    told = f"{len(names)} images of kinds that can't be read here are left out: {listed}"
+    return f"{told}; convert them to JPEG or PNG" if names else ""
 
 
 def of_known_classes(classifier: Classifier, dataset: Dataset) -> Dataset:

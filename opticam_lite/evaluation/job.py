@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..datasets import Dataset
@@ -51,12 +51,14 @@ class Task:
     Attributes:
         batch: Its number.
         wanted: Method → metrics.
-        broken: Positions that are known not to be readable.
+        broken: Positions of images that are known to be broken.
+        failed: Method → positions at which it is known to fail.
     """
 
     batch: int
     wanted: dict[str, list[str]]
     broken: frozenset[int] = frozenset()
+    failed: dict[str, frozenset[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Measured:
     """All rows of one batch and method.
 
     Attributes:
-        method: Its name; None for the rows of images that can't be read.
-        images: How many images the batch has, those that can't be read included.
+        method: Its name; None for the rows of broken images.
+        images: How many images the batch has, broken ones included.
         seconds: Time that the method took.
         rows: As `store.SCHEMA` names them.
     """

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from ..datasets import Sample
-from ..datasets.images import SourceError
+from ..datasets.images import passes
 from ..metrics.localization import check_boxes
 from .job import Job, Task
-
-# Errors of the system, not of the file: too many open files, no memory, a lost network drive.
-PASSING = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
-)
 
 Batch = tuple[Task, Iterator[tuple[int, Sample | str]]]
 """A task with position → sample, or why the image can't be measured."""
@@ -57,14 +51,6 @@ def _sample(job: Job, position: int) -> Sample | str:
             check_boxes(sample.boxes, *sample.image.shape[1:])
         return sample
     except Exception as error:  # nearly all errors concern this image only
-        if _passes(error):
+        if passes(error):
             raise
         return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _passes(error: BaseException) -> bool:
-    """Whether an error may be temporary, so that the image must not count as broken."""
-    return any(
-        isinstance(e, MemoryError | SourceError) or (isinstance(e, OSError) and e.errno in PASSING)
-        for e in (error, error.__cause__)
-    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,13 +16,23 @@ from ..methods import explain
 from ..metrics import METRICS
 from ..metrics.registry import Case
 from ..network import Classifier
+from .digests import plain
 from .job import Job, Measured, Task
-from .loading import load
-from .settings import plain
+from .loading import load, passes
+
+T = TypeVar("T")
+
+
+class _NotFiniteError(ValueError):
+    """A network or a method gave NaN or infinity."""
 
 
 class _Group:
-    """Images of one size, with what all methods and metrics share."""
+    """Images of one size, with what all methods and metrics share.
+
+    Raises:
+        _NotFiniteError: If the network's output is not finite for one of them.
+    """
 
     def __init__(self, job: Job, samples: dict[int, Sample]) -> None:
         self.job, self.samples = job, samples
@@ -31,6 +42,7 @@ class _Group:
         self.classifier = job.classifier.remember(self.images)
         self.seconds = _now(job.classifier) - started
         probabilities = self.probabilities(self.images)
+        _check_finite("the network's output", probabilities)
         self.predicted = probabilities.argmax(1)
         given = [-1 if s.target is None else s.target for s in samples.values()]
         true = torch.tensor(given, device=device)
@@ -41,22 +53,28 @@ class _Group:
     def probabilities(self, images: Tensor) -> Tensor:
         return self.job.classifier.probabilities(images, batch_size=self.job.batch_size)
 
-    def measure(self, method: str, metrics: list[str]) -> tuple[float, list[dict[str, Any]]]:
-        """Return the method's seconds and the rows of all images."""
+    def measure(
+        self, method: str, metrics: list[str], samples: dict[int, Sample]
+    ) -> tuple[float, list[dict[str, Any]]]:
+        """Return the method's seconds and the rows of these images, some or all of the group's."""
+        if samples.keys() != self.samples.keys():
+            return _Group(self.job, samples).measure(method, metrics, samples)
         options, classifier = self.job.methods[method], self.classifier
+        quiet: dict[str, Any] = {"progress": False, "warn": False}
 
         def explained(images: Tensor, targets: Tensor) -> Tensor:
             size = self.job.batch_size
-            return explain(
-                method, classifier, images, targets, batch_size=size, progress=False, **options
-            )
+            return explain(method, classifier, images, targets, batch_size=size, **quiet, **options)
 
         recalls, started = classifier.recalls, _now(classifier)
         masks = explained(self.images, self.targets)
         seconds = _now(classifier) - started
         if classifier.recalls > recalls:
             seconds += self.seconds  # as if the method had computed the features itself
-        o = self.probabilities(self.images * masks).gather(1, self.targets[:, None])[:, 0]
+        _check_finite("the mask", masks)
+        probabilities = self.probabilities(self.images * masks)
+        _check_finite("the network's output for the masked image", probabilities)
+        o = probabilities.gather(1, self.targets[:, None])[:, 0]
         case = Case(
             classifier=classifier,
             images=self.images,
@@ -122,18 +140,78 @@ def _measure_batch(
             errors.append({**_about(job, position), "image": image, "error": sample})
         else:
             by_shape.setdefault(tuple(sample.image.shape), {})[position] = sample
+    groups: list[_Group] = []
+    for samples in by_shape.values():
+        group, failed = _spare(job, None, partial(_Group, job), samples)
+        groups += [group] if group is not None else []
+        errors += failed
     if errors:
         yield Measured(None, n, 0.0, errors)
-    groups = [_Group(job, samples) for samples in by_shape.values()]
     for method, metrics in task.wanted.items():
-        try:
-            parts = [group.measure(method, metrics) for group in groups]
-        except Exception as error:
-            images = ", ".join(s.id for group in groups for s in group.samples.values())
-            error.add_note(f"while {method} was measured on the images {images}")
+        seconds, rows = 0.0, list[dict[str, Any]]()
+        for group in groups:
+            known = task.failed.get(method, frozenset())
+            asked = {i: sample for i, sample in group.samples.items() if i not in known}
+            part, failed = _spare(job, method, partial(group.measure, method, metrics), asked)
+            took, measured = part or (0.0, [])
+            seconds, rows = seconds + took, rows + failed + measured
+        yield Measured(method, n, seconds, rows)
+
+
+def _spare(
+    job: Job,
+    method: str | None,
+    work: Callable[[dict[int, Sample]], T],
+    samples: dict[int, Sample],
+) -> tuple[T | None, list[dict[str, Any]]]:
+    """Return `work(samples)`, without the images on which it fails, and the error rows of these.
+
+    An error is an image's own if the same work succeeds for another image, or at least for a grey
+    one. If not, network, method or options are wrong, and the error is raised.
+    """
+    who = method or "the network"
+    if not samples:
+        return None, []
+    try:
+        return work(samples), []
+    except Exception as error:
+        named = ", ".join(sample.id for sample in samples.values())
+        error.add_note(f"while {who} was measured on the images {named}")
+        if _ends_the_run(error):
             raise
-        seconds = sum(seconds for seconds, _ in parts)
-        yield Measured(method, n, seconds, [row for _, rows in parts for row in rows])
+        whole = error
+    errors = {i: e for i, sample in samples.items() if (e := _error_of(work, {i: sample}))}
+    kept = {i: sample for i, sample in samples.items() if i not in errors}
+    grey = Sample("grey", torch.full((3, *job.classifier.size), 0.5), None)
+    if not errors or (not kept and _error_of(work, {-1: grey})):
+        raise whole
+    rows = []
+    for i, e in errors.items():
+        known = isinstance(e, _NotFiniteError)
+        text = f"{e}" if known else f"{who} raised {type(e).__name__}: {e}"
+        about = {**_about(job, i), "image": samples[i].id, "method": method}
+        rows.append({**about, "error": " ".join(text.split())})
+    return (work(kept) if kept else None), rows
+
+
+def _error_of(work: Callable[[dict[int, Sample]], Any], samples: dict[int, Sample]) -> Any:
+    """Return the error that work raises, None if it succeeds."""
+    try:
+        work(samples)
+    except Exception as error:
+        if _ends_the_run(error):
+            raise
+        return error
+
+
+def _ends_the_run(error: Exception) -> bool:
+    """Whether an error is no image's fault: the disk, the memory or the processor fails."""
+    return isinstance(error, OSError) or passes(error)
+
+
+def _check_finite(what: str, values: Tensor) -> None:
+    if not values.isfinite().all():
+        raise _NotFiniteError(f"{what} is not finite")
 
 
 def _about(job: Job, position: int) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
@@ -147,7 +149,7 @@ def _cluster(ray: ModuleType) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address, handler = os.environ.get("RAY_ADDRESS"), signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address or "local",
@@ -160,6 +162,8 @@ def _cluster(ray: ModuleType) -> Iterator[None]:
         raise ConnectionError(
             f"{what} ({' '.join(str(error).split())}); try again, or use engine='local'"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray sets one of its own
     try:
         yield
     finally:

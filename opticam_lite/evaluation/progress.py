@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 
 from tqdm.auto import tqdm
+
+from ..text import log_lines
 
 Progress = bool | Callable[[str, int, int], object] | None
 SECONDS_BEFORE = 2.0  # a shorter run shows no bars
@@ -28,7 +29,7 @@ class Tracker:
         if progress is True:
             width = max(map(len, done))
             notebook = any(c.__module__ == "tqdm.notebook" for c in tqdm.__mro__)
-            terminal = sys.stderr.isatty()
+            log = log_lines(tqdm)
             # A notebook's font is proportional: labels are aligned by a width, not by spaces.
             bar = "{bar} {percentage:3.0f}%" if notebook else "{percentage:3.0f}% {bar}"
             self._bars = {
@@ -37,10 +38,10 @@ class Tracker:
                     total=total,
                     initial=count,
                     delay=SECONDS_BEFORE,
-                    mininterval=0.2 if terminal or notebook else 10,  # a log gets fewer lines
                     leave=not notebook,  # in a notebook the result follows directly
                     bar_format=f"{{desc}} {bar} {{n_fmt}}/{{total_fmt}}{{postfix}}",
-                    dynamic_ncols=terminal,
+                    dynamic_ncols=not (notebook or log),
+                    **log,
                 )
                 for method, count in done.items()
             }

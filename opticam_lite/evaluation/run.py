@@ -13,10 +13,11 @@ import pandas as pd
 import torch
 
 from ..datasets import Dataset, of_known_classes
+from ..datasets.protocol import check_readable
 from ..methods import METHODS
 from ..metrics import METRICS
-from ..network import Classifier
-from ..registry import check_name, whole_number
+from ..network import Classifier, usual
+from ..registry import check_name, check_seed, whole_number
 from . import store
 from .job import Job, Task
 from .measuring import measure
@@ -27,6 +28,7 @@ from .settings import describe
 ENGINES = ("local", "ray")
 
 
+@usual()
 def evaluate(
     classifier: Classifier,
     dataset: Dataset,
@@ -58,7 +60,7 @@ def evaluate(
             `{"grad-cam": {}, "opti-cam": {"iterations": 50}}`.
         metrics: Names of `list_metrics()`.
         limit: Use this many images, drawn at random. Default: all.
-        seed: Of that draw, and of metrics that use random numbers.
+        seed: Of that draw, and of metrics that use random numbers; 0 to 2⁶³ − 1.
         batch_size: Images at a time (the paper times batches of 8).
         options: Options of methods that were given by their names: a mapping as in `methods`.
         progress: True shows a bar for each method after two seconds; False or None shows nothing.
@@ -79,12 +81,14 @@ def evaluate(
         A row for each image, method and metric, in this order: dataset, image, network, layer,
         method, options (JSON), metric, value, target, p, o, seconds (this image's share of its
         batch), detail (a list, where the metric's average needs more than values), error. An image
-        that can't be read, or that has a box outside of it, has one row, with the reason in
-        error.
+        that can't be read, has a box outside of it, or on which the network fails, has one row,
+        with the reason in error. One on which a method fails has such a row of this method.
 
     Raises:
         ValueError: For unknown names, options or limits, or an `out` that holds another run,
-            before anything is computed. After it, if no image at all could be read.
+            before anything is computed. If none of about 200 images that are spread over all can
+            be read. After it, if no image could be measured with a method. Errors of a network,
+            method or metric that fails on a grey image, too, are raised as they are.
         OSError: If the disk is full, or the folder of the images is missing; what was written
             stays valid, and the same call continues from there.
     """
@@ -94,10 +98,12 @@ def evaluate(
             raise ValueError(f"{name} is {given}; it is for engine='ray', not {engine!r}")
     if not collect and out is None:
         raise ValueError("collect is False, and out names no folder; the rows would be lost")
+    if out is not None and not str(out).strip():
+        raise ValueError("out is empty; name a folder, or . for the current one")
     limit = None if limit is None else whole_number("limit", limit, 1)
     processes = None if processes is None else whole_number("processes", processes, 1)
     gpu = classifier.device.type == "cuda"
-    seed = whole_number("seed", seed, 0, 2**63 - 1)
+    seed = check_seed(seed)
     dataset = of_known_classes(classifier, dataset)
     if not len(dataset):
         raise ValueError(f"{dataset.name} has no images")
@@ -112,6 +118,7 @@ def evaluate(
         whole_number("workers", (4 if gpu else 1) if workers is None else workers, 0),
     )
     _check_fit(job)
+    check_readable(dataset, job.chosen)
     with ExitStack() as stack:
         rows = store.Memory()
         if out is not None:
@@ -131,12 +138,7 @@ def evaluate(
             if measured.method is not None:
                 shown.update(measured.method, measured.images, measured.seconds)
         rows.flush()
-        errors = rows.table(["error"])["error"].drop_null()
-        if len(errors) >= len(job.chosen):
-            raise ValueError(
-                f"none of the {len(job.chosen)} images of {dataset.name} can be measured; the "
-                f"first says: {errors[0]}"
-            )
+        _check_some(job, rows)
         table = rows.table(store.SCHEMA.names) if collect else store.SCHEMA.empty_table()
     return store.to_frame(table, list(job.methods), job.metrics)
 
@@ -206,8 +208,7 @@ def _names(what: str, values: Iterable[str]) -> list[str]:
 def _plan(job: Job, rows: store.Memory) -> tuple[list[Task], dict[str, int]]:
     """Return what is left to measure, and for each method how many images are done."""
     table = rows.table(["position", "method", "metric", "error"])
-    measured, broken = store.done(table, len(job.chosen), list(job.methods), job.metrics)
-    measured |= broken[:, None, None]  # nothing is left to do for a broken image
+    measured, broken, failed = store.done(table, len(job.chosen), list(job.methods), job.metrics)
     tasks, done = [], dict.fromkeys(job.methods, 0)
     for batch in job.batches:
         positions = job.positions(batch)
@@ -220,5 +221,22 @@ def _plan(job: Job, rows: store.Memory) -> tuple[list[Task], dict[str, int]]:
         for method in job.methods:
             done[method] += 0 if method in wanted else len(positions)
         if wanted:
-            tasks.append(Task(batch, wanted, frozenset(i for i in positions if broken[i])))
+            known = {
+                method: frozenset(i for i in positions if failed[i, m])
+                for m, method in enumerate(job.methods)
+            }
+            tasks.append(Task(batch, wanted, frozenset(i for i in positions if broken[i]), known))
     return tasks, done
+
+
+def _check_some(job: Job, rows: store.Memory) -> None:
+    """Raise ValueError for a method that fails on every image, or if every image is broken."""
+    errors = rows.table(["position", "method", "error"]).to_pandas().dropna(subset="error")
+    for method in job.methods:
+        own = errors[errors["method"].isna() | (errors["method"] == method)]
+        if own["position"].nunique() >= len(job.chosen):
+            what = "measured" if own["method"].isna().all() else f"measured with {method}"
+            raise ValueError(
+                f"none of the {len(job.chosen)} images of {job.dataset.name} can be {what}; the "
+                f"first says: {own['error'].iloc[0]}"
+            )

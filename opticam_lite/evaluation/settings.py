@@ -5,16 +5,23 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import platform
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ..methods import METHODS
+from ..metrics import METRICS
 from ..network import Classifier, dtype_of
+from .digests import as_json, bytes_of, code_digest, digest, plain
 from .job import Job
+from .measuring import measure
+
+# Packages that numbers depend on, whatever the method.
+PACKAGES = ("opticam-lite", "torch", "torchvision", "timm", "pillow")
 
 
 def describe(job: Job, device: str) -> dict[str, Any]:
@@ -29,28 +36,44 @@ def describe(job: Job, device: str) -> dict[str, Any]:
         "network": classifier.name,
         "weights": weights_digest(classifier),
         "layer": classifier.layer,
+        "activation": classifier.activation,
         "dataset": job.dataset.name,
         "images": len(job.chosen),
         "ids": digest(json.dumps([(i, job.dataset.id(i)) for i in job.chosen]).encode()),
         "contents": digest(json.dumps([job.dataset.fingerprint(i) for i in job.chosen]).encode()),
         "targets": digest(json.dumps([job.dataset.target(i) for i in job.chosen]).encode()),
-        "preprocessing": _plain(asdict(job.dataset.settings)) if job.dataset.settings else None,
+        "preprocessing": as_json(asdict(job.dataset.settings)) if job.dataset.settings else None,
         "seed": job.seed,
         "batch_size": job.batch_size,
         "device": device,
         "precision": str(dtype_of("auto", classifier.device)).removeprefix("torch."),
-        "version": _version(),
-        "torch": torch.__version__.partition("+")[0],
+        "code": code_digest(measure, type(classifier), type(job.dataset)),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        **{name: _version(name) for name in PACKAGES},
+        "codes": {
+            "methods": {name: _code_of_method(name, own) for name, own in job.methods.items()},
+            "metrics": {name: _code_of_metric(name) for name in job.metrics},
+        },
         "methods": {name: plain(options) for name, options in job.methods.items()},
         "metrics": job.metrics,
     }
 
 
-def _version() -> str:
+def _version(package: str) -> str:
     try:
-        return importlib.metadata.version("opticam-lite")
+        return importlib.metadata.version(package).partition("+")[0]
     except importlib.metadata.PackageNotFoundError:  # run from its sources
         return "not installed"
+
+
+def _code_of_method(name: str, options: Mapping[str, Any]) -> str:
+    """Return what tells the rows of one method, code and options, apart from those of others."""
+    return code_digest(name, json.dumps(plain(options)), METHODS[name].function)
+
+
+def _code_of_metric(name: str) -> str:
+    metric = METRICS[name]
+    return code_digest(name, metric.function, metric.of_case, metric.detail)
 
 
 def weights_digest(classifier: Classifier) -> str:
@@ -65,28 +88,8 @@ def weights_digest(classifier: Classifier) -> str:
     tensors |= {"mean": (-mean / std).float(), "std": (1 / std).float()}
     for name, tensor in tensors.items():
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        state.update(_bytes(tensor))
+        state.update(bytes_of(tensor))
     # Networks with the same weights may compute different functions.
     function = f"{classifier.network!r} {classifier.graph_text} {classifier.normalize}"
     state.update(re.sub(r" at 0x[0-9a-f]+", "", function).encode())
     return state.hexdigest()
-
-
-def digest(data: bytes) -> str:
-    """Return a short digest."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as JSON values: tensors become their digest, callbacks are left out."""
-    return {name: _plain(value) for name, value in sorted(options.items()) if not callable(value)}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return f"tensor {tuple(value.shape)} {digest(_bytes(value))}"
-    return json.loads(json.dumps(value, default=str))
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ SCHEMA = pa.schema(
         "seconds": pa.float64(),
         "detail": pa.list_(pa.float64()),
         "error": pa.string(),
+        "code": pa.string(),  # of the method and the metric; rows of other code are not read
     }
 )
 # Settings whose values are digests; a message says what they stand for instead.
@@ -50,7 +52,9 @@ DIGESTS = {
     "ids": "other images were chosen",
     "contents": "images or boxes have changed",
     "targets": "true classes have changed",
+    "code": "the code that every row depends on has changed (the package's, or the dataset's)",
 }
+COMPARED_BY_NAME = ("methods", "metrics", "codes")
 READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 SECONDS_A_PART = 5.0
 ROWS_A_PART = 50_000
@@ -105,7 +109,9 @@ class Store(Memory):
     Args:
         folder: Created if necessary.
         settings: What is measured, as JSON values. `methods` (name → options) and `metrics` may
-            be more or fewer than in the folder: rows of new ones are added. All else must agree.
+            be more or fewer than in the folder: rows of new ones are added. So are those of a
+            method or metric whose code has changed, in `codes`, and the earlier ones are no longer
+            read. All else must agree.
 
     Raises:
         StoreError: If another process writes there, or the folder holds a run of other settings.
@@ -173,7 +179,8 @@ class Store(Memory):
             )
         if held is None or not parts:
             return self._settings  # without rows, the settings of an earlier run are irrelevant
-        with_rows = set(read_table(self.folder, ["method"])["method"].unique().to_pylist())
+        rows = read_table(self.folder, ["method", "metric"], held).drop_null()  # without errors
+        with_rows = {*rows["method"].unique().to_pylist(), *rows["metric"].unique().to_pylist()}
         for method in set(held["methods"]) - with_rows:
             del held["methods"][method]  # so are the options of a method without rows
         found = differences(held, self._settings)
@@ -184,11 +191,27 @@ class Store(Memory):
             )
         held["methods"] |= self._settings["methods"]
         held["metrics"] = list(dict.fromkeys(held["metrics"] + self._settings["metrics"]))
+        for kind, codes in self._settings["codes"].items():
+            known = held["codes"][kind]
+            for name in with_rows & {n for n, code in codes.items() if known.get(n, code) != code}:
+                warnings.warn(
+                    f"the code of {name} has changed since its rows in {self.folder} were "
+                    "measured: they are measured again",
+                    stacklevel=5,
+                )
+            known |= codes
         return held
 
     def _save(self, settings: Mapping[str, Any]) -> None:
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         self._write(self.folder / "settings.json", lambda file: file.write(text.encode()))
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows with the code that they are of; those of broken images depend on none."""
+        codes = self._settings["codes"]
+        methods, metrics = {None: "", **codes["methods"]}, {None: "", **codes["metrics"]}
+        of = [methods[row.get("method")] + metrics[row.get("metric")] for row in rows]
+        super().add([{**row, "code": code} for row, code in zip(rows, of, strict=True)])
 
     def _keep(self, table: pa.Table) -> None:
         path = self.folder / f"part-{max(_parts(self.folder), default=-1) + 1:06d}.parquet"
@@ -217,7 +240,7 @@ class Store(Memory):
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns of all rows, in the folder and new."""
         self.flush()
-        return read_table(self.folder, columns)
+        return read_table(self.folder, columns, self._settings)
 
 
 def _sync(folder: Path) -> None:
@@ -233,10 +256,30 @@ def _sync(folder: Path) -> None:
 
 
 def _parts(folder: Path) -> dict[int, Path]:
-    """Return the parts by their numbers, in order."""
+    """Return the parts by their numbers, in order.
+
+    Raises:
+        StoreError: If the folder can't be read.
+        OSError: If it is no longer there.
+    """
+    try:
+        paths = [path for path in folder.iterdir() if path.suffix == ".parquet"]
+    except FileNotFoundError as error:
+        raise OSError(
+            f"the folder {folder} is gone, and the rows in it; bring it back, or let the same call "
+            "begin anew"
+        ) from error
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     # Digits only: the rows of a sync client's `part-000000 (1).parquet` would count twice.
-    found = {p.stem.removeprefix("part-"): p for p in folder.glob("part-*.parquet")}
+    found = {path.stem.removeprefix("part-"): path for path in paths}
     return {int(n): found[n] for n in sorted(filter(str.isdecimal, found), key=int)}
+
+
+def _unreadable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path} can't be read ({error.strerror}); make it readable, or name another folder"
+    )
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
@@ -246,29 +289,42 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
         StoreError: If it holds none, or they can't be read.
     """
     path = Path(folder) / "settings.json"
-    if not path.is_file():
-        raise StoreError(f"{folder} holds no results of evaluate: there is no settings.json in it")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(
+            f"{folder} holds no results of evaluate: there is no settings.json in it"
+        ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except ValueError as error:
         raise StoreError(f"{path} is damaged ({error}); name another folder") from error
-    if not isinstance(settings, dict) or not {"weights", "methods", "metrics"} <= set(settings):
-        raise StoreError(f"{path} was not written by evaluate; name another folder")
+    if not isinstance(settings, dict) or not {"weights", *COMPARED_BY_NAME} <= set(settings):
+        raise StoreError(f"{path} was not written by this version of evaluate; name another folder")
     return settings
 
 
-def read_table(folder: str | Path, columns: Sequence[str]) -> pa.Table:
-    """Return these columns of a folder's rows, in the order in which they were written."""
-    tables = [SCHEMA.empty_table().select(columns)]
+def read_table(folder: str | Path, columns: Sequence[str], settings: Mapping[str, Any]) -> pa.Table:
+    """Return these columns of a folder's rows, in the order in which they were written.
+
+    Rows of a method or a metric whose code was another than in the settings are left out.
+    """
+    needed = list(dict.fromkeys([*columns, "code"]))
+    tables = [SCHEMA.empty_table().select(needed)]
     for part in _parts(Path(folder)).values():
         try:
-            tables.append(pq.read_table(part, columns=columns))
+            tables.append(pq.read_table(part, columns=needed))
+        except PermissionError as error:
+            raise _unreadable(part, error) from error
         except (OSError, pa.ArrowInvalid) as error:
             raise StoreError(
                 f"{part} is damaged ({' '.join(str(error).split())}); delete it, and the same call "
                 "computes its rows again"
             ) from error
-    return pa.concat_tables(tables)
+    methods, metrics = (settings["codes"][kind].values() for kind in ("methods", "metrics"))
+    codes = ["", *methods, *(method + metric for method in methods for metric in metrics)]
+    table = pa.concat_tables(tables)
+    return table.filter(pc.is_in(table["code"], pa.array(codes))).select(columns)
 
 
 def read(folder: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -283,7 +339,7 @@ def read(folder: str | Path, columns: Sequence[str] | None = None) -> pd.DataFra
     """
     settings = read_settings(folder)
     needed = {"position", "method", "metric", "error", *(columns or SCHEMA.names)}
-    table = read_table(folder, [name for name in SCHEMA.names if name in needed])
+    table = read_table(folder, [name for name in SCHEMA.names if name in needed], settings)
     return to_frame(table, list(settings["methods"]), settings["metrics"])
 
 
@@ -294,7 +350,7 @@ def to_frame(table: pa.Table, methods: Sequence[str], metrics: Sequence[str]) ->
         table = table.append_column(f"{name} rank", rank)
         table = table.filter(pc.is_valid(table[f"{name} rank"]))
     order_of = [(n, "ascending") for n in ("position", "method rank", "metric rank")]
-    shown = [name for name in SCHEMA.names[1:] if name in table.column_names]
+    shown = [name for name in SCHEMA.names[1:-1] if name in table.column_names]  # not the code
     frame = table.sort_by(order_of).select(shown).to_pandas()
     if "target" in frame and frame["target"].isna().any():
         frame["target"] = frame["target"].astype("Int64")  # a broken image has none
@@ -303,22 +359,26 @@ def to_frame(table: pa.Table, methods: Sequence[str], metrics: Sequence[str]) ->
 
 def done(
     table: pa.Table, images: int, methods: Sequence[str], metrics: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Derive from the rows what has been measured.
 
     Returns:
-        Bool `(images, methods, metrics)`: whether there is such a row. Bool `(images,)`: whether
-        the image is known to be broken.
+        Bool `(images, methods, metrics)`: whether there is such a row, or nothing is left to do.
+        Bool `(images,)`: whether the image is known to be broken. Bool `(images, methods)`: whether
+        the method is known to fail on it.
     """
-    position = table["position"].to_numpy()
-    broken = np.zeros(images, bool)
-    broken[position[table["error"].is_valid().to_numpy()]] = True
+    position, error = table["position"].to_numpy(), table["error"].is_valid().to_numpy()
+    whole = error & table["method"].is_null().to_numpy()
     method = _ranks(table["method"], methods).fill_null(-1).to_numpy()
     metric = _ranks(table["metric"], metrics).fill_null(-1).to_numpy()
+    broken, failed = np.zeros(images, bool), np.zeros((images, len(methods)), bool)
+    broken[position[whole]] = True
+    own = error & (method >= 0)
+    failed[position[own], method[own]] = True
     asked = (method >= 0) & (metric >= 0)
     measured = np.zeros((images, len(methods), len(metrics)), bool)
     measured[position[asked], method[asked], metric[asked]] = True
-    return measured, broken
+    return measured | (failed | broken[:, None])[:, :, None], broken, failed
 
 
 def _ranks(names: pa.ChunkedArray, order: Sequence[str]) -> pa.ChunkedArray:
@@ -333,7 +393,7 @@ def differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
             name, f"{name} is {_show(held.get(name))} there and {_show(asked.get(name))} here"
         )
         for name in dict.fromkeys([*held, *asked])
-        if name not in ("methods", "metrics") and held.get(name) != asked.get(name)
+        if name not in COMPARED_BY_NAME and held.get(name) != asked.get(name)
     ]
     return found + [
         f"the options of {name} are {_show(held['methods'][name])} there and {_show(options)} here"

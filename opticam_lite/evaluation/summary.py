@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,22 @@ from torch import Tensor
 
 from ..metrics import METRICS
 from ..metrics.registry import mean
+from ..paths import given_path
+from ..registry import unknown_name
 from . import store
+from .intervals import ENDS, FEWEST, interval, interval_of_average, redrawn, surely_better
 
 ABOUT = ["dataset", "network", "layer"]
-DRAWS = 100  # of the bootstrap
+ERRORS = (" ±", " low", " high", " best")  # columns beside a metric's own
 COLUMNS = [*ABOUT, "image", "options", "value", "seconds", "detail"]
 
 
 def summarize(
-    rows: pd.DataFrame | str | Path | Sequence[str | Path], errors: bool = False
+    rows: pd.DataFrame | str | Path | Sequence[str | Path],
+    errors: bool = False,
+    *,
+    methods: Iterable[str] | None = None,
+    common: bool = True,
 ) -> pd.DataFrame:
     """Return a table like the paper's: a row a method, a column a metric, and `T`.
 
@@ -30,21 +38,29 @@ def summarize(
             may be joined by `pd.concat`. Where dataset, network, layer or options differ, they
             become part of the index. So do folders where nothing else distinguishes the runs, such
             as those of two checkpoints.
-        errors: Add `AD ±`, …, each metric's standard error over images, and `images`, how many
-            were measured. A metric that is no mean over images, such as BA, has it from a
-            bootstrap of 100 draws.
+        errors: Add how sure each average is: `AD ±`, …, the standard error over images (of a
+            metric that is no mean over images, such as BA, from a bootstrap); `AD low` and `AD
+            high`, the 95 % interval (see `evaluation/intervals.py`); `AD best`, whether the method
+            is better than each of the others, Fake-CAM aside, by an interval of their paired
+            difference that is above 0; and `images`, how many were measured.
+        methods: Those that are shown, in their order. Default: all of the rows.
+        common: Average over the images of a dataset that all rows of the table have; a warning
+            says which have more. False averages each over the images that it has.
 
     Returns:
         Index: the methods in their order. Columns: each metric's average as the paper defines it,
         and `T`, the median seconds per batch of 8 images, so that a first slow batch does not
-        count. If images could not be read, `broken` says how many.
+        count. If images were broken, or a method failed on some, `broken` says on how many.
 
     Raises:
-        ValueError: If there are no rows, or two of one image, method and metric in one run.
+        ValueError: If there are no rows, or none of a method, or two of one image, method and
+            metric in one run, or no image that all methods have.
     """
     frame = rows if isinstance(rows, pd.DataFrame) else _read(rows)
     failed = frame["error"].notna()
     broken, frame = frame[failed], frame[~failed]
+    if methods is not None:
+        frame = pd.concat(_of_method(frame, method) for method in dict.fromkeys(methods))
     if not len(frame):
         raise ValueError("there are no rows to summarise; evaluate measures some")
     keys = [name for name in [*ABOUT, "folder"] if name in frame and frame[name].nunique() > 1]
@@ -57,21 +73,81 @@ def summarize(
         )
     several = frame.groupby([*keys, "method"])["options"].nunique().max() > 1
     index = [*keys, "method", *(["options"] if several else [])]
+    if common:
+        frame = _in_common(frame, index)
     table = []
     for key, group in frame.groupby(index, sort=False):
         row = dict(zip(index, key, strict=True)) | _row(group, errors)
         same_run = (broken[keys] == list(key[: len(keys)])).all(axis=1)
-        table.append(row | {"broken": broken.loc[same_run, "image"].nunique()})
+        own = broken["method"].isna() | (broken["method"] == row["method"])
+        table.append(row | {"broken": broken.loc[same_run & own, "image"].nunique()})
+    summary = pd.DataFrame(table).set_index(index)
     measured = list(dict.fromkeys(frame["metric"]))
-    columns = [c for m in measured for c in ((m, f"{m} ±") if errors else (m,))]
-    columns += ["T", *(["images"] if errors else []), *(["broken"] if len(broken) else [])]
-    return pd.DataFrame(table).set_index(index)[columns]
+    columns = measured
+    if errors:
+        columns = [f"{m}{of}" for m in measured for of in ("", *ERRORS)]
+        for metric in measured:
+            summary[f"{metric} best"] = False
+            for best in _best(frame[frame["metric"] == metric], index, keys):
+                summary.loc[best, f"{metric} best"] = True
+    columns = [*columns, "T", *(["images"] if errors else []), *(["broken"] if len(broken) else [])]
+    return summary[columns]
+
+
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what `summarize(…, errors=True)` returned as text: a cell holds value and interval.
+
+    An asterisk marks the best of a column, where it is surely better than the others.
+    """
+    text = table.copy()
+    for metric in [c.removesuffix(" low") for c in table.columns if str(c).endswith(" low")]:
+        value, low, high, best = (table[f"{metric}{of}"] for of in ("", " low", " high", " best"))
+        cells = zip(value, low, high, best, strict=True)
+        text[metric] = [
+            f"{v:.2f} [{a:.1f}, {b:.1f}]{'*' if sure else ''}" for v, a, b, sure in cells
+        ]
+        text = text.drop(columns=[f"{metric}{of}" for of in ERRORS])
+    return text.round(3)
+
+
+def _of_method(frame: pd.DataFrame, method: str) -> pd.DataFrame:
+    found = frame[frame["method"] == method]
+    if not len(found):
+        raise ValueError(
+            unknown_name("method of these rows", method, list(frame["method"].unique()))
+        )
+    return found
+
+
+def _in_common(frame: pd.DataFrame, index: list[str]) -> pd.DataFrame:
+    """Return the rows of images that every row of the table has; warn about those left out."""
+    entry = frame.groupby(index, sort=False).ngroup()
+    of_metric = [frame["dataset"], frame["metric"]]
+    have = frame.groupby(["dataset", "metric", "image"])["method"].transform("size")
+    shared = have == entry.groupby(of_metric).transform("nunique")
+    kept = frame[shared]
+    if lost := set(frame["metric"]) - set(kept["metric"]):
+        raise ValueError(
+            f"the methods have no image with {min(lost)} in common; measure the same images with "
+            "each, or pass common=False to average each over its own"
+        )
+    n = kept.groupby("metric")["image"].nunique().min()
+    more = frame[~shared].groupby(index, sort=False)["image"].nunique()
+    if len(more):
+        names = (" ".join(key if isinstance(key, tuple) else (key,)) for key in more.index)
+        told = ", ".join(f"{name} {count}" for name, count in zip(names, more, strict=True))
+        warnings.warn(
+            f"the table compares the {n} images that all methods have; images left out: {told} "
+            "(common=False averages each method over its own images)",
+            stacklevel=3,
+        )
+    return kept
 
 
 def _read(folders: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     """Return the rows of folders, with the folder's name where nothing else distinguishes them."""
     folders = [folders] if isinstance(folders, str | Path) else folders
-    paths = {Path(folder).resolve(): str(folder) for folder in folders}
+    paths = {given_path(folder).resolve(): str(folder) for folder in folders}
     frames = {name: store.read(path, COLUMNS) for path, name in paths.items()}
     if not frames:
         raise ValueError("there are no rows to summarise; name the folder of a run")
@@ -85,28 +161,57 @@ def _row(group: pd.DataFrame, errors: bool) -> dict[str, Any]:
     """Return the averages of one method's rows."""
     row: dict[str, Any] = {}
     for metric, of_metric in group.groupby("metric", sort=False):
+        values, details = _values(of_metric)
         # A metric of another session may not be registered here.
         average: Callable[..., float] = METRICS[metric].average if metric in METRICS else mean
-        values = torch.tensor(of_metric["value"].to_numpy(float))
-        details = None
-        if metric in METRICS and METRICS[metric].detail is not None:
-            details = torch.tensor([list(d) for d in of_metric["detail"]], dtype=torch.float64)
         row[metric] = float(average(values, details))
         if errors:
-            row[f"{metric} ±"] = _error(values, details, average)
+            known = values[~values.isnan()]
+            if details is None:
+                percent = metric in METRICS and METRICS[metric].unit == "percent"
+                error = float(known.std()) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+                ends = interval(known, (0.0, 100.0) if percent else None)
+            else:
+                details = details[~values.isnan()]
+                error = (
+                    float(redrawn(known, details, average).std()) if len(known) > 1 else math.nan
+                )
+                ends = interval_of_average(known, details, average)
+            row |= {f"{metric} ±": error, f"{metric} low": ends[0], f"{metric} high": ends[1]}
     row["T"] = 8 * float(group["seconds"].median())
     row["images"] = group["image"].nunique()
     return row
 
 
-def _error(values: Tensor, details: Tensor | None, average: Callable[..., float]) -> float:
-    """Return the standard error of an average over images, NaN for fewer than two."""
-    known = ~values.isnan()
-    values, n = values[known], int(known.sum())
-    if n < 2:
-        return math.nan
-    if details is None:
-        return float(values.std()) / math.sqrt(n)
-    details = details[known]
-    drawn = torch.randint(n, (DRAWS, n), generator=torch.Generator().manual_seed(0))
-    return float(torch.tensor([average(values[i], details[i]) for i in drawn]).std())
+def _values(rows: pd.DataFrame) -> tuple[Tensor, Tensor | None]:
+    """Return the values `(N,)` of a metric's rows, and the details `(N, T)` where it has some."""
+    values, metric = torch.tensor(rows["value"].to_numpy(float)), rows["metric"].iloc[0]
+    if metric not in METRICS or METRICS[metric].detail is None:
+        return values, None
+    return values, torch.tensor([list(d) for d in rows["detail"]], dtype=torch.float64)
+
+
+def _best(rows: pd.DataFrame, index: list[str], keys: list[str]) -> Iterator[Any]:
+    """Yield the entry of the table that is surely the best of a metric, for each network."""
+    metric = rows["metric"].iloc[0]
+    rivals = rows[rows["method"] != "fake-cam"]  # its AD is lowest although it explains nothing
+    if metric not in METRICS or not len(rivals):
+        return
+    average, sign = METRICS[metric].average, 1 if METRICS[metric].better == "higher" else -1
+    for _, group in rivals.groupby(keys) if keys else [((), rivals)]:
+        entries = group.groupby(index).ngroups
+        group = group[group.groupby("image")["value"].transform("size") == entries]
+        found = {key: _values(own.sort_values("image")) for key, own in group.groupby(index)}
+        best, *others = sorted(found, key=lambda key: -sign * float(average(*found[key])))
+        if others and all(_surely_better(found[best], found[o], average, sign) for o in others):
+            yield best if len(index) > 1 else best[0]
+
+
+def _surely_better(
+    best: tuple[Tensor, Any], other: tuple[Tensor, Any], average: Callable[..., float], sign: int
+) -> bool:
+    if best[1] is None:
+        return surely_better(sign * best[0], sign * other[0])
+    # The same images are drawn for both.
+    difference = sign * (redrawn(*best, average) - redrawn(*other, average))
+    return len(best[0]) >= FEWEST and bool(difference.nanquantile(ENDS[0]) > 0)

@@ -277,7 +277,7 @@ class Controller:
                 draw_at = end + max(self.preview, 4 * (end - now))
 
         # A progress bar of tqdm would appear below the cell that is running at that time.
-        options: dict[str, Any] = {**asked.options, "progress": False}
+        options: dict[str, Any] = {**asked.options, "progress": False, "warn": False}
         if "callback" in METHODS[asked.method].options:
             options["callback"] = callback
         mask = explain(asked.method, classifier, image, torch.tensor([target]), **options)[0].cpu()

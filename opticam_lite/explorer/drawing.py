@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..methods import METHODS
-from ..plots import COLORMAP, Picture, overlay, to_array
+from ..plots import COLORMAP, Picture, fitted, overlay, to_array
 from ..plots import drawing_lock as drawing  # one lock for all figures
+from ..text import plain
 from .state import Drawn, Result, Settings, Shown
 
 TILE = 260
@@ -121,7 +122,7 @@ def _curve(axes: Any, objective: Sequence[float], iterations: int) -> None:
 def draw_snapshot(result: Result) -> Picture:
     """Draw a result as one figure, for readers without a kernel."""
     settings, objective = result.settings, result.objective
-    label = result.target_label
+    label = plain(result.target_label)
     pictures = {
         f"image {settings.image}\np({label}) = {result.before:.3f}": to_array(result.image),
         f"{settings.method}\n{subject(settings)}": overlay(result.image, result.mask),
@@ -132,7 +133,7 @@ def draw_snapshot(result: Result) -> Picture:
     axes = figure.subplots(1, len(ratios), width_ratios=ratios)
     for ax, (title, picture) in zip(axes, pictures.items(), strict=False):
         ax.imshow(picture)
-        ax.set_title(title, fontsize=10)
+        ax.set_title(fitted(title, 2.3, 10), fontsize=10)
         ax.set_axis_off()
     bar = figure.colorbar(ScalarMappable(cmap=COLORMAP), ax=axes[1], fraction=0.05, pad=0.02)
     bar.set_ticks([0, 0.5, 1])

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import pkgutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..datasets import Dataset, load_dataset, of_known_classes
-from ..network import Classifier, CutError, exact
-from ..registry import whole_number
+from ..datasets import Dataset, ImageError, load_dataset, of_known_classes
+from ..datasets.protocol import check_readable
+from ..network import Classifier, CutError, exact, usual
+from ..registry import some_of, whole_number
+from ..text import log_lines
 from .registry import METHODS, Step
 
 __all__ = ["METHODS", "Step", "applicable", "explain", "list_methods"]
@@ -34,6 +38,7 @@ def list_methods() -> list[str]:
     return sorted(METHODS)
 
 
+@usual()
 def applicable(classifier: Classifier) -> dict[str, str | None]:
     """Return for each method None if it can explain the classifier, else the reason why not."""
     return {name: METHODS[name].unfit(classifier) for name in list_methods()}
@@ -50,6 +55,7 @@ def explain(
     *,
     batch_size: int | None = None,
     progress: bool = True,
+    warn: bool = True,
     **options: Any,
 ) -> Any:
     """Explain what a classifier sees of the target class in each image.
@@ -68,6 +74,7 @@ def explain(
             a search of many steps can amplify: the objective reached stays the same, and single
             pixels of the mask may differ.
         progress: Show a progress bar if it takes longer than two seconds.
+        warn: Warn, once a method, of masks that are 0 everywhere.
         options: The method's own options, see its docstring
             (`ol.methods.METHODS["opti-cam"].function`). With several methods, each gets those that
             it takes.
@@ -76,9 +83,13 @@ def explain(
         Masks float32 `(N, 1, H, W)` in [0, 1], on the images' device, so that `images * masks`
         is the masked image. For several methods a dictionary from their names to their masks.
 
+        An image of the dataset that can't be read has a mask of NaN, so that rows stay those of the
+        dataset, and is named in a warning.
+
     Raises:
-        ValueError: For an unknown method, wrong shapes, values or options, or a method that
-            can't explain this network.
+        ValueError: For an unknown method, wrong shapes, values or options, a method that can't
+            explain this network, or images for which its logits are not finite.
+        ImageError: If no image can be read.
         TypeError: For an unknown option or wrong types.
     """
     if not isinstance(classifier, Classifier):
@@ -99,7 +110,9 @@ def explain(
         if not len(images):
             empty = {name: images.new_zeros(0, 1, *images.shape[2:]) for name in wanted}
             return empty[method] if isinstance(method, str) else empty
-    n = len(images)
+    n, broken = len(images), dict[int, str]()
+    if isinstance(images, Dataset):
+        check_readable(images, range(n))
     if targets is not None:
         targets = classifier.check_targets(targets, n)
     elif isinstance(images, Dataset):
@@ -107,21 +120,44 @@ def explain(
     size = images.shape[2:] if isinstance(images, Tensor) else classifier.size
     batch_size = batch_size or classifier.images_at_once(size)
     masks: dict[str, list[Tensor]] = {name: [] for name in wanted}
-    bar = tqdm(total=n * len(wanted), unit="image", delay=2, leave=False, disable=not progress)
+    shown = {"unit": "image", "delay": 2, "leave": False, "disable": not progress}
+    bar = tqdm(total=n * len(wanted), **shown, **log_lines(tqdm))
     with bar, torch.inference_mode(False), torch.no_grad(), exact(classifier.device):
         for start in range(0, n, batch_size):
             indices = range(start, min(start + batch_size, n))
-            x, c = _batch(classifier, images, targets, indices)
+            x, known = _batch(classifier, images, targets, indices, broken)
             device = images.device if isinstance(images, Tensor) else x.device
-            x, c = x.to(classifier.device), c.to(classifier.device)
+            x = x.to(classifier.device)
             _check_size(classifier, x)
+            # One pass for this check, for the predicted classes and for the methods' features.
+            shared, y = classifier.remembering(x)
+            names = [images.id(i) if isinstance(images, Dataset) else i for i in indices]
+            classifier.check_finite(y, names)
+            predicted = classifier.to_probabilities(y).argmax(1).tolist()
+            wanted_classes = [p if t is None else t for t, p in zip(known, predicted, strict=True)]
+            c = classifier.check_targets(wanted_classes, len(x)).to(classifier.device)
             for name in wanted:
                 bar.set_description(name, refresh=False)
                 own = _rows_of(wanted[name], indices, n)
                 with _telling(bar, name, own, len(indices)) as told:
-                    result = METHODS[name].function(classifier, x, c, **told)
+                    result = METHODS[name].function(shared, x, c, **told)
+                result[[i - start for i in broken if i >= start]] = math.nan
                 masks[name].append(result.to(device))
+    if broken:
+        listed = "; ".join(broken.values())
+        if len(broken) == n:
+            raise ImageError(listed)
+        lost = f"{len(broken)} of {n} images can't be read, so their masks are NaN: {listed}"
+        warnings.warn(lost, stacklevel=2)
     whole = {name: torch.cat(parts) for name, parts in masks.items()}
+    for name, found in whole.items() if warn else ():
+        if zeros := (~found.flatten(1).any(1)).nonzero()[:, 0].tolist():
+            warnings.warn(
+                f"{name} gives a mask of zeros for {len(zeros)} of {n} images ({some_of(zeros)}): "
+                "its map is constant there, mostly because all that it weighs speaks against the "
+                "class, and relu leaves nothing of it; another layer, or opti-cam, may show more",
+                stacklevel=2,
+            )
     return whole[method] if isinstance(method, str) else whole
 
 
@@ -144,6 +180,7 @@ def _wanted(method: Methods, options: dict[str, Any]) -> dict[str, dict[str, Any
     return wanted
 
 
+@usual()
 def _check_fit(name: str, classifier: Classifier) -> None:
     reason = METHODS[name].unfit(classifier)
     if reason is not None:
@@ -154,23 +191,32 @@ def _check_fit(name: str, classifier: Classifier) -> None:
 
 
 def _batch(
-    classifier: Classifier, images: Tensor | Dataset, targets: Tensor | None, indices: range
-) -> tuple[Tensor, Tensor]:
-    """Return images `(n, 3, H, W)` and their targets `(n,)`."""
+    classifier: Classifier,
+    images: Tensor | Dataset,
+    targets: Tensor | None,
+    indices: range,
+    broken: dict[int, str],
+) -> tuple[Tensor, list[int | None]]:
+    """Return images `(n, 3, H, W)` and their targets, None where the predicted one is meant.
+
+    An image that can't be read is added to `broken`, and is black.
+    """
     known: list[int | None] = [None] * len(indices)
     if isinstance(images, Tensor):
         # A clone of a tensor made in inference mode may enter autograd; the tensor itself may not.
         x = images[indices.start : indices.stop].detach().clone()
     else:
-        samples = [images[i] for i in indices]
-        x = classifier.check_images(torch.stack([s.image for s in samples]))
-        known = [s.target for s in samples]
-    if targets is not None:
-        return x, targets[indices.start : indices.stop].clone()
-    if None in known:
-        predicted = classifier.predict(x).tolist()
-        known = [c if t is None else t for t, c in zip(known, predicted, strict=True)]
-    return x, classifier.check_targets([c for c in known if c is not None], len(x))
+        samples = {}
+        for i in indices:
+            try:
+                samples[i] = images[i]
+            except ImageError as error:
+                broken[i] = str(error)
+        shape = next((s.image.shape for s in samples.values()), (3, *classifier.size))
+        read = [samples[i].image if i in samples else torch.zeros(shape) for i in indices]
+        x = classifier.check_images(torch.stack(read))
+        known = [samples[i].target if i in samples else None for i in indices]
+    return x, known if targets is None else targets[indices.start : indices.stop].tolist()
 
 
 @contextlib.contextmanager

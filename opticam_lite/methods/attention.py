@@ -11,7 +11,7 @@ from ..network import Classifier, Transformer, token_grid
 
 
 def unfit(classifier: Classifier) -> str | None:
-    """Return why a classifier has no attention of a class token, or None if it has."""
+    """Return why a classifier has no attention that its head reads, or None if it has."""
     parts = classifier.transformer
     return parts if isinstance(parts, str) else None
 
@@ -25,9 +25,9 @@ def need_transformer(method: str, classifier: Classifier) -> Transformer:
     parts = classifier.transformer
     if isinstance(parts, str):
         raise ValueError(
-            f"{method} needs a vision transformer that classifies by its class token, and "
-            f"{classifier.name} can't be explained so: {parts}; grad-cam and opti-cam explain any "
-            "network"
+            f"{method} needs a vision transformer that classifies by its class token or the mean "
+            f"of its patches, and {classifier.name} can't be explained so: {parts}; grad-cam and "
+            "opti-cam explain any network"
         )
     return parts
 
@@ -43,24 +43,23 @@ def attentions_of(parts: Transformer, x: Tensor, *, last_only: bool = False) -> 
         x: Normalised images `(N, 3, H, W)`.
         last_only: Leave out the blocks before the last.
     """
-    x, found = parts.embed(x), []
-    for block in parts.blocks[:-1]:
+    (x, positions), found = parts.embed(x), []
+    for block, where in zip(parts.blocks[:-1], positions, strict=False):
         if last_only:
-            x = block.tokens(x)
+            x = block.tokens(x, where)
         else:
-            x, P = block(x)
+            x, P = block(x, where)
             found.append(P.mean(1))
-    return [*found, parts.blocks[-1].attention(x).mean(1)]
+    return [*found, parts.blocks[-1].attention(x, positions[-1]).mean(1)]
 
 
-def roll_out(matrices: Sequence[Tensor]) -> Tensor:
-    """Return the class token's row `(N, T)` of the product of matrices `(N, T, T)`, last first.
+def roll_out(parts: Transformer, matrices: Sequence[Tensor]) -> Tensor:
+    """Return the row `(N, T)` that the head reads in the product of matrices, last first.
 
     Only one row is needed, so vectors are multiplied by matrices, not matrices by matrices.
     """
-    row = torch.zeros_like(matrices[0][:, :1])  # (N, 1, T)
-    row[:, :, 0] = 1
-    for A in reversed(matrices):
+    row = parts.rows_read(matrices[-1])[:, None]  # (N, 1, T)
+    for A in reversed(matrices[:-1]):
         row = row @ A
     return row[:, 0]
 

@@ -18,14 +18,16 @@ def linear_head(classifier: Classifier) -> nn.Linear | nn.Conv2d | str:
 
     A 1×1 convolution before the pooling is the same function. Candidates are found by type and
     shape; whether the head computes W·mean(A) + b, without a norm or a relu in between, is then
-    checked on random maps, once for each classifier.
+    checked on random maps, once for each layer of a network.
     """
-    if classifier not in _heads:
-        _heads[classifier] = _find_linear_head(classifier)
-    return _heads[classifier]
+    found, layer = _heads.setdefault(classifier.network, {}), classifier.layer
+    if layer not in found:
+        found[layer] = _find_linear_head(classifier)
+    return found[layer]
 
 
-_heads: weakref.WeakKeyDictionary[Classifier, nn.Linear | nn.Conv2d | str]
+# Network → layer → its head.
+_heads: weakref.WeakKeyDictionary[nn.Module, dict[str, nn.Linear | nn.Conv2d | str]]
 _heads = weakref.WeakKeyDictionary()
 
 

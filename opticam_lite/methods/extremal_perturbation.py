@@ -111,7 +111,7 @@ def extremal_perturbation(
             m = generator(m_bar)
             z = perturb(y, image, m)
             z = torch.where(mirrored, z.flip(3), z)
-            phi = select(quick.logits(z), targets[image], selector)
+            phi = select(classifier, quick.logits(z), targets[image], selector)
             return m, phi, phi - strength * area_loss(m, areas * n)
 
         sgd = torch.optim.SGD([m_bar], learning_rate, momentum, momentum, maximize=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..masking import normalize
-from ..network import Classifier, Quick
+from ..network import Classifier
 from ..registry import whole_number
 from .registry import METHODS, Callback, Step
 
@@ -58,7 +58,6 @@ def lime(
     chunk = classifier.images_at_once(images.shape[2:]) if chunk is None else chunk
     chunk = whole_number("chunk", chunk, 1)
     seed = whole_number("seed", seed, 0, 2**31 - 1)  # quickshift takes no larger one
-    quick = classifier.quick("float32")
     passes = -(-samples // chunk)
     maps = []
     for n, (x, c) in enumerate(zip(images, targets.tolist(), strict=True)):
@@ -67,7 +66,7 @@ def lime(
             if callback is not None:
                 callback(Step(done + index, len(images) * passes))
 
-        explainer = _explainer(quick, images.device, seed, chunk, tell)
+        explainer = _explainer(classifier, images.device, seed, chunk, tell)
         explanation = explainer.explain_instance(
             x.permute(1, 2, 0).double().cpu().numpy(),
             classifier_fn=None,
@@ -91,10 +90,12 @@ def _quickshift(seed: int) -> partial[Any]:
 
 
 def _explainer(
-    quick: Quick, device: torch.device, seed: int, chunk: int, tell: Callable[[int], None]
+    classifier: Classifier, device: torch.device, seed: int, chunk: int, tell: Callable[[int], None]
 ) -> Any:
     """Return the package's explainer with the masking done on the network's device."""
     from lime.lime_image import LimeImageExplainer  # slow to import, and rarely needed
+
+    quick = classifier.quick("float32")
 
     class Explainer(LimeImageExplainer):
         def data_labels(
@@ -115,7 +116,8 @@ def _explainer(
             p: list[Tensor] = []
             for z_b in torch.from_numpy(z).bool().to(device).split(chunk):
                 shown = z_b[:, s][:, None]  # (chunk, 1, H, W)
-                p.append(quick.logits(torch.where(shown, x, mean)).softmax(1))
+                y = quick.logits(torch.where(shown, x, mean))
+                p.append(classifier.to_probabilities(y))
                 tell(len(p))
             return z, torch.cat(p).cpu().double().numpy()
 

@@ -83,7 +83,7 @@ def opti_cam(
         return n(S)
 
     def g_c(x: Tensor) -> Tensor:
-        return select(quick.logits(x), targets, selector)
+        return select(classifier, quick.logits(x), targets, selector)
 
     diff, both = objective.endswith("diff"), objective.startswith("io")
     g_x = g_c(images) if diff else None

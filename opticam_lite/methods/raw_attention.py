@@ -22,10 +22,11 @@ def raw_attention(classifier: Classifier, images: Tensor, targets: Tensor) -> Te
 
         S = mean over heads of P_L[class token, patches],    P_L = softmax(q kᵀ/√d) of block L
 
-    It does not depend on the target class.
+    It does not depend on the target class. Where the head reads the mean of the patches' tokens
+    instead of the class token (most BEiT, EVA-02 and DINOv3), S is the mean of the patches' rows.
 
     Args:
-        classifier: A vision transformer with a class token; its layer is not used.
+        classifier: A vision transformer; its layer is not used.
         images: `(N, 3, H, W)` in [0, 1].
         targets: Not used.
 
@@ -33,9 +34,9 @@ def raw_attention(classifier: Classifier, images: Tensor, targets: Tensor) -> Te
         Masks `(N, 1, H, W)` in [0, 1].
 
     Raises:
-        ValueError: If the network is no vision transformer with a class token.
+        ValueError: If the network is none, with the reason.
     """
     parts = need_transformer("raw-attention", classifier)
     (P,) = attentions_of(parts, classifier.normalised(images), last_only=True)  # (N, T, T)
-    S = to_map(P[:, 0], parts.prefix, images.shape[2:])
+    S = to_map(parts.rows_read(P), parts.prefix, images.shape[2:])
     return to_masks(S, images.shape[2:])

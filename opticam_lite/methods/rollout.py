@@ -21,10 +21,11 @@ def rollout(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
         S   = (A_L ⋯ A_2 A_1)[class token, patches]
 
     Rows sum to 1, so S is the share of each patch in the class token if blocks did nothing but
-    average tokens. It does not depend on the target class.
+    average tokens. It does not depend on the target class. Where the head reads the mean of the
+    patches' tokens instead of the class token, S is the mean of the patches' rows.
 
     Args:
-        classifier: A vision transformer with a class token; its layer is not used.
+        classifier: A vision transformer; its layer is not used.
         images: `(N, 3, H, W)` in [0, 1].
         targets: Not used.
 
@@ -32,12 +33,12 @@ def rollout(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
         Masks `(N, 1, H, W)` in [0, 1].
 
     Raises:
-        ValueError: If the network is no vision transformer with a class token.
+        ValueError: If the network is none, with the reason.
     """
     parts = need_transformer("rollout", classifier)
     A = []
     for P in attentions_of(parts, classifier.normalised(images)):  # (N, T, T)
         A_b = P + torch.eye(P.shape[-1], device=P.device)
         A.append(A_b / A_b.sum(-1, keepdim=True))
-    S = to_map(roll_out(A), parts.prefix, images.shape[2:])
+    S = to_map(roll_out(parts, A), parts.prefix, images.shape[2:])
     return to_masks(S, images.shape[2:])

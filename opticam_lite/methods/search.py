@@ -13,16 +13,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..network import RecordedStep
+from ..network import Classifier, RecordedStep
 from .registry import Callback, Step
 
-SELECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "logit": lambda y, c: y,
-    "probability": lambda y, c: y.softmax(1),
-    "log-probability": lambda y, c: y.log_softmax(1),
-    "margin": lambda y, c: y - y.scatter(1, c, -math.inf).amax(1, keepdim=True),
+SELECTORS: dict[str, Callable[[Classifier, Tensor, Tensor], Tensor]] = {
+    "logit": lambda f, y, c: y,
+    "probability": lambda f, y, c: f.to_probabilities(y),
+    "log-probability": lambda f, y, c: f.to_probabilities(y, log=True),
+    "margin": lambda f, y, c: y - y.scatter(1, c, -math.inf).amax(1, keepdim=True),
 }
-"""Selector functions g_c of logits y `(N, C)` and classes c `(N, 1)`."""
+"""Selector functions g_c of a classifier f, logits y `(N, C)` and classes c `(N, 1)`.
+
+The margin compares logits, so it is the same for a softmax and a sigmoid: of several labels it asks
+what speaks for c more than for the strongest other."""
 
 
 def search(
@@ -96,10 +99,18 @@ def search(
     return S_best
 
 
-def select(logits: Tensor, targets: Tensor, selector: str) -> Tensor:
-    """Apply the selector function g_c to logits `(N, C)`: one value per image, `(N,)`."""
+def select(classifier: Classifier, logits: Tensor, targets: Tensor, selector: str) -> Tensor:
+    """Apply the selector function g_c to logits `(N, C)`: one value per image, `(N,)`.
+
+    Raises:
+        ValueError: For the margin of a network with one logit.
+    """
+    if selector == "margin" and classifier.classes == 1:
+        raise ValueError(
+            f"{classifier.name} has one logit, and a margin needs two; use selector='logit'"
+        )
     c = targets[:, None]
-    return SELECTORS[selector](logits, c).gather(1, c)[:, 0]
+    return SELECTORS[selector](classifier, logits, c).gather(1, c)[:, 0]
 
 
 def check_numbers(condition: str, holds: Callable[[float], bool], **values: float) -> None:

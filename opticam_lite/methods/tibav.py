@@ -28,6 +28,10 @@ def unfit(classifier: Classifier) -> str | None:
 
 
 def _without_rule(parts: Transformer) -> str | None:
+    if parts.pooled:
+        return "TIBAV is defined by the class token, and its head reads the mean of the patches"
+    if any(block.rotate is not None for block in parts.blocks):
+        return "TIBAV has no relevance rule for its rotary position embedding"
     # A module that contains linear layers is no activation or norm.
     for module in (m for block in parts.blocks for m in block.mlp):
         inner = [m for m in module.modules() if isinstance(m, nn.Linear) and m is not module]
@@ -46,7 +50,8 @@ def tibav(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
         S   = ((C_L + I) ⋯ (C_1 + I))[class token, patches]    eq. 14
 
     with the relevance R by LRP from y_c (`Relevance`). The order of the product, last block first,
-    and the rules are those of the authors' code.
+    and the rules are those of the authors' code. A bias of the attention scores (relative
+    positions) gets no relevance, like that of a linear layer.
 
     Args:
         classifier: A vision transformer with a class token; where it is cut does not matter.
@@ -73,7 +78,7 @@ def tibav(classifier: Classifier, images: Tensor, targets: Tensor) -> Tensor:
         relevances = torch.autograd.grad(y, P, one_hot)
     identity = torch.eye(P[0].shape[-1], device=x.device)
     C = [(g * R).relu().mean(1) + identity for g, R in zip(gradients, relevances, strict=True)]
-    S = to_map(roll_out(C), parts.prefix, images.shape[2:])
+    S = to_map(roll_out(parts, C), parts.prefix, images.shape[2:])
     return to_masks(S, images.shape[2:])
 
 

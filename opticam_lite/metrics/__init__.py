@@ -9,7 +9,8 @@
 | D | deletion: area under the probability while pixels are blackened (5.3.2) | ↓ |
 | AOPC | mean fall of the probability while ten patches are blackened (5.3.3) | ↑ |
 | MS | max-sensitivity: relative change of the map under small noise; a ratio (5.3.3) | ↓ |
-| ADCC | harmonic mean of coherency, 1 − complexity and 1 − drop (5.3.3) | ↑ |
+| ADCC | harmonic mean of coherency, 1 − complexity and 1 − drop, predicted class (5.3.3) | ↑ |
+| ADCC-target | the same of the class explained | ↑ |
 | OM | official metric: localisation error where the class is right, else 1 (eq. A1) | ↓ |
 | LE | localisation error: what the predicted box lacks of the true one (eq. A2) | ↓ |
 | F1 | harmonic mean of precision and recall of pixels (eqs. A3, A4) | ↑ |

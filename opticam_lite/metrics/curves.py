@@ -34,8 +34,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
-from ..network import Classifier
-from ..registry import whole_number
+from ..network import Classifier, usual
+from ..registry import check_seed, whole_number
 from .registry import METRICS, Case, check_masks
 
 Targets = Tensor | Sequence[int] | int
@@ -72,6 +72,7 @@ def _of_targets(metric: Callable[..., Curves], case: Case) -> Tensor:
     better="higher",
     of_case=_of_predicted,
 )
+@usual()
 def insertion(
     classifier: Classifier,
     images: Tensor,
@@ -229,9 +230,10 @@ def aopc(
     return Curves((values[:, :1] - values[:, 1:]).mean(1), values)
 
 
+@usual()
 def _ranks(saliency: Tensor, seed: int) -> Tensor:
     """Return each value's rank in decreasing order, `(N, P)` from 0; ties in random order."""
-    seed = whole_number("seed", seed, 0, 2**63 - 1)
+    seed = check_seed(seed)
     drawn = torch.randperm(saliency.shape[1], generator=torch.Generator().manual_seed(seed))
     drawn = drawn.to(saliency.device)
     order = drawn[saliency[:, drawn].argsort(dim=1, descending=True, stable=True)]
@@ -263,5 +265,5 @@ def _probabilities(
     for i, c in enumerate(targets.tolist()):
         for k in torch.arange(last + 1, device=start.device).split(batch_size):
             mixed = torch.where(steps[i] <= k.view(-1, 1, 1, 1), end[i], start[i])  # (K, 3, H, W)
-            values[i, k] = quick.logits(mixed).double().softmax(1)[:, c]
+            values[i, k] = classifier.to_probabilities(quick.logits(mixed).double())[:, c]
     return values.to(home)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..network import usual
+from ..registry import some_of
 from .registry import METRICS
 
 Probabilities = Tensor | Sequence[float]
@@ -111,6 +113,7 @@ def _check(p: Any, o: Any) -> tuple[Tensor, Tensor]:
     return p, check_probabilities("o", o, len(p)).to(p.device)
 
 
+@usual()
 def check_probabilities(name: str, values: Any, n: int | None = None) -> Tensor:
     """Return probabilities as float64 `(N,)`, so that 1 − p is accurate for p near 1.
 
@@ -124,9 +127,10 @@ def check_probabilities(name: str, values: Any, n: int | None = None) -> Tensor:
             f"{name} must be a vector{length}, one an image; it has shape {tuple(values.shape)}"
         )
     inside = (values >= 0) & (values <= 1)  # False for NaN
-    if not inside.all():
+    if bad := (~inside).nonzero()[:, 0].tolist():
+        unfit = "not percent" if values[bad[0]].isfinite() else "and this output is not finite"
         raise ValueError(
-            f"{name} holds {float(values[~inside][0]):.4g}; probabilities are fractions in [0, 1], "
-            "not percent"
+            f"{name} holds {float(values[bad[0]]):.4g} (image {some_of(bad)}); probabilities are "
+            f"fractions in [0, 1], {unfit}"
         )
     return values

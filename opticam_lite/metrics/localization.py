@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ..masking import check_range
+from ..network import usual
 from .faithfulness import Probabilities, check_probabilities
 from .registry import METRICS, Case, check_masks
 
@@ -48,6 +49,7 @@ def _official_metric(metric: Callable[..., Tensor], case: Case) -> Tensor:
     needs="boxes",
     of_case=_official_metric,
 )
+@usual()
 def official_metric(masks: Tensor, boxes: Boxes, correct: Tensor) -> Tensor:
     """Return OM = 1 − max_B IoU(B, B_p) · 1[c_p = c], in [0, 1]; lower is better (eq. A1).
 

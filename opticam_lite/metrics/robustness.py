@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..masking import check_range
-from ..registry import whole_number
+from ..network import usual
+from ..registry import check_seed, whole_number
 from .registry import METRICS, Case, check_masks
 
 
@@ -24,6 +25,7 @@ def _max_sensitivity(metric: Callable[..., Tensor], case: Case) -> Tensor:
     unit="ratio",
     of_case=_max_sensitivity,
 )
+@usual()
 def max_sensitivity(
     explain: Callable[[Tensor, Tensor], Tensor],
     images: Tensor,
@@ -59,7 +61,7 @@ def max_sensitivity(
     """
     check_range("images", images)
     check_masks(masks, images)
-    copies, seed = whole_number("copies", copies, 1), whole_number("seed", seed, 0, 2**63 - 1)
+    copies, seed = whole_number("copies", copies, 1), check_seed(seed)
     if not radius > 0:
         raise ValueError(f"radius is {radius}; a number > 0 is needed")
     generator = torch.Generator().manual_seed(seed)

@@ -6,14 +6,16 @@ head alone, CUDA graphs.
 """
 
 from .ablation import ablation
+from .activation import ACTIVATIONS
 from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, Preprocessing, Quick
 from .cut import Rest
 from .feature_maps import CutError, FeatureLayout, token_grid
-from .quick_copy import dtype_of, exact
+from .quick_copy import dtype_of, exact, usual
 from .recorded_step import RecordedStep
 from .transformer import PLAIN, Block, Operations, Transformer
 
 __all__ = [
+    "ACTIVATIONS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "PLAIN",
@@ -31,4 +33,5 @@ __all__ = [
     "dtype_of",
     "exact",
     "token_grid",
+    "usual",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,17 @@ def ablation(classifier: Classifier, maps: Tensor, rest: Rest) -> Callable[[Tens
         maps, rest: Of one image, `(1, K, h, w)`, from `classifier.split`.
     """
     parts, network = classifier.transformer, classifier.network
-    if isinstance(parts, Transformer) and len(rest.values) == 1:
+    if isinstance(parts, Transformer) and len(rest.values) == 1 and rest.values[0].ndim == 3:
         last = parts.blocks[-1]
-        plain = isinstance(last.q_norm, nn.Identity) and isinstance(last.k_norm, nn.Identity)
+        normed = not all(isinstance(m, nn.Identity) for m in (last.q_norm, last.k_norm))
+        plain = not (normed or last.rotate or last.biased or parts.pooled) and len(last.qkv) == 1
         if plain and network.get_submodule(classifier.layer) is last.norm1:
             tokens = classifier.feature_layout.from_maps(maps, rest.aside)
             return AttentionAblation(parts, tokens, rest.values[0])
     if (name := classifier.pointwise_reader) is not None:
-        convolution, head = network.get_submodule(name), classifier.at(name).head
-        W, Z = convolution.get_parameter("weight").flatten(1), convolution(maps)
+        convolution: Any = network.get_submodule(name)
+        head = classifier.at(name).head
+        Z, W = convolution(maps), convolution.weight.flatten(1)
 
         def from_sum(k: Tensor) -> Tensor:
             Z_k = torch.addcmul(Z, W.T[k, :, None, None], maps[0, k, None], value=-1)
@@ -52,7 +55,8 @@ class AttentionAblation:
     tokens, whose own channels are kept.
 
     Args:
-        parts: The transformer; queries and keys must not be normalised (no QK norm).
+        parts: The transformer; queries and keys must be x W alone, neither normalised nor told
+            positions, and the class token must be read.
         x: `(1, T, D)`, input of the last attention.
         skip: `(1, T, D)`, the tokens before the norm, which the skip connection adds.
     """
@@ -61,13 +65,13 @@ class AttentionAblation:
         self.parts, self.x = parts, x[0]
         self.block, asking = parts.blocks[-1], len(parts.heads)
         self.skip = skip[:, :asking]
-        q, k, self.v = (values[0] for values in self.block.q_k_v(x))  # (heads, T, d)
+        q, k, self.v = (values[0] for values in self.block.q_k_v(x, None)[:3])  # (heads, T, d)
         self.q = q[:, :asking] / q.shape[-1] ** 0.5
         self.scores = self.q @ k.mT  # (heads, asking, T)
 
     def __call__(self, k: Tensor) -> Tensor:
         """Return the logits `(n, C)` without each of the channels k `(n,)`, one at a time."""
-        weight, _ = self.block.qkv
+        ((weight, _),) = self.block.qkv
         _, W_k, W_v = weight[:, k].unflatten(0, (3, self.block.heads, -1))  # (heads, d, n)
         x_k = self.x[:, k].T.clone()  # (n, T)
         x_k[:, : self.parts.prefix] = 0  # prefix tokens keep the channel

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +15,13 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ..registry import whole_number
-from .cut import Cut, Rest, Traced
+from ..registry import check_name, some_of, whole_number
+from .activation import ACTIVATIONS
+from .cut import Rest, Traced
 from .feature_maps import FeatureLayout
-from .quick_copy import QuickCopy, dtype_of, exact, lay_out, lay_out_weights
+from .probe import logits_of
+from .quick_copy import QuickCopy, dtype_of, exact, lay_out, usual
+from .rerun import opened, reaching
 from .transformer import Transformer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -46,6 +50,7 @@ class _Memory:
     images: Tensor
     maps: Tensor
     rest: Rest
+    logits: Tensor
     recalls: int = 0
 
     def holds(self, images: Tensor) -> bool:
@@ -62,26 +67,34 @@ class Classifier:
     memory with their channels last where that is faster.
 
     Args:
-        network: Any traceable `nn.Module`, images → logits `(N, classes)`. It is copied, with the
-            forward hooks that you put on it.
+        network: Any `nn.Module`, images → logits `(N, classes)`, or an output that has them as
+            `.logits` or `["logits"]`. It is copied, with the forward hooks that you put on it. One
+            that `torch.fx` can't trace is cut by running it again: see `network.rerun`.
         layer: Qualified name of the layer whose feature maps are combined. Default: the last
             convolutional output, or the first norm of the last block of a transformer (App. A).
         mean, std: Normalisation of the channels, three values each. Default: none.
         labels: Names of the classes, in the order of the logits. Default: "class 0", …
-        size: Side, or (height, width), of the images that the network is made for.
+        size: Side, or (height, width), of the images that the network is made for. Default: 224.
         preprocessing: How image files are resized and cropped. Default: shorter side to
             size / 0.875, centre crop of `size`, bilinear.
         device: `"auto"` (a CUDA GPU where there is one, else the CPU) or any torch device.
         normalize: False leaves the normalisation out (paper, Appendix H).
         name: Name in tables and figures.
+        activation: What makes probabilities of the logits: `"softmax"`, over all classes, or
+            `"sigmoid"` for networks with several labels an image (or with one logit): p is then
+            each class's own probability, in methods, metrics, tables and reports alike.
         copy: False if the network is yours to give away, which saves its memory once: it is frozen,
             converted and moved itself, and stays in use.
 
+    Attributes:
+        mean, std: The three values each by which the channels are normalised.
+
     Raises:
-        ValueError: If an argument has a wrong value. `CutError`, a subclass, if the network can't
-            be traced or has no such layer.
+        ValueError: If an argument has a wrong value. `CutError`, a subclass, if the network
+            has no such layer, or none that can be explained.
     """
 
+    @usual()
     @torch.inference_mode(False)  # inference tensors could not be differentiated later
     def __init__(
         self,
@@ -91,11 +104,12 @@ class Classifier:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         labels: Sequence[str] | None = None,
-        size: int | tuple[int, int] = 224,
+        size: int | tuple[int, int] | None = None,
         preprocessing: Preprocessing | None = None,
         device: str | torch.device = "auto",
         normalize: bool = True,
         name: str | None = None,
+        activation: str = "softmax",
         copy: bool = True,
     ) -> None:
         if not isinstance(network, nn.Module):
@@ -105,8 +119,15 @@ class Classifier:
             )
         network = _unwrapped(network)
         self.name = name or type(network).__name__
+        if getattr(network, "num_classes", None) == 0:  # so timm marks networks without a head
+            raise ValueError(
+                f"{self.name} has no classifier (its num_classes is 0); build it with "
+                "num_classes=…, or pass torch.nn.Sequential(network, head) with a trained head"
+            )
+        check_name("activation", activation, ACTIVATIONS)
+        self.activation = activation
         self.device = _device(device)
-        self.size = _size(size)
+        self.size = _size(224 if size is None else size)
         self.preprocessing = preprocessing or Preprocessing(
             self.size, round(min(self.size) / 0.875)
         )
@@ -122,15 +143,16 @@ class Classifier:
         )
         self.network = _own(network, copy).eval().requires_grad_(False)
         self.network.to(self.device, torch.float32)
-        lay_out_weights(self.network)
-        self._traced = Traced(self.network, self.size)
+        self._traced = opened(self.network, self.size, layer)
+        # Of the whole network, whatever the layer: None if it is not traced.
+        self._graph = self._traced.graph if isinstance(self._traced, Traced) else None
         self._copies: dict[torch.dtype, QuickCopy | None] = {}  # shared by all cuts
         self._copying = threading.Lock()  # two threads make one copy
         self.classes: int = self._traced.classes
-        if self.classes == 1:
+        if self.classes == 1 and activation == "softmax":
             raise ValueError(
-                f"{self.name} gives one logit, and the probability of a single class is always 1; "
-                "wrap it in a module that returns torch.cat([torch.zeros_like(y), y], 1)"
+                f"{self.name} gives one logit, and the probability of a single class is always 1 "
+                "by a softmax; pass activation='sigmoid'"
             )
         if isinstance(labels, str):
             raise TypeError(f"labels is {labels!r}; a list of names is needed, one for each logit")
@@ -142,6 +164,9 @@ class Classifier:
                 "pass one for each logit, in order"
             )
         self._cut_at(layer or self._traced.default_layer())
+        self._told: list[str] = []  # a warning of the size, shared by all cuts
+        if size is None:
+            self._check_assumed_size()
 
     @property
     def default_layer(self) -> str:
@@ -154,13 +179,14 @@ class Classifier:
         return self._traced.reads(self.layer)
 
     def _cut_at(self, layer: str) -> None:
-        self._cut: Cut = self._traced.cut(layer)
+        self._traced = reaching(self._traced, layer)
+        self._cut = self._traced.cut(layer)
         self._memory: _Memory | None = None
         self.layer = layer
 
     @property
     def transformer(self) -> Transformer | str:
-        """The parts of a vision transformer with a class token, or why the network is none.
+        """The parts of a vision transformer, or why they are not known.
 
         See `network.transformer`; the logits of the parts were compared with the network's.
         """
@@ -178,7 +204,10 @@ class Classifier:
 
     @property
     def graph_text(self) -> str:
-        """The traced network as text: which operation follows which."""
+        """The network as text: which operation follows which.
+
+        Of a network that can't be traced: which module is called after which.
+        """
         return str(self._traced.graph)
 
     @property
@@ -189,9 +218,7 @@ class Classifier:
     def layer_shape(self, layer: str | None = None) -> tuple[int, int, int]:
         """Channels, height and width of a layer's feature maps for an image of `size`."""
         layer = self.layer if layer is None else layer
-        if layer not in self._traced.layers:
-            self._traced.cut(layer)  # raises the error with the close matches
-        return self._traced.shape(layer)
+        return reaching(self._traced, layer).shape(layer)
 
     def at(self, layer: str) -> Classifier:
         """Return the same network cut at another layer; nothing is copied.
@@ -203,6 +230,7 @@ class Classifier:
         other._cut_at(layer)
         return other
 
+    @usual()
     def quick(self, precision: str = "auto") -> Quick:
         """Return a copy of the network that computes the same logits with less work.
 
@@ -226,7 +254,7 @@ class Classifier:
         if network is None and dtype == torch.bfloat16:
             if precision == "bfloat16":
                 raise ValueError(
-                    f"{self.name} fails in bfloat16, or its logits are not the same; use "
+                    f"{self.name} fails in bfloat16, differs in it, or is not traced; use "
                     "precision='auto' or 'float32'"
                 )
             return self.quick("float32")
@@ -234,12 +262,17 @@ class Classifier:
 
     @torch.inference_mode(False)  # the copy is kept, and searches need its gradients
     def _quick_copy(self, dtype: torch.dtype) -> QuickCopy | None:
-        """Return a quick copy of the network, or None if its logits differ."""
+        """Return a quick copy of the network, or None if it is not traced or its logits differ."""
+        if self._graph is None:
+            return None
         generator = torch.Generator().manual_seed(0)
         x = self.normalised(torch.rand(2, 3, *self.size, generator=generator))
         described = isinstance(self.transformer, Transformer)
         try:
-            copied = QuickCopy(self.network, self._traced.graph, dtype, transformer=described)
+            last = self._traced.channels_last
+            copied = QuickCopy(
+                self.network, self._graph, dtype, transformer=described, channels_last=last
+            )
             with torch.no_grad():
                 expected, logits = self._run(x), copied(x)
         except (RuntimeError, TypeError, ValueError):  # an operation does not support the dtype
@@ -254,12 +287,26 @@ class Classifier:
 
     def rebuild_arguments(self) -> dict[str, Any]:
         """Return the arguments with which the constructor makes an equal classifier."""
-        return {
-            "network": copy.deepcopy(self.network).cpu(),
-            **{"layer": self.layer, "mean": self.mean, "std": self.std, "labels": self.labels},
-            **{"size": self.size, "preprocessing": self.preprocessing, "name": self.name},
-            **{"normalize": self.normalize, "device": self.device.type},
-        }
+        return {"network": copy.deepcopy(self.network).cpu(), **self._settings()}
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("layer", "mean", "std", "labels", "size", "preprocessing", "name", "normalize")
+        settings = {name: getattr(self, name) for name in (*names, "activation")}
+        return {**settings, "device": self.device.type}
+
+    def with_network(self, network: nn.Module) -> Classifier:
+        """Return a classifier of another network of the same architecture.
+
+        All else is the same: normalisation, labels, size, preprocessing, device, activation, name
+        and, where the network has it, the layer. For a copy with other weights, such as random
+        ones, which would be normalised wrongly in silence by a classifier made afresh.
+
+        Raises:
+            ValueError: If the network does not fit, such as one of another number of classes.
+        """
+        has = self.layer in dict(_unwrapped(network).named_modules())
+        own = {"layer": self.layer if has else None, "device": self.device}
+        return type(self)(network, **self._settings() | own)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Graphs can't be pickled: the network is traced again when it is unpickled.
@@ -269,15 +316,25 @@ class Classifier:
         return partial(type(self), copy=False, **arguments), ()
 
     def remember(self, images: Tensor) -> Classifier:
-        """Return the same classifier with the feature maps of a batch cached.
+        """Return the same classifier with the feature maps and logits of a batch cached.
 
         For equal images its `split` returns them without running the network, so several methods
         share the features of a batch; `recalls` counts these calls.
         """
         other = copy.copy(self)
         with torch.no_grad():
-            other._memory = _Memory(images, *self.split(images))
+            maps, rest = self._split(images)
+            other._memory = _Memory(images, maps, rest, self.head(maps, rest))
         return other
+
+    def remembering(self, images: Tensor) -> tuple[Classifier, Tensor]:
+        """Return this classifier if it has these images cached, else a copy, and their logits."""
+        other = self if self._known(images) else self.remember(images)
+        assert other._memory is not None
+        return other, other._memory.logits
+
+    def _known(self, images: Tensor) -> _Memory | None:
+        return self._memory if self._memory is not None and self._memory.holds(images) else None
 
     @property
     def recalls(self) -> int:
@@ -286,11 +343,14 @@ class Classifier:
 
     def split(self, images: Tensor) -> tuple[Tensor, Rest]:
         """Return the feature maps `(N, K, h, w)` and the other values that `head` needs."""
-        if self._memory is not None and self._memory.holds(images):
-            self._memory.recalls += 1
-            return self._memory.maps.detach(), self._memory.rest
+        if (known := self._known(images)) is not None:
+            known.recalls += 1
+            return known.maps.detach(), known.rest
+        return self._split(images)
+
+    def _split(self, images: Tensor) -> tuple[Tensor, Rest]:
         with exact(self.device):
-            return self._cut.split(lay_out(self.normalised(images)))
+            return self._cut.split(self._laid_out(self.normalised(images)))
 
     def head(self, maps: Tensor, rest: Rest) -> Tensor:
         """Continue from feature maps `(N, K, h, w)` to logits `(N, classes)`.
@@ -309,24 +369,34 @@ class Classifier:
         """Return the logits `(N, classes)` of images `(N, 3, H, W)` in [0, 1]; differentiable."""
         return self._run(self.normalised(images)).to(images.device)
 
+    def to_probabilities(self, logits: Tensor, *, log: bool = False) -> Tensor:
+        """Return p, or log p, of logits `(N, classes)`, by the classifier's activation."""
+        return ACTIVATIONS[self.activation][log](logits)
+
     @torch.no_grad()
     def probabilities(self, images: Tensor, batch_size: int | None = None) -> Tensor:
-        """Return the softmax `(N, classes)` in float32, computed in batches without gradients.
+        """Return p `(N, classes)` in float32, computed in batches without gradients.
+
+        It is the softmax of the logits, or the sigmoid of each: see `activation`.
 
         Args:
             images: `(N, 3, H, W)`, RGB in [0, 1].
             batch_size: Images at a time. Default: `images_at_once()`.
         """
         size = batch_size or self.images_at_once(images.shape[2:])
-        return torch.cat([self.logits(batch).float().softmax(1) for batch in images.split(size)])
+        logits = (self.logits(batch).float() for batch in images.split(size))
+        return torch.cat([self.to_probabilities(y) for y in logits])
 
     def predict(self, images: Tensor) -> Tensor:
         """Return the most probable classes `(N,)`, int64, of images `(N, 3, H, W)` in [0, 1].
 
         Raises:
-            TypeError, ValueError: If type, shape or range of the images is another.
+            TypeError, ValueError: If type, shape or range of the images is another, or the
+                network's output is not finite.
         """
-        return self.probabilities(self.check_images(images)).argmax(1)
+        p = self.probabilities(self.check_images(images))
+        self.check_finite(p)
+        return p.argmax(1)
 
     def images_at_once(self, size: Sequence[int] | None = None, *, layer: str | None = None) -> int:
         """Return the batch size for images, masked images or feature maps.
@@ -373,8 +443,51 @@ class Classifier:
                 f"images have values from {low:.3g} to {high:.3g}; RGB in [0, 1] is needed, not "
                 "normalised: the classifier normalises inside"
             )
+        sides = zip(images.shape[2:], self.size, strict=True)
+        if any(max(given, own) > 2 * min(given, own) for given, own in sides):
+            self._tell(
+                f"the images have {images.shape[2]}×{images.shape[3]} pixels, and {self.name} is "
+                f"said to be made for {self.size[0]}×{self.size[1]}: resize them (ol.load_image "
+                "does), or pass the right size= to ol.Classifier"
+            )
         return images
 
+    def _check_assumed_size(self) -> None:
+        """Warn if the last maps are so large that the network must be made for small images.
+
+        Networks for 224×224 end in maps of 7×7 or 14×14. A transformer knows its size.
+        """
+        layer = self.default_layer
+        _, h, w = self.layer_shape(layer)
+        if min(h, w) >= 28 and self.at(layer).feature_layout.kind != "tokens":
+            self._tell(
+                f"no size was given, and for images of {self.size[0]}×{self.size[1]}, which are "
+                f"assumed, {self.name} has maps of {h}×{w} at {layer!r}, as networks for smaller "
+                f"images have: pass its own such as size=32, or size={self.size[0]} if it is right",
+                stacklevel=6,
+            )
+
+    def _tell(self, text: str, stacklevel: int = 4) -> None:
+        """Warn of the size, once for this classifier and all cuts of it."""
+        if not self._told:
+            self._told.append(text)
+            warnings.warn(text, stacklevel=stacklevel)
+
+    def check_finite(self, outputs: Tensor, names: Sequence[object] | None = None) -> None:
+        """Raise ValueError if a row of logits or probabilities `(N, classes)` is not finite.
+
+        Args:
+            outputs: Of N images. Methods would make masks of them all the same, some of NaN.
+            names: Of the images. Default: their indices.
+        """
+        if bad := (~outputs.isfinite().all(1)).nonzero()[:, 0].tolist():
+            raise ValueError(
+                f"the output of {self.name} is not finite (NaN or infinity) for the images "
+                f"{some_of([names[i] for i in bad] if names else bad)}, so nothing can be said of "
+                "them; leave them out, or look for an overflow in the network"
+            )
+
+    @usual()
     def check_targets(self, targets: Tensor | Sequence[int] | int, n: int) -> Tensor:
         """Return targets as int64 `(n,)`, or raise an error that says what is wrong with them.
 
@@ -418,12 +531,15 @@ class Classifier:
         """Return images `(N, 3, H, W)` in [0, 1] normalised, on the network's device."""
         self._check_shape(images)
         x = images.to(self.device, torch.float32)
-        return torch.addcmul(self._shift, x, self._scale) if self.normalize else x
+        return torch.addcmul(self._shift, x, self._scale) if self.normalize else x.clone()
 
     def _run(self, x: Tensor) -> Tensor:
         with exact(self.device):
-            y: Tensor = self.network(lay_out(x))
+            y: Tensor = logits_of(self.network(self._laid_out(x)))
             return y
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return lay_out(x, self._traced.channels_last)
 
     def __repr__(self) -> str:
         k, h, w = self.layer_shape()
@@ -465,13 +581,20 @@ def _unwrapped(network: nn.Module) -> nn.Module:
 
 
 def _own(network: nn.Module, copied: bool) -> nn.Module:
-    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
-        raise ValueError(
-            f"{type(network).__name__} holds TorchScript, which can't be traced; pass the network "
-            "that it was made of"
-        )
+    for module in network.modules():
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        if scripted or ".quantized" in type(module).__module__:
+            held = "TorchScript" if scripted else f"quantised layers ({type(module).__name__})"
+            raise ValueError(
+                f"{type(network).__name__} holds {held}, which can't be "
+                f"{'traced' if scripted else 'differentiated'}; pass the network that it was made "
+                "of"
+            )
+    # Values that a module computed and kept, such as the weight of weight_norm, have no copy.
+    kept = [v for m in network.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    memo: dict[int, Any] = {id(v): v.detach().clone() for v in kept if not v.is_leaf}
     try:
-        return copy.deepcopy(network) if copied else network
+        return copy.deepcopy(network, memo) if copied else network
     except RuntimeError as error:
         raise ValueError(
             f"{type(network).__name__} can't be copied ({' '.join(str(error).split())}); pass a "

@@ -3,17 +3,19 @@
 Every CAM method needs two halves of a network: *features* (images → maps of layer ℓ) and *head*
 (maps of ℓ → logits). The network is traced once with `torch.fx`; the trunk then returns the
 layer's output **and every earlier value that later operations still use** (a residual branch, a
-class token), and the head continues from there. No hooks, and gradients stop at the cut. The two
-halves give the logits of the network that is cut, to the last bit; `Classifier` lays it out anew in
-memory before, which may change them by rounding.
+class token), and the head continues from there. No hooks, and gradients stop at the cut. What can't
+be traced is run again instead (`rerun`). The two halves give the logits of the network that is cut,
+to the last bit; `Classifier` lays it out anew in memory before, which may change them by rounding.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+import operator
 import threading
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
@@ -24,7 +26,10 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
 from ..registry import unknown_name
-from .feature_maps import CutError, FeatureLayout, Finder, module_of
+from .activation import ends_in_probabilities
+from .feature_maps import PROBES, CutError, FeatureLayout, Finder, module_of
+from .probe import check_arguments, check_steady, logits_of
+from .quick_copy import lay_out, lay_out_weights, usual
 from .transformer import Transformer, describe
 
 # torch.fx replaces `nn.Module.__call__` and `__getattr__` for the whole process while it traces:
@@ -32,29 +37,46 @@ from .transformer import Transformer, describe
 _tracing = threading.RLock()
 
 
+class TraceError(CutError):
+    """A network that `torch.fx` can't trace: it has to be run again (`Rerun`)."""
+
+
 class _Tracer(fx.Tracer):
     """Does not look into modules that can't be traced: they become single operations."""
 
-    def __init__(self, leaves: set[str]) -> None:
+    def __init__(self, leaves: Collection[str], buffers: bool) -> None:
         # Functions are made single operations by `_untraced`. The tracer's own way looks for them
         # at every call of a module, also of another thread, which then takes the finding away.
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]
         self.leaves, self.opaque = leaves, tuple(get_notrace_modules())
-        self.failed: str | None = None
+        self.proxy_buffer_attributes = buffers
+        self.failed = ""
         self.thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualname: str) -> bool:
         opaque = module_qualname in self.leaves or isinstance(m, self.opaque)
-        return opaque or super().is_leaf_module(m, module_qualname)
+        # Transforms pass on what is no tensor, as what is traced is not.
+        transform = any(c.__module__.startswith("torchvision.transforms") for c in type(m).__mro__)
+        return opaque or transform or super().is_leaf_module(m, module_qualname)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
         try:
-            return super().call_module(m, forward, args, kwargs)
+            name = self.path_of_module(m)
+        except NameError:  # made within forward, such as nn.ReLU()(x)
+            return forward(*args, **kwargs)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            y = forward(*args, **kwargs)
+            if isinstance(y, fx.proxy.Attribute):
+                _ = y.node  # made when it is first asked for: here, as the output of this module
+            return y
+
+        try:
+            return super().call_module(m, run, args, kwargs)
         except Exception:
-            if self.failed is None:
-                self.failed = self.path_of_module(m)
+            self.failed = self.failed or name
             raise
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
@@ -103,63 +125,104 @@ def _recorded(function: Any) -> Any:
     return record_or_call
 
 
-def _trace(network: nn.Module) -> fx.Graph:
-    """Trace a network; modules whose forward can't be traced become leaf modules."""
-    leaves: set[str] = set()
+def parameters_in(network: nn.Module, names: Iterable[str]) -> int:
+    """Return the number of weights in some modules; the network's own name is ""."""
+    weights = {p for name in names for p in network.get_submodule(name).parameters()}
+    return sum(p.numel() for p in weights)
+
+
+def _trace(network: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
+    """Trace a network; modules that can't be traced are taken whole, as single operations.
+
+    Returns:
+        The graph, and the names of those modules with the reason.
+    """
+    attempts = [_attempt(network, buffers=False)]
+    if any([*network.get_submodule(name).buffers(False)] for name in attempts[0][1]):
+        # buffer.expand(len(x), -1) is traced if the buffer is a value of the graph, too.
+        attempts.append(_attempt(network, buffers=True))
+    graph, whole = min(attempts, key=lambda attempt: parameters_in(network, attempt[1]))
+    if graph is None:
+        raise TraceError(f"{type(network).__name__} can't be traced ({whole['']})")
+    return graph, whole
+
+
+def _attempt(network: nn.Module, buffers: bool) -> tuple[fx.Graph | None, dict[str, str]]:
     # Optional arguments keep their defaults: a traced None would not be None.
-    parameters = list(inspect.signature(network.forward).parameters.values())
+    parameters = list(inspect.signature(network.forward).parameters.values())[1:]
     fixed = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    whole: dict[str, str] = {}
     while True:
-        tracer = _Tracer(leaves)
+        tracer = _Tracer(whole, buffers)
         try:
             with _tracing, _untraced(network, get_notrace_functions()):
-                return tracer.trace(network, concrete_args=fixed or None)
+                return tracer.trace(network, concrete_args=fixed or None), whole
         except Exception as error:
-            if tracer.failed is None or tracer.failed in leaves:
-                raise CutError(
-                    f"{type(network).__name__} can't be traced, so it can't be cut at a layer "
-                    f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-                    "; write it as torch.nn.Sequential(trunk, head) with your own two halves and "
-                    "cut it at layer='0'"
-                ) from error
-            leaves.add(tracer.failed)
+            kind = type(network.get_submodule(tracer.failed)).__name__
+            where = f"{tracer.failed!r} ({kind})" if tracer.failed else f"the forward of {kind}"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if tracer.failed in whole:  # this is no way around it
+                tracer.failed = ""
+            whole[tracer.failed] = f"{where}: {reason}"
+            if not tracer.failed:
+                return None, whole
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a trace and keeps the shape of every value."""
+    """Runs a trace and keeps the shape of every value, and which do not depend on the images."""
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
         super().__init__(network, graph=graph)
         self.shapes: dict[fx.Node, torch.Size] = {}
+        self.constant: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.shapes[n] = value.shape
+            # Such as an encoding of positions; not a branch that is 0 before training.
+            alike = value.shape[:1] == (PROBES,) and torch.equal(value[0], value[1])
+            if alike and value[0].numel() and bool((value[0] != value[0].flatten()[0]).any()):
+                self.constant.add(n)
         return value
 
 
-class Traced:
-    """A traced network: its layers in forward order, and `cut(layer)`.
+class Cuttable(ABC):
+    """A network that can be cut at its layers: what the two ways of doing so have in common.
+
+    Attributes:
+        graph: Its operations (`Traced`) or the calls of its modules (`Rerun`), in forward order.
+        layers: The layers whose output is a set of maps on which the logits depend, in forward
+            order.
+        classes: Number of logits.
+        channels_last: Whether it runs on images in this memory format: `.view` may fail in it.
+        why: Why it is not traced, or "".
+        values: Number of intermediate values per image, over all layers.
 
     Args:
-        network: In evaluation mode; takes one batch of images, returns logits `(N, C)`.
+        network: In evaluation mode; takes one batch of images, returns logits `(N, C)`. The memory
+            format of its weights is set.
         size: Height and width of the images that the network is made for.
 
     Raises:
-        CutError: If the network can't be traced, fails on two random images of that size, does
-            not return logits, or behaves differently from its trace.
+        CutError: If the network needs another argument, fails on random images of that size,
+            or does not return logits.
     """
+
+    graph: fx.Graph
+    channels_last = True
+    why = ""
+    layers: dict[str, tuple[fx.Node, FeatureLayout]]
+    values: int
+    _shapes: dict[fx.Node, torch.Size]
 
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         self.network, self.size = network, size
-        self.graph = _trace(network)
-        # Two images: values that are not batched (windows, constants) are recognised by shape.
-        probe = self._random((2, 3, *size))
-        recorder = _Recorder(network, self.graph)
+        check_arguments(network)
+        self._probe = self._random((PROBES, 3, *size))
         with torch.no_grad():
             try:
-                expected = network(probe)
+                expected = self._first_run()
             except Exception as error:
                 raise CutError(
                     f"{type(network).__name__} fails on a batch of {size[0]}×{size[1]} RGB images "
@@ -183,34 +246,34 @@ class Traced:
                     "softmax would be taken again; leave out its last softmax, or wrap it in a "
                     "module that returns output.clamp(min=1e-30).log()"
                 )
-            actual = recorder.run(probe)
-        if not torch.allclose(actual, expected, rtol=1e-4, atol=1e-5):
-            raise CutError(
-                f"the trace of {type(network).__name__} gives other logits than the network "
-                f"itself (largest difference {(actual - expected).abs().max():.2g}); write it as "
-                "torch.nn.Sequential(trunk, head) and cut it at layer='0'"
-            )
-        self.classes = expected.shape[1]
-        self._read: dict[fx.Node, bool] = {}
-        self._shapes = recorder.shapes
-        self._per_image = self._find_values_per_image()
-        self.layers = self._find_layers()
-        # Number of intermediate values per image, over all layers.
-        self.values = sum(shape.numel() // 2 for shape in self._shapes.values())
+            inside = expected.amin() >= 0 and expected.amax() <= 1
+            if inside and ends_in_probabilities(lambda x: logits_of(network(x)), self._input()):
+                raise CutError(
+                    f"{type(network).__name__} returns probabilities (each in [0, 1]), not logits; "
+                    "leave out its last sigmoid and pass activation='sigmoid', or wrap it in a "
+                    "module that returns output.logit(1e-6)"
+                )
+        self.classes, self._expected = expected.shape[1], expected
+
+    def _first_run(self) -> Any:
+        """Return the logits of random images, in the memory format that the network stands."""
+        x = self._probe.clone(memory_format=torch.channels_last)
+        lay_out_weights(self.network)
+        try:
+            return logits_of(self.network(x))
+        except RuntimeError:  # x.view(len(x), -1) fails where the channels of x come last
+            self.channels_last = False
+            lay_out_weights(self.network, channels_last=False)
+            return logits_of(self.network(self._probe.clone()))
+
+    def _input(self) -> Tensor:
+        return lay_out(self._probe.clone(), self.channels_last)
 
     def _random(self, shape: Sequence[int], seed: int = 0) -> Tensor:
         weight = next(iter(self.network.parameters()), torch.zeros(1))
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(weight)
 
-    def _find_values_per_image(self) -> set[fx.Node]:
-        """Tensors that depend on the images and have one entry for each of them."""
-        varies: set[fx.Node] = set()
-        for node in self.graph.nodes:
-            if node.op == "placeholder" or any(i in varies for i in node.all_input_nodes):
-                varies.add(node)
-        return {node for node in varies if self._shapes.get(node, ())[:1] == (2,)}
-
-    def _find_layers(self) -> dict[str, tuple[fx.Node, FeatureLayout]]:
+    def _find_layers(self, last: dict[str, fx.Node]) -> dict[str, tuple[fx.Node, FeatureLayout]]:
         """Layers whose output is a set of maps on which the logits depend, in forward order.
 
         Of a layer of tokens the logits may depend on the prefix tokens alone: see `reads`.
@@ -219,8 +282,180 @@ class Traced:
         for node in reversed(self.graph.nodes):
             if node.op == "output" or any(user in useful for user in node.users):
                 useful.add(node)
-        modules = dict(self.network.named_modules())
         order = {node: i for i, node in enumerate(self.graph.nodes)}
+        finder = Finder(self.graph, self._shapes, self.network, self.size)
+        # One value can be the output of several modules: relu, block, stage.
+        found = {node: finder.of(node) for node in useful.intersection(last.values())}
+        names = sorted(last, key=lambda name: (order[last[name]], -name.count(".")))
+        return {name: (last[name], layout) for name in names if (layout := found.get(last[name]))}
+
+    @cached_property
+    @usual()
+    def transformer(self) -> Transformer | str:
+        """The parts of a transformer that `describe` knows, or why the network is none."""
+        return describe(self.network, self.size)
+
+    def largest(self, layer: str | None = None) -> int:
+        """Return the number of values per image of the largest tensor, from a layer on."""
+        nodes = list(self.graph.nodes) if layer is None else self._halves(self.layers[layer][0])[1]
+        return max(self._shapes[node].numel() // PROBES for node in nodes if node in self._shapes)
+
+    def shape(self, layer: str) -> tuple[int, int, int]:
+        """Return (K, h, w) of a layer's maps for an image of `size`."""
+        node, layout = self.place(layer)
+        maps, _ = layout.to_maps(torch.empty(self._shapes[node], device="meta"), self.size)
+        return maps.shape[1], maps.shape[2], maps.shape[3]
+
+    def default_layer(self) -> str:
+        """Return the layer of the paper's Appendix A, generalised to other networks.
+
+        Convolutional: the last output with maps that is neither a pooling nor one map per class;
+        so the last block of a ResNet and the relu before VGG's last max pooling. With a class
+        token: the first norm of the last block, the last maps that an attention reads. Never one
+        that lies far before the last layer of all.
+
+        Raises:
+            CutError: If no layer gives feature maps.
+        """
+        if not self.layers:
+            raise CutError(
+                f"{type(self.network).__name__} has no layer that gives feature maps"
+                f"{self.why and f' ({self.why}; none of its modules returns some)'}; write it as "
+                "torch.nn.Sequential(trunk, head) with your own two halves and cut it at layer='0'"
+            )
+        modules = dict(self.network.named_modules())
+        last = list(self.layers)[-1]
+        ends = [n for n in reversed(self.layers) if not self._is_pooling(n, modules)] or [last]
+        name = next((n for n in ends if not self._is_of_classes(n, modules)), ends[0])
+        if name != ends[0] and self._hands_over(name):
+            name = ends[0]  # all channels are classes, but within the branch of a block
+        if self._is_far(name, last):
+            name = last
+        if self.layers[name][1].prefix:
+            name = self._last_read_tokens(name, ends, modules)
+        # One value can be the output of several modules: relu, block, stage. Blocks are numbered.
+        same = [n for n, (other, _) in self.layers.items() if other is self.layers[name][0]]
+        numbered = [n for n in same if n.rpartition(".")[2].isdigit()]
+        return min(numbered or same, key=lambda n: n.count("."))
+
+    def _last_read_tokens(self, name: str, ends: list[str], modules: dict[str, nn.Module]) -> str:
+        """Return the input of the last attention: the first norm of a block, if not far before.
+
+        Not its projections; if it has no other (an attention that pools), the maps before it.
+        """
+        able = [n for n in ends if not isinstance(modules[n], nn.Linear)]
+        tokens = [n for n in able if self.layers[n][1].prefix]
+        norms = (n for n in tokens if n.rpartition(".")[2] in ("norm1", "ln_1"))
+        norm = next((n for n in norms if self.reads(n)), None)
+        if norm is None or self._is_far(norm, name):
+            last = next((n for n in tokens + able if self.reads(n)), name)
+            return last if norm is None or self._is_far(norm, last) else norm
+        return norm
+
+    def _is_far(self, layer: str, later: str) -> bool:
+        """Whether a layer lies half of the network, in operations, before another one."""
+        nodes = list(self.graph.nodes)
+        a, b = (nodes.index(self.layers[n][0]) for n in (layer, later))
+        return b - a > len(nodes) / 2
+
+    def _is_pooling(self, name: str, modules: dict[str, nn.Module]) -> bool:
+        node, _ = self.layers[name]
+        pooled = node.op == "call_module" and "Pool" in type(modules[str(node.target)]).__name__
+        return pooled or "pool" in name
+
+    def _is_of_classes(self, name: str, modules: dict[str, nn.Module]) -> bool:
+        """Whether a layer has one map per class that is only averaged."""
+        if self.shape(name)[0] != self.classes:
+            return False
+        return not any(
+            n.op == "call_module" and list(modules[str(n.target)].parameters())
+            for n in self._halves(self.layers[name][0])[1]
+        )
+
+    def _hands_over(self, name: str) -> bool:
+        """Whether the head needs other values besides a layer's maps."""
+        return False
+
+    @abstractmethod
+    def reads(self, layer: str) -> bool:
+        """Whether the logits depend on a layer's maps, not only on its prefix tokens."""
+
+    @abstractmethod
+    def cut(self, layer: str) -> Cut:
+        """Return the two halves of the network around a layer.
+
+        Raises:
+            CutError: If there is no such layer; see `place`.
+        """
+
+    def place(self, layer: str) -> tuple[fx.Node, FeatureLayout]:
+        """Return the value of a layer and its layout.
+
+        Raises:
+            CutError: If there is no such layer, or its output is not a set of maps; the message
+                lists close matches.
+        """
+        if not self.layers:
+            self.default_layer()  # raises the error that says why
+        if layer not in self.layers:
+            if layer in dict(self.network.named_modules()):
+                raise CutError(
+                    f"layer {layer!r} exists, but its output is not a set of feature maps "
+                    "(channels × height × width, or tokens on a grid) on which the logits depend"
+                    f"{self.why and ', or it is not run exactly once'}; "
+                    f"choose one of: {', '.join(list(self.layers)[-12:])}, … (classifier.layers)"
+                )
+            raise CutError(unknown_name("layer", layer, self.layers, show=60))
+        return self.layers[layer]
+
+    def _halves(self, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
+        """Return the nodes up to one, and those after it."""
+        nodes = list(self.graph.nodes)
+        split = nodes.index(node) + 1
+        return nodes[:split], nodes[split:]
+
+
+class Traced(Cuttable):
+    """A network that `torch.fx` traces: both halves are parts of its graph.
+
+    Attributes:
+        taken_whole: Names of the modules that can't be traced: single operations of the graph.
+
+    Raises:
+        CutError: If the network can't be traced, or behaves differently from its trace.
+    """
+
+    def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__(network, size)
+        self.graph, self.taken_whole = _trace(network)
+        recorder = _Recorder(network, self.graph)
+        with torch.no_grad():
+            actual = logits_of(recorder.run(self._input()))
+        if not torch.allclose(actual, self._expected, rtol=1e-4, atol=1e-5):
+            check_steady(network, self._input())
+            raise TraceError(
+                f"the trace of {type(network).__name__} gives other logits than the network "
+                f"itself (largest difference {(actual - self._expected).abs().max():.2g})"
+            )
+        self._read: dict[fx.Node, bool] = {}
+        self._shapes = recorder.shapes
+        self._per_image = self._find_values_per_image()
+        outputs = self._outputs().items()
+        self.layers = self._find_layers({k: v for k, v in outputs if v not in recorder.constant})
+        self.values = sum(shape.numel() // PROBES for shape in self._shapes.values())
+
+    def _find_values_per_image(self) -> set[fx.Node]:
+        """Tensors that depend on the images and have one entry for each of them."""
+        varies: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node.op == "placeholder" or any(i in varies for i in node.all_input_nodes):
+                varies.add(node)
+        batched = {node for node in varies if self._shapes.get(node, ())[:1] == (PROBES,)}
+        return {node for node in batched if not any(map(_takes_apart, node.users))}
+
+    def _outputs(self) -> dict[str, fx.Node]:
+        """Return the value that each module's forward returned, or its last operation."""
+        modules = dict(self.network.named_modules())
         last: dict[str, fx.Node] = {}
         for node in self.graph.nodes:
             if node.op == "call_module" and does_nothing(modules[str(node.target)]):
@@ -229,11 +464,7 @@ class Traced:
             while path:
                 last[path] = node
                 path = path.rpartition(".")[0]
-        finder = Finder(self.graph, self._shapes, self.network, self.size)
-        # One value can be the output of several modules: relu, block, stage.
-        found = {node: finder.of(node) for node in useful.intersection(last.values())}
-        names = sorted(last, key=lambda name: (order[last[name]], -name.count(".")))
-        return {name: (last[name], layout) for name in names if (layout := found.get(last[name]))}
+        return last
 
     def reads(self, layer: str) -> bool:
         """Whether the logits depend on a layer's maps, not only on its prefix tokens."""
@@ -242,6 +473,7 @@ class Traced:
             self._read[node] = not layout.prefix or self._reads_tokens(node, layout.prefix)
         return self._read[node]
 
+    @usual()
     @torch.inference_mode(False)
     @torch.enable_grad()
     def _reads_tokens(self, node: fx.Node, prefix: int) -> bool:
@@ -250,7 +482,7 @@ class Traced:
         The gradient is that of the input of the last linear layer, because the weights of that
         layer may be 0 before training. The network is run from the layer on, with random values.
         """
-        features: Any = next(iter(reversed(self.graph.nodes))).args[0]
+        features: Any = logits_of(next(iter(reversed(self.graph.nodes))).args[0])
         modules = dict(self.network.named_modules())
         for n in self.graph.nodes:
             if n.op == "call_module" and type(modules[str(n.target)]) is nn.Linear:
@@ -258,7 +490,8 @@ class Traced:
                 features = read if len(self._shapes[read]) == 2 else features
         needed, again = self._crossing(node)
         values: dict[fx.Node, Any] = dict.fromkeys(set(self._halves(node)[0]) - again)
-        values |= {n: self._random(self._shapes[n], i) for i, n in enumerate([node, *needed])}
+        for i, n in enumerate([node, *needed]):
+            values[n] = self._random((2, *self._shapes[n][1:]), i)
         tokens = values[node].requires_grad_()
         values[node] = tokens.clone()  # the next operation may work in place
         run = fx.Interpreter(self.network, garbage_collect_values=False, graph=self.graph)
@@ -270,68 +503,6 @@ class Traced:
             return True
         return g is None or bool(g[:, prefix:].any()) or not g[:, :prefix].any()
 
-    @cached_property
-    def transformer(self) -> Transformer | str:
-        """The parts of a transformer that `describe` knows, or why the network is none."""
-        return describe(self.network, self.size)
-
-    def largest(self, layer: str | None = None) -> int:
-        """Return the number of values per image of the largest tensor, from a layer on."""
-        nodes = list(self.graph.nodes) if layer is None else self._halves(self.layers[layer][0])[1]
-        return max(self._shapes[node].numel() // 2 for node in nodes if node in self._shapes)
-
-    def shape(self, layer: str) -> tuple[int, int, int]:
-        """Return (K, h, w) of a layer's maps for an image of `size`."""
-        node, layout = self.layers[layer]
-        maps, _ = layout.to_maps(torch.empty(self._shapes[node], device="meta"), self.size)
-        return maps.shape[1], maps.shape[2], maps.shape[3]
-
-    def default_layer(self) -> str:
-        """Return the layer of the paper's Appendix A, generalised to other networks.
-
-        Convolutional: the last output with maps that is neither a pooling nor one map per class;
-        so the last block of a ResNet and the relu before VGG's last max pooling. With a class
-        token: the first norm of the last block, the last maps that an attention reads.
-
-        Raises:
-            CutError: If no layer gives feature maps.
-        """
-        if not self.layers:
-            raise CutError(
-                f"{type(self.network).__name__} has no layer that gives feature maps; write it as "
-                "torch.nn.Sequential(trunk, head) with your own two halves and cut it at layer='0'"
-            )
-        modules = dict(self.network.named_modules())
-        names = reversed(self.layers)
-        name = next((n for n in names if not self._is_no_end(n, modules)), list(self.layers)[-1])
-        node, layout = self.layers[name]
-        if layout.prefix:
-            # For blocks with other names: the input of the last attention, not its projections.
-            tokens = [
-                n
-                for n in reversed(self.layers)
-                if self.layers[n][1].prefix and not isinstance(modules[n], nn.Linear)
-            ]
-            tokens.sort(key=lambda n: n.rpartition(".")[2] not in ("norm1", "ln_1"))
-            return next((n for n in tokens if self.reads(n)), name)
-        # One value can be the output of several modules: relu, block, stage. Blocks are numbered.
-        same = [n for n, (other, _) in self.layers.items() if other is node]
-        numbered = [n for n in same if n.rpartition(".")[2].isdigit()]
-        return min(numbered or same, key=lambda n: n.count("."))
-
-    def _is_no_end(self, name: str, modules: dict[str, nn.Module]) -> bool:
-        """Whether a layer is a pooling, or one map per class that is only averaged."""
-        node, _ = self.layers[name]
-        pooled = node.op == "call_module" and "Pool" in type(modules[str(node.target)]).__name__
-        if pooled or "pool" in name:
-            return True
-        if self.shape(name)[0] != self.classes:
-            return False
-        return not any(
-            n.op == "call_module" and list(modules[str(n.target)].parameters())
-            for n in self._halves(node)[1]
-        )
-
     def cut(self, layer: str) -> Cut:
         """Return the two halves of the network around a layer.
 
@@ -339,15 +510,7 @@ class Traced:
             CutError: If there is no such layer, or its output is not a set of maps; the message
                 lists close matches.
         """
-        if layer not in self.layers:
-            if layer in dict(self.network.named_modules()):
-                raise CutError(
-                    f"layer {layer!r} exists, but its output is not a set of feature maps "
-                    "(channels × height × width, or tokens on a grid) on which the logits depend; "
-                    f"choose one of: {', '.join(list(self.layers)[-12:])}, … (classifier.layers)"
-                )
-            raise CutError(unknown_name("layer", layer, self.layers, show=60))
-        node, layout = self.layers[layer]
+        node, layout = self.place(layer)
         before, after = self._halves(node)
         needed, again = self._crossing(node)
 
@@ -370,16 +533,13 @@ class Traced:
             copies[n] = head.node_copy(n, copies.__getitem__)
         return Cut(
             layout,
-            fx.GraphModule(self.network, trunk),
-            fx.GraphModule(self.network, head),
+            _module(self.network, trunk),
+            _module(self.network, head),
             self._pointwise_reader(node),
         )
 
-    def _halves(self, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-        """Return the nodes up to one, and those after it."""
-        nodes = list(self.graph.nodes)
-        split = nodes.index(node) + 1
-        return nodes[:split], nodes[split:]
+    def _hands_over(self, name: str) -> bool:
+        return bool(self._crossing(self.layers[name][0])[0])
 
     def _crossing(self, node: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:
         """Return the earlier nodes that the head needs: as inputs, and those it recomputes."""
@@ -419,6 +579,24 @@ class Traced:
             alone = same and self.layers.get(name, (None,))[0] is node
             return name if alone and _is_pointwise(modules[name]) else None
         return None
+
+
+def _module(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """Make a module of a graph; the network is its child, whose names may be any."""
+    root = nn.Module()
+    root.network = network
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = f"network.{node.target}"
+    return fx.GraphModule(root, graph)
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    """Whether an operation takes single entries of the first dimension: two values were stacked."""
+    if node.target in ("unbind", torch.unbind):
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        return bool(dim == 0)
+    return node.target is operator.getitem and isinstance(node.args[1], int)
 
 
 def does_nothing(module: nn.Module) -> bool:
@@ -465,14 +643,15 @@ class Cut:
 
     Attributes:
         layout: How the layer's output holds the maps.
-        trunk: Normalised images → the layer's output and every value of `Rest.values`.
+        trunk: Normalised images → the layer's output and every value of `Rest.values`: those
+            still in use, or the images themselves (`Rerun`).
         tail: These → logits.
         pointwise_reader: Name of the 1×1 convolution with which the head begins, if it is one.
     """
 
     layout: FeatureLayout
-    trunk: nn.Module
-    tail: nn.Module
+    trunk: Callable[[Tensor], tuple[Tensor, ...]]
+    tail: Callable[..., Any]
     pointwise_reader: str | None
 
     def split(self, x: Tensor) -> tuple[Tensor, Rest]:
@@ -483,5 +662,5 @@ class Cut:
 
     def head(self, maps: Tensor, rest: Rest) -> Tensor:
         """Run the second half: maps `(N, K, h, w)` and the rest → logits `(N, C)`."""
-        logits: Tensor = self.tail(self.layout.from_maps(maps, rest.aside), *rest.values)
+        logits: Tensor = logits_of(self.tail(self.layout.from_maps(maps, rest.aside), *rest.values))
         return logits

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..registry import check_name
+from .probe import logits_of
 from .transformer import Transformer, parts_of
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -32,12 +33,19 @@ class QuickCopy:
         graph: Its trace.
         dtype: Of weights and layers.
         transformer: Whether the logits of the described parts equal those of the network.
+        channels_last: Whether the network runs in this memory format.
     """
 
     def __init__(
-        self, network: nn.Module, graph: fx.Graph, dtype: torch.dtype, *, transformer: bool
+        self,
+        network: nn.Module,
+        graph: fx.Graph,
+        dtype: torch.dtype,
+        *,
+        transformer: bool,
+        channels_last: bool = True,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self.channels_last = dtype, channels_last
         self.network = copy.deepcopy(network)
         fold(self.network, graph)
         if dtype != torch.float32:
@@ -47,14 +55,14 @@ class QuickCopy:
             if last and kept is not None:
                 self.network.set_submodule(last, _Float32(kept))
         self.network.requires_grad_(False)
-        lay_out_weights(self.network)
+        lay_out_weights(self.network, channels_last)
         parts = parts_of(self.network) if transformer else None
         self._run = parts.logits if isinstance(parts, Transformer) else self.network
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the logits `(N, classes)` of normalised images `(N, 3, H, W)`."""
         # First dtype, then memory format: 2.5 times as fast as both in one conversion.
-        y: Tensor = self._run(lay_out(x.to(self.dtype)))
+        y: Tensor = logits_of(self._run(lay_out(x.to(self.dtype), self.channels_last)))
         return y.float()
 
 
@@ -75,6 +83,8 @@ def fold(network: nn.Module, graph: fx.Graph) -> None:
         if len(before.users) > 1 or targets.count(node.target) + targets.count(before.target) > 2:
             continue
         first, second = modules[before.target], modules[node.target]
+        if any(m._forward_hooks or m._forward_pre_hooks for m in (first, second)):
+            continue  # they belong to the modules as they are, such as that of weight_norm
         replaced: tuple[nn.Module, nn.Module]
         if type(first) is nn.Conv2d and type(second) in (nn.BatchNorm2d, BatchNormAct2d):
             if second.running_mean is None:
@@ -143,57 +153,96 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def lay_out(values: Tensor) -> Tensor:
+def lay_out(values: Tensor, channels_last: bool = True) -> Tensor:
     """Return images or weights `(N, C, H, W)` in the fastest memory format.
 
     Channels last (float32 on a CPU: 1.5 times as fast), except for float32 on a GPU: only its
     convolutions in TF32 or bfloat16 gain; those in float32 take 1.0 to 1.2 times as long.
+
+    Args:
+        values: Images or weights.
+        channels_last: False for a network that fails in this format.
     """
     exact_gpu = values.is_cuda and values.dtype == torch.float32
-    return values.contiguous(
-        memory_format=torch.contiguous_format if exact_gpu else torch.channels_last
-    )
+    last = channels_last and not exact_gpu
+    return values.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def lay_out_weights(network: nn.Module) -> None:
+def lay_out_weights(network: nn.Module, channels_last: bool = True) -> None:
     """Apply `lay_out` to all weights of four dimensions, which are those of convolutions."""
     for weight in network.parameters():
         if weight.ndim == 4:
-            weight.data = lay_out(weight.data)
+            # A kernel of 1×1 is contiguous in both formats: new strides need a copy.
+            plain = weight.data.clone(memory_format=torch.contiguous_format)
+            weight.data = lay_out(plain, channels_last)
 
 
-_lock = threading.Lock()
-_inside = 0  # how many threads are within `exact`
-_before: list[Any] = []
+class _Shared:
+    """Settings of the whole process, changed while any thread is within `held`.
+
+    Args:
+        change: Sets them and returns what they were.
+        values: Of these settings, within.
+    """
+
+    def __init__(self, change: Callable[[Any], Any], values: Any) -> None:
+        self.change, self.values = change, values
+        self.lock, self.inside = threading.Lock(), 0
+        self.before: Any = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Change the settings; the last thread that leaves restores them."""
+        with self.lock:
+            if not self.inside:
+                self.before = self.change(self.values)
+            self.inside += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if not self.inside:
+                    self.change(self.before)
+
+
+@contextmanager
+def usual() -> Iterator[None]:
+    """Compute as if the caller had set no autocast, default dtype or default device.
+
+    Autocast and the default device belong to a thread, the default dtype to the process: within
+    this context every thread creates float32 tensors.
+    """
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(_FLOAT32.held())
+        yield
 
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Compute in exact float32 and deterministically on a GPU within this context.
+    """Compute as `usual`, and in exact float32 and deterministically on a GPU.
 
     By default a GPU's convolutions round their factors to ten bits (TF32), which changes
     probabilities by up to 0.005 (64 images, SqueezeNet, H200; exact float32 by 1e-6), and sum
-    gradients in varying order, so that no search is reproducible. The switches are global to the
-    process, so the last thread that leaves restores them.
+    gradients in varying order, so that no search is reproducible. These switches are global to the
+    process.
 
     Args:
-        device: Where the network is. On a CPU there is nothing to do.
+        device: Where the network is.
     """
-    global _inside, _before
-    if device.type != "cuda":
+    with usual(), _GPU.held() if device.type == "cuda" else nullcontext():
         yield
-        return
-    with _lock:
-        if not _inside:
-            _before = _set(_EXACT)
-        _inside += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:
-                _set(_before)
+
+
+def _set_default_dtype(dtype: torch.dtype) -> torch.dtype:
+    old = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    return old
 
 
 _CUDNN: Any = torch.backends.cudnn
@@ -213,3 +262,7 @@ def _set(values: list[Any]) -> list[Any]:
     for (where, name), value in zip(_SWITCHES, values, strict=True):
         setattr(where, name, value)
     return old
+
+
+_FLOAT32 = _Shared(_set_default_dtype, torch.float32)
+_GPU = _Shared(_set, _EXACT)

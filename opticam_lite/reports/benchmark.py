@@ -5,7 +5,6 @@ Benchmark.prepare ──▶ evaluate ──▶ summarize ──▶ a section for
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from dataclasses import dataclass, replace
@@ -15,14 +14,17 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ..evaluation.digests import digest
 from ..evaluation.job import Job
 from ..evaluation.run import lacks
-from ..evaluation.settings import describe, digest
+from ..evaluation.settings import describe
 from ..methods import explain
 from ..metrics import METRICS
 from ..plots import Picture, bars, grid
+from ..registry import LARGEST_SEED
+from ..text import page
 from .parameters import NAMES, OneNetwork, ReportError, parameter
-from .records import write
+from .records import figures, write
 from .subject import Subject, listed, load
 from .tables import comparison, paper_table, title
 
@@ -41,9 +43,6 @@ _OWN = {
     "deit_base_patch16_224": "DeiT-B",
 }
 _UNASKED = "the parameter metrics does not name them; “all” measures every one"
-_PACKAGE = Path(__file__).resolve().parents[1]
-# Code that only shows or compares rows; they stay valid when it changes.
-_SHOWING = ("explorer", "making", "reports", "studies", "plots.py", "trace.py", "__main__.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class Benchmark(OneNetwork):
     examples: int = parameter(1, "show this many of each method's best and worst maps", least=1)
     methods: str = parameter("grad-cam, grad-cam++, layer-cam, opti-cam, fake-cam", NAMES)
     iterations: int = parameter(50, "of Opti-CAM; the paper has 100", least=1)
-    seed: int = parameter(0, "of the draw, and of metrics that draw", least=0)
+    seed: int = parameter(0, "of the draw, and of metrics that draw", least=0, most=LARGEST_SEED)
 
     def prepare(self) -> Subject:
         """Check the parameters and load what they name, with the metrics that the data allow.
@@ -84,8 +83,9 @@ class Benchmark(OneNetwork):
 def rows_folder(rows: str, subject: Subject) -> Path | None:
     """Return the folder of a run's rows, so that only the same run is resumed.
 
-    Its name is a digest of all that rows depend on: weights, images, options, and the code that
-    measures. Methods and metrics are not included, so that they can be added later.
+    Its name is a digest of all that every row depends on: weights, images, options, and the code
+    that measures. Methods and metrics are not included, so that they can be added later; `evaluate`
+    itself measures again what their own code has changed.
 
     Args:
         rows: Folder of all runs; `""` returns None, and rows are kept in memory.
@@ -95,12 +95,7 @@ def rows_folder(rows: str, subject: Subject) -> Path | None:
         return None
     asked, classifier = subject.parameters, subject.classifier
     job = Job(classifier, subject.dataset, subject.indices, {}, [], 8, asked.seed, 0)
-    files = sorted(_PACKAGE.glob("**/*.py"))
-    measuring = [file for file in files if file.relative_to(_PACKAGE).parts[0] not in _SHOWING]
-    known = describe(job, classifier.device.type) | {
-        "iterations": asked.iterations,
-        "code": digest(b"".join(file.read_bytes() for file in measuring)),
-    }
+    known = describe(job, classifier.device.type) | {"iterations": asked.iterations}
     name = re.sub(r"[^\w.-]+", "-", classifier.name)
     return Path(rows) / f"{name}-{digest(json.dumps(known).encode())[:12]}"
 
@@ -132,7 +127,7 @@ def section(name: str, subject: Subject, table: pd.DataFrame) -> str:
         if metric not in measured:
             reasons.setdefault(subject.left_out.get(metric, _UNASKED), []).append(metric)
     absent = "".join(
-        f"<p>Not measured: {', '.join(names)} ({html.escape(reason)}).</p>"
+        f"<p>Not measured: {', '.join(names)} ({page(reason)}).</p>"
         for reason, names in reasons.items()
     )
     if not measured:
@@ -148,12 +143,12 @@ def section(name: str, subject: Subject, table: pd.DataFrame) -> str:
 
 
 def chart(table: pd.DataFrame, metric: str) -> Picture:
-    """Draw a metric of each method, with its standard error over images."""
+    """Draw a metric of each method, with its 95 % interval over images."""
     known = METRICS[metric]
     named = table.rename(index=title)
     return bars(
         named[metric].to_dict(),
-        errors=named[f"{metric} ±"].to_dict(),
+        intervals=named[[f"{metric} low", f"{metric} high"]].T.to_dict("list"),
         ylabel=known.unit,
         title=f"{metric}: {known.title[0].lower() + known.title[1:]}, {known.better} is better",
         size=(max(4.4, 0.55 * len(named)), 2.9),
@@ -223,16 +218,19 @@ def write_metrics(
             "method": str(method),
             "seconds": float(row["T"]),
             "n": int(row["images"]),
-            "metrics": {
-                metric: {"value": float(row[metric]), "error": float(row[f"{metric} ±"])}
-                for metric in subject.metrics
-            },
+            "metrics": {metric: figures(row, metric) for metric in subject.metrics},
         }
         for method, row in table.iterrows()
     ]
     more = {
         "paper": {"network": network, "same": same},
-        "mean_probability": float(frame.drop_duplicates("image")["p"].mean()),
+        "mean_probability": float(frame.dropna(subset="p").drop_duplicates("image")["p"].mean()),
         "broken": frame.loc[frame["error"].notna(), "image"].nunique(),
     }
-    return write(folder, "benchmark", subject, table, methods, **more)
+    parts = {
+        name: [*paper_table(numbers[subject.transformer]).columns]
+        for name, numbers in SECTIONS.items()
+    }
+    others = [name for name in subject.metrics if not any(name in part for part in parts.values())]
+    parts = {**parts, "Other metrics": others}
+    return write(folder, "benchmark", subject, table, methods, parts, **more)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..datasets import Scenes, load_dataset
 from ..methods import METHODS
 from ..models import load_model
 from ..network import Classifier
-from ..registry import names_in
+from ..paths import given_path
+from ..registry import LARGEST_SEED, names_in
 from ..studies.boxes import check_classes
 from ..studies.truth import CONTROL
+from ..text import page
 from .parameters import NAMES, Parameters, ReportError, parameter
-from .subject import Subject, about, listed
+from .subject import Subject, about, listed, readable
 from .tables import title
 
 
@@ -32,7 +33,7 @@ class Boxes(Parameters):
     draws: int = parameter(1000, "of the bootstrap", least=1)
     methods: str = parameter("grad-cam, layer-cam, opti-cam-fast, fake-cam", NAMES)
     iterations: int = parameter(20, "of Opti-CAM; the paper has 100", least=1)
-    seed: int = parameter(0, "of the draw, and of the bootstrap", least=0)
+    seed: int = parameter(0, "of the draw, and of the bootstrap", least=0, most=LARGEST_SEED)
 
     def prepare(self) -> list[Subject]:
         """Check the parameters and load what they name: a subject for each network.
@@ -57,7 +58,7 @@ class Boxes(Parameters):
                     f"IMAGES is {self.images!r}, which has no boxes; this report needs them"
                 )
             check_classes(classifier, dataset)
-            subjects.append(about(self, classifier, dataset))
+            subjects.append(readable(about(self, classifier, dataset)))
         return subjects
 
 
@@ -65,7 +66,7 @@ def _load(named: str, device: str) -> Classifier:
     name, given, file = (part.strip() for part in named.partition(":"))
     if not given:
         return load_model(name, device=device)
-    path = Path(file).expanduser()
+    path = given_path(file, "MODELS")
     if not path.is_file():
         raise FileNotFoundError(f"MODELS has the file {file!r}, and there is no such file")
     classifier = load_model(name, checkpoint=path, device=device)
@@ -83,7 +84,7 @@ def in_words(verdict: Mapping[str, Any]) -> str:
     """Return the result of `verdict` in `studies/truth.py` as sentences in Markdown."""
     if verdict["best"] is None:
         return "no correlation is defined."
-    best, rho = f"**{title(verdict['best'])}**", f"ρ = {verdict['rho']:.2f}"
+    best, rho = f"**{page(title(verdict['best']))}**", f"ρ = {verdict['rho']:.2f}"
     figures = f"n = {verdict['n']}"
     few = math.isnan(verdict["low"])
     if not few:
@@ -96,7 +97,7 @@ def in_words(verdict: Mapping[str, Any]) -> str:
     if few:
         return text + unsure
     text += "." if verdict["true"] else ", which may well be 0: none is shown to tell the truth."
-    near = ", ".join(map(title, verdict["within_noise"]))
+    near = ", ".join(page(title(method)) for method in verdict["within_noise"])
     text += f" Within the noise of it: {near}." if near else " Every other is surely behind."
     if verdict["beats_control"] is False or verdict["best"] == CONTROL:
         text += " The map is not shown to add anything to the control."

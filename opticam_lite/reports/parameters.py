@@ -10,10 +10,13 @@ cell of the report's notebook is tested against them.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Self
+
+from ..registry import LARGEST_SEED
 
 NAMES = "separated by commas, or all"
 _TYPES = {str: "a text", int: "a whole number", float: "a number", bool: "yes or no"}
@@ -24,15 +27,17 @@ class ReportError(ValueError):
     """A report that can't be made as asked for; the message says why in one sentence."""
 
 
-def parameter(default: Any, explanation: str, least: int | None = None) -> Any:
+def parameter(
+    default: Any, explanation: str, least: float = -math.inf, most: float = math.inf
+) -> Any:
     """Return a field of a report's dataclass.
 
     Args:
         default: Its type is the parameter's: str, int, float or bool.
         explanation: Shown by `make help`, and a comment in the notebook.
-        least: The smallest number that is allowed.
+        least, most: The smallest and the largest number that are allowed.
     """
-    return field(default=default, metadata={"explanation": explanation, "least": least})
+    return field(default=default, metadata={"explanation": explanation, "limits": (least, most)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +47,17 @@ class Parameters(ABC):
     methods: str = parameter("", NAMES)
     iterations: int = parameter(100, "of Opti-CAM; the paper has 100", least=1)
     limit: int = parameter(8, "measure at most this many images, drawn at random", least=1)
-    seed: int = parameter(0, "of the draw", least=0)
+    seed: int = parameter(0, "of the draw", least=0, most=LARGEST_SEED)
     device: str = parameter("auto", "auto, cpu or cuda")
 
     def __post_init__(self) -> None:
         for known in fields(self):
-            value, least = getattr(self, known.name), known.metadata["least"]
-            if least is not None and value < least:
-                raise ReportError(f"{known.name.upper()} is {value}; it must be at least {least}")
+            value, (least, most) = getattr(self, known.name), known.metadata["limits"]
+            if isinstance(value, int | float) and not least <= value <= most:
+                upper = "" if math.isinf(most) else f" and at most {most}"
+                raise ReportError(
+                    f"{known.name.upper()} is {value}; it must be at least {least}{upper}"
+                )
 
     @classmethod
     def known(cls) -> list[Field[Any]]:
@@ -86,6 +94,7 @@ class OneNetwork(Parameters):
     weights: str = parameter("hub", "without a checkpoint: hub or random")
     layer: str = parameter("", "layer whose maps are combined; empty: the network's default")
     normalize: bool = parameter(True, "no: without input normalisation (paper, Appendix H)")
+    activation: str = parameter("softmax", "sigmoid for a network with several labels an image")
 
 
 def convert(name: str, text: str, kind: type) -> Any:

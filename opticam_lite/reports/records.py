@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,15 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ..evaluation.summary import ERRORS
+from ..text import page, plain
 from .subject import Subject
 from .tables import ordering, title
+
+_COMMANDS = {  # what pandas does not write as LaTeX
+    **{"±": r"$\pm$", "∩": r"$\cap$", "∖": r"$\setminus$"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+}
 
 
 def write(
@@ -24,6 +31,7 @@ def write(
     subject: Subject,
     table: pd.DataFrame,
     methods: list[dict[str, Any]],
+    parts: Mapping[str, Sequence[str]] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """Write what a report on one network measured: `metrics.json` and the table.
@@ -34,6 +42,7 @@ def write(
         subject: What was measured.
         table: What `summarize` returned.
         methods: The figures of each method.
+        parts: See `write_table`.
         more: Further entries.
 
     Returns:
@@ -62,8 +71,14 @@ def write(
         "ordering": {claim: holds for claim, (holds, _) in ordering(table).items()},
     }
     write_json(folder, record)
-    write_table(folder, table)
+    write_table(folder, table, parts)
     return record
+
+
+def figures(row: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """Return value, standard error and 95 % interval of a metric in a row of a summary."""
+    names = {"value": "", "error": " ±", "low": " low", "high": " high"}
+    return {name: float(row[f"{metric}{of}"]) for name, of in names.items()}
 
 
 def write_json(folder: str | Path, record: Mapping[str, Any]) -> None:
@@ -82,23 +97,49 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_table(folder: str | Path, table: pd.DataFrame) -> None:
-    """Write `table.csv` and `table.tex` (LaTeX) into a folder, to copy from; `""` writes nothing.
+def write_table(
+    folder: str | Path, table: pd.DataFrame, parts: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Write `table.csv` and `table.tex` (LaTeX, booktabs) into a folder, to copy from.
 
     Args:
-        folder: Where to.
+        folder: Where to; `""` writes nothing.
         table: What `summarize` or `box_table` returned.
+        parts: Caption → columns, a table for each in LaTeX, whose pages are narrow; columns that
+            `table` lacks are left out. Default: one table of all columns.
     """
     if not folder:
         return
     index = bool(table.index.name)  # methods, not row numbers
     table.to_csv(Path(folder) / "table.csv", index=index, encoding="utf-8")
-    text = table.rename(index=title).to_latex(
-        index=index, index_names=False, escape=True, float_format="%.2f", na_rep="--"
-    )
-    for sign, command in {"±": r"$\pm$", "∩": r"$\cap$", "∖": r"$\setminus$"}.items():
-        text = text.replace(sign, command)
-    (Path(folder) / "table.tex").write_text(text, encoding="utf-8")
+    shown = table.rename(index=title).rename(index=plain)
+    shown = shown.map(lambda value: plain(value) if isinstance(value, str) else value)
+    for metric in (c for c in table.columns if f"{c} ±" in table.columns):
+        figures = zip(table[metric], table[f"{metric} ±"], strict=True)
+        shown[metric] = [f"{v:.2f} ± {e:.2f}".replace("nan", "--") for v, e in figures]
+    columns = [c for c in shown.columns if not c.endswith(ERRORS)]
+    texts = ["% \\usepackage{booktabs,graphicx}\n"]
+    for caption, names in (parts or {"": columns}).items():
+        if chosen := [c for c in columns if c in names]:
+            numbers = ("r" if table[c].dtype.kind in "fiu" else "l" for c in chosen)
+            text = shown[chosen].to_latex(
+                index=index,
+                index_names=False,
+                escape=True,
+                float_format="%.2f",
+                na_rep="--",
+                column_format="l" * index + "".join(numbers),
+            )
+            for sign, command in _COMMANDS.items():
+                text = text.replace(sign, command)
+            head = f"\\caption{{{caption}}}\n" if caption else ""
+            texts.append(
+                f"\\begin{{table}}\n\\centering\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n{head}"
+                # Shrunk if it is wider than the text.
+                r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+                f"\n{text}}}\n\\end{{table}}\n"
+            )
+    (Path(folder) / "table.tex").write_text("\n".join(texts), encoding="utf-8")
 
 
 def settings_table(subject: Subject) -> str:
@@ -109,7 +150,7 @@ def settings_table(subject: Subject) -> str:
     if shown.get("checkpoint"):
         shown.pop("weights")  # the checkpoint's are used
     rows = [*shown.items(), *versions().items()]
-    lines = [f"| {name} | {'–' if value == '' else value} |" for name, value in rows]
+    lines = [f"| {name} | {'–' if value == '' else page(value)} |" for name, value in rows]
     return "\n".join(["| | |", "|---|---|", *lines])
 
 

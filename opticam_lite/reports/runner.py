@@ -21,13 +21,17 @@ from typing import Any
 
 import nbformat
 import papermill
+from filelock import FileLock, Timeout
 from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
 
+from ..paths import given_path
 from ..registry import unknown_name
+from ..stopping import stoppable
+from ..text import plain
 from . import REPORTS
 from .parameters import Parameters, ReportError, convert
 from .tables import FIGURES, HERE
@@ -35,6 +39,7 @@ from .tables import FIGURES, HERE
 DEFAULT = "saliency"
 ESSENTIAL = ("saliency", "benchmark")  # made by `make report` without arguments
 SECONDS_A_CELL = 7200.0
+MOST_SECONDS = 1e8  # three years; the system's clocks don't take any number
 WIDGET = "application/vnd.jupyter.widget-view+json"
 _PACKAGE = HERE.parent
 # What a notebook writes to `out`.
@@ -113,10 +118,13 @@ def parse(arguments: Sequence[str], report: str = DEFAULT) -> tuple[Parameters, 
             )
         if text.strip():
             values[key] = convert(key, text.strip(), types[key])
-    out = Path(values.pop("out", folder(report))).expanduser()
+    out = given_path(values.pop("out", folder(report)), "OUT")
     timeout = values.pop("timeout", SECONDS_A_CELL)
-    if not timeout > 0:
-        raise ReportError(f"TIMEOUT is {timeout:g}; it must be above 0, in seconds a cell")
+    if not 0 < timeout <= MOST_SECONDS:
+        raise ReportError(
+            f"TIMEOUT is {timeout:g}; it must be above 0 and at most {MOST_SECONDS:g}, in seconds "
+            "a cell"
+        )
     return REPORTS[report](**values), out, timeout
 
 
@@ -198,9 +206,17 @@ def run(
 
     Returns:
         What failed; empty for a good run.
+
+    Raises:
+        Timeout: If another report is being written to the folder.
+        OSError: If the report can't be written.
     """
     notebook, name = notebook or notebook_path(report), f"{report}_report"
-    with tempfile.TemporaryDirectory(prefix="opticam-") as temporary:
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        FileLock(out / ".lock", timeout=0),
+        tempfile.TemporaryDirectory(prefix="opticam-") as temporary,
+    ):
         executed = Path(temporary) / f"{name}.ipynb"
         # The notebook's output folder is not a parameter of the report.
         places = {"out": temporary, "rows": str(out.absolute() / "rows")}
@@ -227,10 +243,14 @@ def run(
             _mark(result, stopped, timeout)
         found = failures(result)
         nbformat.write(result, executed)
-        write_html(result, Path(temporary) / f"{name}.html", found)
         if found:
             for file in _NUMBERS:
                 (Path(temporary) / file).unlink(missing_ok=True)
+        try:
+            write_html(result, Path(temporary) / f"{name}.html", found)
+        except Exception as error:  # such as a template that is missing: the notebook is kept
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            found = [*found, Failure("the conversion to a page", text)]
         _publish(Path(temporary), out, name)
     return found
 
@@ -253,7 +273,6 @@ def _mark(notebook: NotebookNode, error: Exception, timeout: float) -> None:
 
 def _publish(made: Path, out: Path, name: str) -> None:
     """Put the files into place, all or none of them; other files there are not touched."""
-    out.mkdir(parents=True, exist_ok=True)
     files = (f"{name}.ipynb", f"{name}.html", *_NUMBERS)
     parts = {file: out / f".{file}.part" for file in files if (made / file).exists()}
     try:
@@ -296,12 +315,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 for success, 1 if a cell failed (the page marks it) or the disk is full, 2 if a parameter
-        is wrong (nothing was run or written), 130 if it was interrupted (no page was written).
+        is wrong (nothing was run or written), 130 if it was interrupted or 143 if it was terminated
+        (no page was written).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(a in ("-h", "--help") for a in arguments):
         sys.stdout.write(usage())
         return 0
+    try:
+        with stoppable():
+            return _make(arguments)
+    except KeyboardInterrupt as stop:
+        sys.stderr.write("report: interrupted; nothing was written but the rows measured so far\n")
+        return getattr(stop, "code", 130)
+
+
+def _make(arguments: Sequence[str]) -> int:
     plans: dict[str, tuple[Parameters, Path, float]] = {}
     try:
         chosen, others = choose_reports(arguments)
@@ -310,28 +339,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _check_folder(plans[report][1])
             plans[report][0].prepare()
     except (OSError, TypeError, ValueError) as error:
-        sys.stderr.write(f"report: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"report: {plain(' '.join(str(error).split()))}\n")
         return 2
     failed = False
     for report, (parameters, out, timeout) in plans.items():
         sys.stderr.write(f"Executing the {report} report's notebook; it is written to {out}\n")
         try:
             found = run(parameters.settings(), out, timeout, report=report)
-        except KeyboardInterrupt:
-            rows = out / "rows"
-            kept = f" but the rows measured so far, {rows}" if rows.exists() else ""
-            sys.stderr.write(f"report: interrupted; nothing was written{kept}\n")
-            return 130
         except OSError as error:
+            reason = error.strerror or error
+            if isinstance(error, Timeout):
+                reason = "another report is being written there; wait for it, or choose another OUT"
             sys.stderr.write(
-                f"report: the page could not be written to {out} ({error.strerror or error}); what "
-                "was there is unchanged\n"
+                f"report: the page could not be written to {out} ({reason}); what was there is "
+                "unchanged\n"
             )
             failed = True
             continue
         for failure in found:
-            sys.stderr.write(f"report: {failure.where} failed with {failure.error}\n")
-        sys.stdout.write(f"{out / report}_report.html\n")
+            sys.stderr.write(f"report: {plain(f'{failure.where} failed with {failure.error}')}\n")
+        page, kept = (out / f"{report}_report.{end}" for end in ("html", "ipynb"))
+        sys.stdout.write(f"{kept if kept.exists() and not page.exists() else page}\n")
         failed |= bool(found)
     return 1 if failed else 0
 

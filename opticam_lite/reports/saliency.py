@@ -11,12 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..datasets import ImageError
 from ..evaluation import choose
 from ..plots import Picture, lost_and_won
-from .parameters import NAMES, OneNetwork, ReportError, parameter
-from .records import write
-from .subject import Subject, load
+from .parameters import NAMES, OneNetwork, parameter
+from .records import figures, write
+from .subject import Subject, load, readable
 from .tables import ordering, title
 
 
@@ -31,21 +30,9 @@ class Saliency(OneNetwork):
 
     def prepare(self) -> Subject:
         """Check the parameters and load what they name; leave out images that can't be read."""
-        subject = load(self, self.images, self.labels)
-        targets: dict[int, int | None] = {}
-        broken = {}
-        for i in subject.indices:
-            try:
-                targets[i] = subject.dataset[i].target
-            except ImageError as error:
-                broken[subject.dataset.id(i)] = str(error)
-        if not targets:
-            raise ReportError(
-                f"none of the {len(broken)} images of {self.images} can be read; the first says: "
-                f"{next(iter(broken.values()))}"
-            )
-        shown = _different(targets, self.examples)
-        return replace(subject, indices=list(targets), examples=shown, broken=broken)
+        subject = readable(load(self, self.images, self.labels))
+        targets = {i: subject.dataset.target(i) for i in subject.indices}
+        return replace(subject, examples=_different(targets, self.examples))
 
 
 def _different(targets: Mapping[int, int | None], examples: int) -> list[int]:
@@ -98,7 +85,7 @@ def write_metrics(
     Args:
         folder: Where to; `""` writes nothing.
         subject: What was measured.
-        table: What `summarize` returned.
+        table: What `summarize(…, errors=True)` returned.
         quality: `top1` (percent, None without true classes) and `mean_probability` (fraction).
 
     Returns:
@@ -108,6 +95,7 @@ def write_metrics(
         {
             "method": str(method),
             **{metric: float(row[metric]) for metric in ("AD", "AG", "AI")},
+            "metrics": {metric: figures(row, metric) for metric in ("AD", "AG", "AI")},
             "seconds": float(row["T"]),
             "n": len(subject.indices),
         }
@@ -116,4 +104,4 @@ def write_metrics(
     claims = ordering(table).values()
     holds = bool(claims) and all(holds for holds, _ in claims)
     more = {**quality, "ordering_holds": holds, "broken": len(subject.broken)}
-    return write(folder, "saliency", subject, table, methods, **more)
+    return write(folder, "saliency", subject, table, methods, None, **more)

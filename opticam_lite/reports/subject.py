@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+import warnings
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..datasets import Dataset, Unlabelled, knows_classes, load_dataset
+from ..datasets import Dataset, ImageError, Unlabelled, knows_classes, load_dataset
+from ..datasets.protocol import check_readable
 from ..evaluation import choose
 from ..methods import METHODS, applicable
 from ..models import load_model
 from ..network import Classifier
+from ..paths import given_path
 from ..registry import Registry, names_in
 from .parameters import OneNetwork, Parameters, ReportError
 
@@ -71,19 +73,21 @@ def load(asked: OneNetwork, data: str, labels: str) -> Subject:
     """
     listed("METHODS", asked.methods, METHODS)
     for what, file in {"CHECKPOINT": asked.checkpoint, "LABELS": labels}.items():
-        if file and not Path(file).expanduser().is_file():
+        if file and not given_path(file, what).is_file():
             raise FileNotFoundError(f"{what} is {file!r}, and there is no such file")
-    if not Path(data).expanduser().exists():
+    if not given_path(data, "the name of the images").exists():
         load_dataset(data)  # loads the scenes, or raises an error that says what is missing
     classifier = load_model(
         asked.model,
-        checkpoint=_path(asked.checkpoint),
+        checkpoint=asked.checkpoint or None,
         layer=asked.layer or None,
         weights=asked.weights,
         normalize=asked.normalize,
+        activation=asked.activation,
         device=asked.device,
     )
-    dataset = load_dataset(data, labels=_path(labels), classifier=classifier)
+    with warnings.catch_warnings(action="ignore"):  # `notes` tells of files that can't be read
+        dataset = load_dataset(data, labels=labels or None, classifier=classifier)
     targets = TRUE_CLASS
     if not knows_classes(classifier, dataset):
         targets = f"predicted class, since {classifier.name} does not know the classes of {data}"
@@ -116,6 +120,28 @@ def about(
     )
 
 
+def readable(subject: Subject) -> Subject:
+    """Return a subject without the drawn images that can't be read; its `broken` names them.
+
+    Raises:
+        ReportError: If none can be read.
+    """
+    check_readable(subject.dataset, subject.indices)
+    kept, broken = [], {}
+    for i in subject.indices:
+        try:
+            subject.dataset[i]
+            kept.append(i)
+        except ImageError as error:
+            broken[subject.dataset.id(i)] = str(error)
+    if not kept:
+        raise ReportError(
+            f"none of the {len(broken)} images of {subject.dataset.name} can be read; the first "
+            f"says: {next(iter(broken.values()))}"
+        )
+    return replace(subject, indices=kept, broken=broken)
+
+
 def listed(what: str, text: str, registry: Registry[Any]) -> list[str]:
     """Return the names of a list, each once; `all` stands for every name of the registry.
 
@@ -130,7 +156,3 @@ def listed(what: str, text: str, registry: Registry[Any]) -> list[str]:
     if not names:
         raise ReportError(f"{what} names none; choose among {', '.join(registry)}")
     return names
-
-
-def _path(text: str) -> str | None:
-    return str(Path(text).expanduser()) if text else None

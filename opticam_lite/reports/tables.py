@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
+from ..datasets.protocol import unread_in_words
 from ..methods import METHODS
 from ..metrics import METRICS
 from ..paths import data_dir
+from ..text import page
 from .subject import Subject
 
 HERE = Path(__file__).resolve().parent
@@ -22,6 +24,7 @@ around it. The variables are the page's, then JupyterLab's, whose theme may be d
 twice takes precedence over JupyterLab's own rules for tables."""
 
 _TEMPLATES = Environment(autoescape=True, loader=FileSystemLoader(HERE), trim_blocks=True)
+_TEMPLATES.filters["page"] = page
 _UNITS = {
     "T": "T is seconds per batch of 8 images, here on this machine, in the paper on the authors'",
     **{m: f"{m} is a {METRICS[m].unit}" for m in METRICS if METRICS[m].unit != "percent"},
@@ -54,7 +57,7 @@ def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = 
     """Return an HTML table of the measured figures beside the paper's.
 
     Args:
-        table: What `summarize` returned, with the standard errors or without.
+        table: What `summarize` returned, with intervals (`errors=True`) or without.
         paper: What `paper_table` returned, or the rows of some of its networks. Its methods that
             were not measured follow in grey, its metrics that were not measured are left out.
         here: Heads the measured columns.
@@ -62,37 +65,40 @@ def comparison(table: pd.DataFrame, paper: pd.DataFrame, here: str, note: str = 
     """
     columns = [c for c in paper.columns if c in table.columns]
     networks = {n: rows.set_index("method") for n, rows in paper.groupby("network", sort=False)}
-    page = _TEMPLATES.get_template("comparison.html.j2").render(
+    shown = _TEMPLATES.get_template("comparison.html.j2").render(
         groups=[(here, "measured", table), *((n, note, rows) for n, rows in networks.items())],
         columns=columns,
         methods={method: title(method) for method in [*table.index, *paper["method"]]},
         measured=set(table.index),
-        errors=any(f"{c} ±" in table.columns for c in columns),
+        intervals=any(f"{c} low" in table.columns for c in columns),
         source=paper.attrs["source"] if networks else "",
         units=[text for c, text in _UNITS.items() if c in columns],
         metrics=METRICS,
         cell=_cell,
     )
-    return styled(page)
+    return styled(shown)
 
 
 def _cell(group: pd.DataFrame, method: str, column: str) -> dict[str, Any]:
-    """Return a figure as it is printed, whether it is the best of its column, and its error."""
+    """Return a figure as it is printed, whether it is the best of its column, and its interval.
+
+    Fake-CAM is never the best, as in the paper: its AD is lowest although it explains nothing. With
+    intervals a figure is the best if it is surely better than the others.
+    """
     if method not in group.index or pd.isna(group.loc[method, column]):
         return {"text": "–", "best": False}
     digits = 2 if column in _UNITS else 1
     values = group[column].round(digits)
-    # Bold as in the paper: Fake-CAM aside, whose AD is lowest although it explains nothing.
+    text = f"{values[method] + 0.0:.{digits}f}"
+    if f"{column} low" in group:
+        low, high = group.loc[method, [f"{column} low", f"{column} high"]]
+        ends = "" if math.isnan(low) else f"{low + 0.0:.{digits}f}–{high:.{digits}f}"
+        return {"text": text, "best": group.loc[method, f"{column} best"], "interval": ends}
     rivals = values.drop(index="fake-cam", errors="ignore")
     best = None
     if column in METRICS and method != "fake-cam":
         best = rivals.min() if METRICS[column].better == "lower" else rivals.max()
-    error = group.loc[method].get(f"{column} ±", math.nan)
-    return {
-        "text": f"{values[method]:.{digits}f}",
-        "best": values[method] == best,
-        "error": "" if math.isnan(error) else f"{error:.{digits}f}",
-    }
+    return {"text": text, "best": values[method] == best}
 
 
 def ordering(table: pd.DataFrame) -> dict[str, tuple[bool, str]]:
@@ -131,6 +137,28 @@ def ordering(table: pd.DataFrame) -> dict[str, tuple[bool, str]]:
             + (f": {gain / rivals.max():.1f} times" if rivals.max() > 0 else ""),
         )
     return claims
+
+
+def notes(subject: Subject, broken: Mapping[str, str] | None = None) -> list[str]:
+    """Return sentences in Markdown: what was left out and why, and which methods are related.
+
+    Args:
+        subject: What was measured.
+        broken: Id → reason of the images that could not be read. Default: those of the subject.
+    """
+    broken = subject.broken if broken is None else broken
+    found = [f"{page(title(n))} is left out: {page(why)}." for n, why in subject.left_out.items()]
+    found += [f"{page(name)} is broken and left out: {page(why)}" for name, why in broken.items()]
+    if subject.dataset.unread:
+        found.append(f"{page(unread_in_words(subject.dataset))}.")
+    alike = [title(m) for m in ("grad-cam", "xgrad-cam", "hires-cam") if m in subject.methods]
+    if "cam" in subject.methods and alike:
+        found.append(
+            f"One linear layer follows the pooling of this network, so CAM weighs the maps as "
+            f"{' and '.join(alike)} would, but for a factor. What differs is the relu, which CAM "
+            "lacks: where the sum is negative the others are 0, and CAM is scaled from its minimum."
+        )
+    return found
 
 
 def caveats(subject: Subject) -> list[str]:

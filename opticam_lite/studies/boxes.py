@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from ..datasets import Dataset, Sample, knows_classes
+from ..evaluation.intervals import interval, surely_better
 from ..methods import explain
 from ..metrics import drop, gain, increase
 from ..network import Classifier
 
 BOX = "box"  # name of the method for the masks B and I∖B
 MASKS = ("S", "B∩S", "S∖B")
+LIMITS = (0.0, 100.0)  # of the metrics, percent
 METRICS = {"AD": drop, "AG": gain, "AI": increase}
 
 
@@ -119,7 +121,7 @@ def _rows(
     B = torch.stack([box_mask(s.boxes, x.shape[2:]) for s in samples])  # (N, 1, H, W)
     masks = {(BOX, "B"): B, (BOX, "I∖B"): 1 - B}
     for method, own in options.items():
-        S = explain(method, classifier, x, c, progress=False, **own)
+        S = explain(method, classifier, x, c, progress=False, warn=False, **own)
         masks |= {(method, m): s for m, s in zip(MASKS, (S, S * B, S * (1 - B)), strict=True)}
     p = probability(classifier, x, c)
     rows = []
@@ -154,15 +156,19 @@ def box_table(frame: pd.DataFrame) -> pd.DataFrame:
         frame: What `box_study` returned, or several of them joined, of other networks or images.
 
     Returns:
-        Columns network, method, mask, AD, AG, AI; `AD ±`, `AG ±`, `AI ±`, the standard errors over
-        images (NaN for a single one); n, the number of images.
+        Columns network, method, mask, AD, AG, AI; for each of the three `AD ±`, …, the standard
+        error over images (NaN for a single one), `AD low` and `AD high`, the 95 % interval of
+        `evaluation/intervals.py`; n, the number of images.
 
     Raises:
         ValueError: If the frame holds several datasets, or an image twice.
     """
     groups = _measured(frame).groupby(["network", "method", "mask"], sort=False)[list(METRICS)]
     table = groups.mean().join(groups.sem().add_suffix(" ±"))
-    table = table[[column for name in METRICS for column in (name, f"{name} ±")]]
+    for end, column in enumerate((" low", " high")):
+        ends = groups.agg(lambda v, end=end: interval(torch.tensor(v.to_numpy()), LIMITS)[end])
+        table = table.join(ends.add_suffix(column))
+    table = table[[f"{name}{of}" for name in METRICS for of in ("", " ±", " low", " high")]]
     return table.assign(n=groups.size()).reset_index()
 
 
@@ -173,16 +179,21 @@ def box_or_complement(frame: pd.DataFrame) -> pd.DataFrame:
         frame: What `box_study` returned, or several of them joined.
 
     Returns:
-        A row for each network: network; inside and outside, AD with the masks B and I∖B; `±`, the
-        standard error of their difference, paired by image (NaN for a single one).
+        A row for each network: network; inside and outside, AD with the masks B and I∖B; sure,
+        whether the 95 % interval of their difference, paired by image, excludes 0.
     """
     box = _measured(frame[frame["method"] == BOX])
     drops = box.pivot(index=["network", "image"], columns="mask", values="AD")
     found = pd.DataFrame({"inside": drops["B"], "outside": drops["I∖B"]})
-    networks = found.assign(difference=found["inside"] - found["outside"]).groupby("network")
-    table = networks[["inside", "outside"]].mean()
-    table["±"] = networks["difference"].sem()
+    networks = found.groupby("network")
+    table = networks.mean()
+    table["sure"] = [_surely_differ(drops) for _, drops in networks]
     return table.loc[box["network"].unique()].reset_index()
+
+
+def _surely_differ(drops: pd.DataFrame) -> bool:
+    inside, outside = (torch.tensor(drops[name].to_numpy()) for name in ("inside", "outside"))
+    return surely_better(inside, outside) or surely_better(outside, inside)
 
 
 def _measured(frame: pd.DataFrame) -> pd.DataFrame:

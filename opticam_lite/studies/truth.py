@@ -38,6 +38,7 @@ from scipy import stats
 
 from ..datasets import Scenes
 from ..network import Classifier
+from ..registry import check_seed
 from .boxes import BOX, check_classes, check_study, distinct, probability
 
 QUANTITIES = ("object", "environment", "balance")
@@ -158,7 +159,8 @@ def agreement(
     groups = {name: [name] for name in networks}
     if len(networks) > 1:
         groups[ALL] = networks
-    resamples = np.random.default_rng(seed).integers(len(images), size=(draws, len(images)))
+    random = np.random.default_rng(check_seed(seed))
+    resamples = random.integers(len(images), size=(draws, len(images)))
     rows = []
     for (group, members), quantity, claim in product(groups.items(), QUANTITIES, CLAIMS):
         told = claimed[(claimed["claim"] == claim) & claimed["network"].isin(members)]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_classifier
-from PIL import Image
+from PIL import Image, features
 
 import opticam_lite as ol
 from opticam_lite import datasets
 from opticam_lite.datasets import Photos, Scenes
-from opticam_lite.datasets.images import SourceError
+from opticam_lite.datasets.files import images_of
+from opticam_lite.datasets.images import SourceError, unreadable_kind
+from opticam_lite.datasets.protocol import check_readable
 from opticam_lite.network import Preprocessing
 from opticam_lite.paths import data_dir
 
@@ -460,3 +465,190 @@ def test_targets_are_known_without_reading_images() -> None:
     scenes = ol.load_dataset("scenes")
     assert [scenes.target(i) for i in (0, 40, 200)] == [scenes[i].target for i in (0, 40, 200)]
     assert datasets.Unlabelled(scenes).target(0) is None
+
+
+# ------------------------------------------------------------------------------ hostile folders
+
+BROKEN = Path(__file__).parent / "broken"
+
+
+@pytest.fixture
+def hostile(folder: Path) -> Path:
+    """The folder of photographs with everything in it that looks like an image and is none."""
+    for file in BROKEN.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "dangling.jpg").symlink_to(folder / "nowhere")
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    return folder
+
+
+BAD = {
+    *("tall_tiff.png", "dds.png", "avif.png", "dangling.jpg", "loop.jpg", "folder.jpg"),
+    "pipe.jpg",
+}
+
+
+def test_whatever_is_no_image_is_one_image_error_that_names_the_file(hostile: Path) -> None:
+    dataset = ol.load_dataset(hostile)
+    for i in range(len(dataset)):
+        if dataset.id(i) in BAD:
+            with pytest.raises(ol.ImageError, match=re.escape(str(hostile / dataset.id(i)))):
+                dataset[i]
+        else:
+            assert dataset[i].id == dataset.id(i)
+        dataset.fingerprint(i)  # which must not wait for a pipe either
+    assert {dataset.id(i) for i in range(len(dataset))} > BAD
+
+
+def test_explain_leaves_out_what_can_not_be_read(hostile: Path) -> None:
+    classifier = ol.load_model("scenes_resnet")
+    dataset = ol.load_dataset(hostile, classifier=classifier)
+    with pytest.warns(UserWarning, match=r"images can't be read, so their masks are NaN: .*pipe"):
+        masks = ol.explain(["fake-cam", "cam"], classifier, dataset, batch_size=4)
+    for i in range(len(dataset)):
+        assert masks["cam"][i].isnan().all() == (dataset.id(i) in BAD)
+    good = [i for i in range(len(dataset)) if dataset.id(i) not in BAD]
+    expected = ol.explain("cam", classifier, dataset.batch(good)[0])
+    torch.testing.assert_close(masks["cam"][good], expected, rtol=0, atol=1e-5)
+    with pytest.raises(ol.ImageError, match="pipe"):
+        ol.explain("cam", classifier, hostile / "pipe.jpg")
+
+
+def test_evaluate_leaves_out_what_can_not_be_read(hostile: Path) -> None:
+    classifier = ol.load_model("scenes_resnet")
+    dataset = ol.load_dataset(hostile, classifier=classifier)
+    frame = ol.evaluate(classifier, dataset, ["fake-cam"], ["AD"], progress=False)
+    assert set(frame.loc[frame["error"].notna(), "image"]) == BAD
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "can't be opened: Permission denied"),
+        (KeyError("tag"), "is damaged or incomplete ('tag')"),
+        (ZeroDivisionError("0/0"), "is damaged or incomplete (0/0)"),
+        (AssertionError(), "is damaged or incomplete ()"),
+        (RecursionError("too deep"), "is damaged or incomplete (too deep)"),
+    ],
+)
+def test_whatever_pillow_raises_is_an_image_error(
+    error: Exception, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("opticam_lite.datasets.images.Image.open", fails)
+    with pytest.raises(ol.ImageError, match=re.escape(f"{folder / 'b.png'} {message}")):
+        ol.load_image(folder / "b.png")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+def test_an_error_that_may_pass_is_no_fault_of_the_image(
+    error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("opticam_lite.datasets.images.Image.open", fails)
+    with pytest.raises(type(error)):
+        ol.load_dataset(folder)[0]
+
+
+def test_a_folder_without_permission_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError, match="photos"):
+        images_of(folder.parent, "photos")
+
+
+def test_a_small_image_of_one_colour_is_no_absurd_header(tmp_path: Path) -> None:
+    for name in ("flat.webp", "flat.png", "flat.tif", "flat.bmp"):
+        Image.new("RGB", (600, 600), "white").save(tmp_path / name, lossless=True)
+        assert ol.load_image(tmp_path / name).min() == 1
+
+
+def test_avif_is_read_where_pillow_reads_it(tmp_path: Path) -> None:
+    reads = bool(features.check("avif"))
+    assert unreadable_kind("a.AVIF") != reads
+    if reads:  # Pillow from 11.3 on, but for some platforms
+        Image.new("RGB", (64, 64), "white").save(tmp_path / "a.avif")
+        assert ol.load_dataset(tmp_path)[0].image.min() > 0.98
+
+
+def test_kinds_that_are_not_read_are_counted_and_named(folder: Path) -> None:
+    for name in ("IMG_1.HEIC", "x.dng", "y.svg"):
+        (folder / name).write_bytes((folder / "b.png").read_bytes())
+    with pytest.warns(UserWarning, match=r"3 images of .*: IMG_1\.HEIC, x\.dng, y\.svg; conv"):
+        dataset = ol.load_dataset(folder)
+    assert dataset.unread == ["IMG_1.HEIC", "x.dng", "y.svg"]
+    assert not {dataset.id(i) for i in range(len(dataset))} & set(dataset.unread)
+    for file in set(folder.iterdir()) - {folder / name for name in dataset.unread}:
+        file.unlink()
+    with pytest.raises(ValueError, match=r"there are no images in .*3 images of kinds .*IMG_1"):
+        ol.load_dataset(folder)
+
+
+def test_one_image_has_one_name(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    for again in ("./b.png", "x/../b.png", str(folder / "b.png")):
+        table.write_text(f"file,class_index\nb.png,1\n{again},2\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=r"labels\.csv names b\.png 2 times"):
+            Photos(folder, table)
+
+
+@pytest.mark.parametrize(("there", "given"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_are_found_in_either_form(there: str, given: str, tmp_path: Path) -> None:
+    def form(kind: str, text: str) -> str:
+        return unicodedata.normalize(kind, text)
+
+    folder = tmp_path / form(there, "Vögel") / form(there, "Gänse")
+    folder.mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(folder / form(there, "é.png"))
+    network = make_classifier("cnn").network
+    classifier = ol.Classifier(network, size=32, labels=[form(given, "Gänse"), *"abcd"])
+    table = tmp_path / "t.csv"
+    table.write_text(form(given, "file,label\né.png,Gänse\n"), encoding="utf-8")
+    photos = ol.load_dataset(form(given, str(folder)), labels=table, classifier=classifier)
+    assert (photos.id(0), photos.target(0)) == (form(there, "é.png"), 0)
+    assert photos[0].image.shape == (3, 32, 32)
+    folders = ol.load_dataset(f"folders:{form(given, str(folder.parent))}", classifier=classifier)
+    assert folders.target(0) == 0
+
+
+def test_a_link_back_is_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "val" / "n01440764").mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(tmp_path / "val" / "n01440764" / "a.JPEG")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "back").symlink_to(tmp_path)
+    assert len(ol.load_dataset(f"imagenet:{tmp_path}")) == 1
+
+
+def test_thousands_of_broken_files_are_told_of_before_all_are_tried(
+    folder: Path, tmp_path: Path
+) -> None:
+    class Broken(ol.Images):
+        tried = 0
+
+        def sample(self, index: int) -> ol.Sample:
+            self.tried += 1
+            if index != 19_999:
+                raise ol.ImageError(f"{index}.jpg is damaged")
+            return super().sample(0)
+
+    dataset = Broken(torch.zeros(1, 3, 32, 32).expand(20_000, -1, -1, -1), name="many")
+    classifier = make_classifier("cnn")
+    for use in (
+        lambda: ol.evaluate(classifier, dataset, ["fake-cam"], progress=False),
+        lambda: ol.explain("fake-cam", classifier, dataset),
+    ):
+        dataset.tried = 0
+        with pytest.raises(ol.ImageError, match=r"none of 200 .* of many, .*20000.*: 0\.jpg is"):
+            use()
+        assert dataset.tried == 200
+    with pytest.raises(ol.ImageError, match="none of 200 images"):
+        check_readable(dataset, range(10_000))
+    check_readable(dataset, range(19_000, 20_000, 3))

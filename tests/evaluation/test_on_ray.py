@@ -7,6 +7,8 @@ import logging
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +20,13 @@ import pytest
 import ray
 import torch
 from conftest import make_classifier, make_images
+from test_measuring import REASONS, fussy, with_white
 
 import opticam_lite as ol
 from opticam_lite.evaluation import read
 from opticam_lite.evaluation.job import Measured, Task
 from opticam_lite.evaluation.on_ray import _cluster, _drive
+from opticam_lite.stopping import Stopped, stoppable
 
 pytestmark = [
     pytest.mark.slow,
@@ -133,6 +137,19 @@ def test_the_rows_are_those_of_the_local_engine(tmp_path: Path) -> None:
     assert_same(read(tmp_path / "run"), local)
 
 
+@pytest.fixture
+def busy() -> Iterator[None]:
+    """A machine of which others use every processor."""
+    until = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    spin = [sys.executable, "-c", until]
+    others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
+    yield
+    for other in others:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.usefixtures("busy")
 def test_a_lost_worker_costs_no_rows_of_a_run_that_another_engine_began(tmp_path: Path) -> None:
     dataset = Noted(tmp_path, 40, deadly=29)
 
@@ -149,6 +166,28 @@ def test_a_lost_worker_costs_no_rows_of_a_run_that_another_engine_began(tmp_path
     assert 0 < len(begun) < len(frame) == 39 * 2 * 3 + 1
     assert not frame.duplicated(["image", "method", "metric"]).any()
     assert_same(frame, measure(dataset))
+
+
+@pytest.mark.parametrize("raises", REASONS)
+def test_a_network_that_fails_on_an_image_loses_it_there_as_here(raises: bool) -> None:
+    given = (fussy(raises), with_white(), ["grad-cam", "fake-cam"])
+    here, there = (
+        ol.evaluate(*given, batch_size=3, progress=None, engine=engine)
+        for engine in ("local", "ray")
+    )
+    assert there["error"].dropna().tolist() == [REASONS[raises]]
+    assert_same(there, here)
+
+
+def test_ray_leaves_sigterm_to_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(*arguments: Any, **settings: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray's does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    absent = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
+    with pytest.raises(Stopped) as caught, stoppable(), _cluster(absent):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.code == 143
 
 
 def test_what_can_not_work_is_said(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from conftest import make_classifier, make_images
 from torch import Tensor
 
 import opticam_lite as ol
-from opticam_lite.evaluation import choose, progress, summary
+from opticam_lite.evaluation import choose, intervals, progress
 from opticam_lite.metrics.localization import box_accuracy
 
 METHODS = ["grad-cam", "fake-cam", "opti-cam"]
@@ -314,6 +314,32 @@ def test_bars_in_a_notebook_stand_in_line_and_go_at_the_end(
     assert [bar.container.layout.visibility for bar in made] == ["hidden", "hidden"]
 
 
+def test_a_log_gets_lines(
+    images: Tensor, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No bar is redrawn: a log would hold every state of it, and codes that move the cursor."""
+    monkeypatch.setattr("opticam_lite.evaluation.progress.SECONDS_BEFORE", 0)
+    run(images, ["fake-cam", "grad-cam"], progress=True, batch_size=1)
+    shown = capsys.readouterr().err
+    assert not set("\r\x1b") & set(shown)
+    # Two lines each at most: one after 0 seconds, none for 30, one at the end.
+    assert 2 <= len(shown.splitlines()) <= 4
+    form = r"(fake|grad)-cam +\d+%.* \d/3(, .* left)?$"
+    assert all(re.match(form, line) for line in shown.splitlines())
+
+
+def test_an_empty_path_is_not_the_current_folder(
+    images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match="out is empty; name a folder"):
+            run(images, ["fake-cam"], out=empty)
+    with pytest.raises(ValueError, match="the path is empty"):
+        ol.summarize("")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("rate", "words"),
     [(1390.4, "1390 img/s"), (9.96, "10 img/s"), (0.545, "0.5 img/s"), (0.02, "50 s/img")],
@@ -324,7 +350,9 @@ def test_rates_are_numbers_that_people_read(rate: float, words: str) -> None:
 
 def test_the_summary_with_errors(frame: pd.DataFrame) -> None:
     table = ol.summarize(frame, errors=True)
-    assert list(table.columns) == ["AD", "AD ±", "AG", "AG ±", "AI", "AI ±", "T", "images"]
+    of = ("", " ±", " low", " high", " best")
+    expected = [f"{metric}{part}" for metric in ("AD", "AG", "AI") for part in of]
+    assert list(table.columns) == [*expected, "T", "images"]
     values = frame.query("method == 'grad-cam' and metric == 'AD'")["value"]
     mean = sum(values) / 7
     error = (sum((v - mean) ** 2 for v in values) / 6) ** 0.5 / 7**0.5
@@ -334,6 +362,44 @@ def test_the_summary_with_errors(frame: pd.DataFrame) -> None:
     assert ol.summarize(one, errors=True)["AD ±"].isna().all()
     with pytest.raises(ValueError, match="no rows to summarise"):
         ol.summarize(frame[:0])
+
+
+def test_a_table_compares_methods_on_the_images_that_all_have(frame: pd.DataFrame) -> None:
+    """An interrupted run: one method has all seven images, another three."""
+    cut = frame[(frame["method"] != "opti-cam") | frame["image"].isin(["0", "1", "2"])]
+    with pytest.warns(UserWarning, match="the 3 images .* left out: grad-cam 4, fake-cam 4 "):
+        table = ol.summarize(cut, errors=True)
+    assert table["images"].tolist() == [3, 3, 3]
+    expected = ol.summarize(frame[frame["image"].isin(["0", "1", "2"])])
+    pd.testing.assert_series_equal(table["AD"], expected["AD"])
+    each = ol.summarize(cut, errors=True, common=False)
+    assert each["images"].tolist() == [7, 7, 3]
+    assert not each["AD best"].any()  # three images do not decide
+    assert each["AD"].iloc[0] == ol.summarize(frame)["AD"].iloc[0]
+    # A metric that one method lacks does not count, and of some methods all images are common.
+    some = cut[(cut["metric"] != "AG") | (cut["method"] == "opti-cam")]
+    two = ol.summarize(some, methods=["fake-cam", "grad-cam"])
+    assert list(two.index) == ["fake-cam", "grad-cam"]
+    assert list(two.columns) == ["AD", "AI", "T"]
+    none = cut[(cut["method"] != "grad-cam") | ~cut["image"].isin(["0", "1", "2"])]
+    with pytest.raises(ValueError, match=r"no image with AD in common; .* common=False"):
+        ol.summarize(none)
+    with pytest.raises(ValueError, match="unknown method of these rows 'cam'"):
+        ol.summarize(frame, methods=["cam"])
+
+
+def test_the_best_is_marked_where_it_is_surely_better(frame: pd.DataFrame) -> None:
+    made = []
+    for method, drops in {"cam": 50, "grad-cam": 10, "fake-cam": 0, "opti-cam": 12}.items():
+        rows = frame[(frame["method"] == "cam") | (frame["method"] == "grad-cam")]
+        rows = rows[rows["metric"] == "AD"].assign(method=method)
+        made.append(rows.assign(value=drops + np.arange(7) * (-1) ** np.arange(7)))
+    told = ol.summarize(pd.concat(made), errors=True)
+    assert told["AD best"].to_dict() == {
+        **{"cam": False, "grad-cam": True, "fake-cam": False, "opti-cam": False}
+    }
+    made[3] = made[3].assign(value=made[1]["value"])
+    assert not ol.summarize(pd.concat(made), errors=True)["AD best"].any()
 
 
 def test_the_summary_of_folders(images: Tensor, tmp_path: Path) -> None:
@@ -355,7 +421,7 @@ def test_the_summary_of_folders(images: Tensor, tmp_path: Path) -> None:
 
 def test_the_error_of_a_metric_that_is_no_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of BA, against the spread of BA over many samples of as many images."""
-    monkeypatch.setattr(summary, "DRAWS", 20)  # the mean over samples is what is compared
+    monkeypatch.setattr(intervals, "DRAWS", 150)  # the mean over samples is what is compared
     generator = np.random.default_rng(0)
 
     def sample() -> pd.DataFrame:
@@ -375,7 +441,7 @@ def test_the_error_of_a_metric_that_is_no_mean(monkeypatch: pytest.MonkeyPatch) 
         }
         return rows.assign(seconds=1.0, **about)
 
-    samples = [sample() for _ in range(60)]
+    samples = [sample() for _ in range(50)]
     tables = pd.concat(ol.summarize(rows, errors=True) for rows in samples)
     spread, told = tables["BA"].std(), tables["BA ±"].mean()
     assert told == pytest.approx(spread, rel=0.25)

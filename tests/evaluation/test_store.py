@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -27,12 +31,16 @@ from PIL import Image
 import opticam_lite as ol
 from opticam_lite.__main__ import main
 from opticam_lite.evaluation import StoreError, read, store
+from opticam_lite.evaluation.store import Store
+from opticam_lite.methods import METHODS
+from opticam_lite.methods.registry import Method
+from opticam_lite.metrics import METRICS
 from opticam_lite.network import Preprocessing
 
 # Children are forked from a small process that has imported everything and runs no threads.
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["opticam_lite", "pytest"])
-METHODS = ["grad-cam", "fake-cam"]
+BOTH = ["grad-cam", "fake-cam"]
 
 
 class Lazy(ol.Dataset):
@@ -60,7 +68,7 @@ def measure(
     classifier: ol.Classifier | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
-    settings = {"methods": METHODS, "batch_size": 3, "progress": None, **settings}
+    settings = {"methods": BOTH, "batch_size": 3, "progress": None, **settings}
     return ol.evaluate(
         classifier or make_classifier("cnn"), dataset or Lazy(n), out=out, **settings
     )
@@ -132,8 +140,15 @@ def test_a_run_that_is_over_is_not_computed_again(
 ) -> None:
     first = measure(tmp_path)
     assert_same(first, measure())
-    monkeypatch.setattr("opticam_lite.evaluation.measuring.explain", None)
+    asked: list[Any] = []
+
+    def note(job: Any, tasks: list[Any]) -> Any:
+        asked.extend(tasks)
+        yield from ()
+
+    monkeypatch.setattr("opticam_lite.evaluation.run.measure", note)
     assert_same(measure(tmp_path), first)
+    assert asked == []
 
 
 def test_what_a_crash_leaves_behind_is_no_row(tmp_path: Path) -> None:
@@ -270,6 +285,92 @@ def test_methods_and_metrics_can_be_added(tmp_path: Path) -> None:
     assert settings["metrics"] == ["AD", "AI"]
 
 
+def double(case_of: Any) -> Any:
+    return lambda function, case: 2 * case_of(function, case)
+
+
+def test_what_depends_on_changed_code_is_measured_again_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def register(power: int) -> None:
+        """Register a method as a notebook does, which evaluates its cell again."""
+
+        def mine(classifier: ol.Classifier, images: torch.Tensor, targets: torch.Tensor) -> Any:
+            return images.mean(1, keepdim=True) ** power
+
+        entry = Method("mine", mine, "Mine", "here")
+        monkeypatch.setitem(METHODS._entries, "mine", entry)
+
+    def again(out: Path | None = tmp_path) -> tuple[pd.DataFrame, set[str]]:
+        seen: set[str] = set()
+        frame = measure(
+            out, methods=["fake-cam", "mine"], progress=lambda method, *_: seen.add(method)
+        )
+        return frame, seen
+
+    register(1)
+    first, _ = again()
+    register(1)
+    assert_same(again()[0], first)
+    assert again()[1] == set()
+    register(2)
+    with pytest.warns(UserWarning, match="the code of mine has changed since its rows in"):
+        second, seen = again()
+    assert seen == {"mine"}
+    assert_same(second, again(None)[0])
+    assert_same(read(tmp_path), second)
+    assert not second["value"].equals(first["value"])
+    register(1)
+    with pytest.warns(UserWarning, match="the code of mine has changed"):
+        back, seen = again()
+    assert (seen, len(back)) == (set(), len(first))  # the rows of this code are still there
+    assert_same(back, first)
+    metric = replace(METRICS["AI"], of_case=double(METRICS["AI"].of_case))
+    monkeypatch.setitem(METRICS._entries, "AI", metric)
+    with pytest.warns(UserWarning, match="the code of AI has changed"):
+        doubled, seen = again()
+    assert seen == {"fake-cam", "mine"}
+    assert_same(doubled, again(None)[0])
+    # A part holds which code its rows are of: the rows of AI were added, no others.
+    assert len(pq.read_table(sorted(tmp_path.glob("part-*"))[-1])) == 7 * 2
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("code", "the code that every row depends on has changed .the package's, or the dataset's"),
+        ("timm", 'timm is "[0-9.]+" there and "0.1" here'),
+        ("pillow", 'pillow is "[0-9.]+" there and "0.1" here'),
+        ("torchvision", 'torchvision is "[0-9.]+" there and "0.1" here'),
+    ],
+)
+def test_other_code_and_other_versions_are_refused(
+    what: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measure(tmp_path)
+    with monkeypatch.context() as patch:
+        if what == "code":
+            patch.setattr("opticam_lite.network.cut.Cut.head", lambda *_: None)
+        else:
+            version = importlib.metadata.version
+            other = {what: "0.1"}
+            patch.setattr(importlib.metadata, "version", lambda n: other.get(n) or version(n))
+        with pytest.raises(StoreError, match=message):
+            measure(tmp_path)
+    assert_same(measure(tmp_path), first)
+
+
+def test_the_code_of_a_dataset_of_ones_own_counts(tmp_path: Path) -> None:
+    class Darker(Lazy):
+        def sample(self, index: int) -> ol.Sample:
+            good = super().sample(index)
+            return replace(good, image=good.image / 2)
+
+    measure(tmp_path)
+    with pytest.raises(StoreError, match=r"the code .* has changed .*, or the dataset's"):
+        measure(tmp_path, dataset=Darker(7))
+
+
 def test_two_processes_can_not_write_to_one_folder(tmp_path: Path) -> None:
     first = measure(tmp_path)
     with FileLock(tmp_path / ".lock"), pytest.raises(StoreError, match="another process is"):
@@ -325,6 +426,10 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
     (tmp_path / "run" / "settings.json").unlink()
     with pytest.raises(StoreError, match="results without settings"):
         measure(tmp_path / "run")
+    (tmp_path / "run" / "settings.json").mkdir()
+    for call in (read, measure):
+        with pytest.raises(StoreError, match=r"settings\.json can't be read \(Is a directory\)"):
+            call(tmp_path / "run")
     with pytest.raises(StoreError, match=r"no folder can be made there .*; name another"):
         measure(tmp_path / ("long" * 100))
 
@@ -337,6 +442,33 @@ def test_a_damaged_part_is_named_and_can_be_replaced(tmp_path: Path) -> None:
         measure(tmp_path)
     part.unlink()
     assert_same(measure(tmp_path), first)
+
+
+def test_a_folder_that_is_removed_during_a_run_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove(method: str, done: int, total: int) -> None:
+        if done == total:
+            shutil.rmtree(out, ignore_errors=True)
+
+    for seconds in (0, 1000):  # between two parts, and before the last
+        monkeypatch.setattr(store, "SECONDS_A_PART", seconds)
+        out = tmp_path / str(seconds)
+        with pytest.raises(OSError, match=f"the folder {out} is gone, and the rows in it"):
+            measure(out, progress=remove)
+        assert_same(measure(out), measure())
+
+
+def test_a_folder_that_is_gone_when_its_rows_are_read_holds_no_rows(tmp_path: Path) -> None:
+    with Store(tmp_path / "out", settings_of(tmp_path / "other")) as opened:
+        shutil.rmtree(tmp_path / "out")
+        with pytest.raises(OSError, match="out is gone, and the rows in it"):
+            opened.table(["error"])
+
+
+def settings_of(out: Path) -> dict[str, Any]:
+    measure(out, 3)
+    return dict(store.read_settings(out))
 
 
 # --------------------------------------------------------------------- broken images, full disks
@@ -435,6 +567,22 @@ def test_another_file_of_the_same_name_is_refused(photos: ol.Dataset, tmp_path: 
         measure(tmp_path / "out", dataset=photos)
 
 
+def test_a_file_that_changed_beyond_its_beginning_is_refused(tmp_path: Path) -> None:
+    """Whatever its size and its times say."""
+    (tmp_path / "photos").mkdir()
+    file = tmp_path / "photos" / "large.bmp"
+    Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(file)
+    photos = ol.load_dataset(tmp_path / "photos", classifier=make_classifier("cnn"))
+    measure(tmp_path / "out", dataset=photos)
+    data, before = bytearray(file.read_bytes()), file.stat()
+    data[-5000] = 255
+    file.write_bytes(data)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size > 2**17
+    with pytest.raises(StoreError, match="images or boxes have changed"):
+        measure(tmp_path / "out", dataset=photos)
+
+
 class Vanishing(Lazy):
     """A place on the network that drops out after a few images, once."""
 
@@ -472,18 +620,18 @@ def test_a_folder_that_is_gone_breaks_no_image(photos: ol.Dataset, tmp_path: Pat
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tmp").write_text("mine")
     (tmp_path / "settings.json").write_text('{"editor": 1}')
-    with pytest.raises(StoreError, match=r"settings.json was not written by evaluate; name anoth"):
+    with pytest.raises(StoreError, match=r"not written by this version of evaluate; name another"):
         measure(tmp_path)
     assert (tmp_path / "settings.json").read_text() == '{"editor": 1}'
     (tmp_path / "settings.json").unlink()
     measure(tmp_path)
     assert (tmp_path / "thesis.tmp").read_text() == "mine"
     (tmp_path / "settings.json").write_text("[]")
-    with pytest.raises(StoreError, match=r"settings.json was not written by evaluate; name anoth"):
+    with pytest.raises(StoreError, match=r"not written by this version of evaluate; name another"):
         ol.summarize(tmp_path)
 
 
-@pytest.mark.parametrize("begun", [METHODS, None])
+@pytest.mark.parametrize("begun", [BOTH, None])
 def test_a_method_without_rows_binds_nobody(begun: list[str] | None, tmp_path: Path) -> None:
     """Nor does a run without rows."""
     if begun:

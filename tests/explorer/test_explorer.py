@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 
+import ipywidgets as widgets
 import nbclient
 import nbformat
 import pytest
 import torch
+from test_text import NASTY
 from torch import Tensor, nn
 
 import opticam_lite as ol
@@ -240,6 +242,19 @@ def test_cancelling_nothing_says_so(classifier, images) -> None:
     control, listener = make(classifier, images)
     assert control.cancel() is False
     assert listener.states == []
+
+
+def test_of_twenty_quick_starts_the_last_one_counts(classifier, images) -> None:
+    control, listener = make(classifier, images)
+    ask(control, options={"iterations": 5})
+    runs = [control.start() for _ in range(20)]
+    assert control.join(60)
+    assert runs == list(range(runs[0], runs[0] + 20))
+    assert (control.state.run.number, control.state.run.phase) == (runs[-1], "done")
+    assert not listener.overlapped
+    target = control.state.result.settings.target
+    expected = ol.explain("opti-cam", classifier, images[:1], target, iterations=5)
+    torch.testing.assert_close(control.state.result.mask, expected[0])
 
 
 def test_a_new_run_cancels_the_former_whose_result_is_dropped(
@@ -929,6 +944,21 @@ def test_the_table_keeps_the_last_runs(explorer) -> None:
         finish(explorer)
     assert explorer.history_view.value.count("<tr>") == panels.LAST + 1
     assert f"<td class=n>{panels.LAST + 2}</td>" in explorer.history_view.value
+
+
+def test_any_name_is_text_in_the_explorer(images) -> None:
+    labels = [f"{NASTY}{i}" for i in range(4)]
+    named = ol.Classifier(
+        make_classifier().network, layer="3", size=32, labels=labels, device="cpu", name=NASTY
+    )
+    with closing(ol.explore(named, images, [0, 1, 2])) as explorer:
+        explorer.method.value = "grad-cam"
+        assert explorer.snapshot().png
+        assert any(NASTY in label for label, _ in explorer.target.options)
+        shown = [w.value for w in vars(explorer).values() if isinstance(w, widgets.HTML)]
+    assert any("&lt;img src=x" in text for text in shown)
+    assert not any("<img src=x" in text for text in shown)
+    assert panels.problem(NASTY, NASTY).count("<img") == 0
 
 
 def test_a_snapshot_is_a_picture_with_words(explorer) -> None:

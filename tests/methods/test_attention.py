@@ -9,8 +9,16 @@ import timm
 import torch
 from conftest import make_classifier
 from slow_transformer import build, classifier_of
+from timm.layers import Attention
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import (
+    ParallelScalingBlock,
+    ResPostBlock,
+    VisionTransformer,
+)
+from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionTransformer
 
@@ -106,6 +114,9 @@ VARIANTS = {
     "norms inside": lambda: build(scale_attn_norm=True, scale_mlp_norm=True),
     "norm in front": lambda: build(pre_norm=True, fc_norm=True),
     "any image size": lambda: build(dynamic_img_size=True),
+    "mean of the patches": lambda: build(global_pool="avg"),
+    "no class token": lambda: build(global_pool="avg", class_token=False),
+    "norms after": lambda: build(block_fn=ResPostBlock),
     "torchvision's hidden head": lambda: build(TorchvisionTransformer, representation_size=7),
 }
 
@@ -116,11 +127,13 @@ def test_kinds_of_transformers(kind: str, images: Tensor, targets: Tensor) -> No
     classifier = classifier_of(VARIANTS[kind]())
     logits, P = need_transformer("", classifier)((images - 0.5) / 0.5)
     torch.testing.assert_close(logits, classifier.logits(images))
-    tokens = {"distilled": 18, "registers": 20}.get(kind, 17)
+    tokens = {"distilled": 18, "registers": 20, "no class token": 16}.get(kind, 17)
     for P_b in P:
         assert P_b.shape == (3, 2, tokens, tokens)
         torch.testing.assert_close(P_b.sum(-1), torch.ones(3, 2, tokens))
-    for method in METHODS:
+    pooled = kind in ("mean of the patches", "no class token")
+    assert ("the mean of the patches" in str(ol.methods.applicable(classifier)["tibav"])) == pooled
+    for method in METHODS[:2] if pooled else METHODS:
         assert ol.methods.applicable(classifier)[method] is None
         masks = ol.explain(method, classifier, images, targets)
         assert (masks.amax((1, 2, 3)) == 1).all()
@@ -138,6 +151,127 @@ def test_embedded_transformer(images: Tensor) -> None:
         assert (masks.amax((1, 2, 3)) == 1).all()
 
 
+ROTARY = {"use_rot_pos_emb": True, "no_embed_class": True}
+DINOV3 = ROTARY | {
+    "rope_type": "dinov3", "rope_rotate_half": True, "num_reg_tokens": 4, "init_values": 0.1,
+    "use_abs_pos_emb": False, "qkv_bias": False, "dynamic_img_size": True,
+}  # fmt: skip
+# How timm builds them, and what TIBAV has no rule for.
+FAMILIES = {
+    "BEiT": (
+        lambda: build(Beit, use_rel_pos_bias=True, init_values=0.1),
+        "the mean of the patches",
+    ),
+    "BEiT, class token": (
+        lambda: build(Beit, use_rel_pos_bias=True, init_values=0.1, global_pool="token"),
+        None,
+    ),
+    "BEiT, shared positions": (
+        lambda: build(Beit, use_shared_rel_pos_bias=True, global_pool="token"),
+        None,
+    ),
+    "EVA": (lambda: build(Eva, global_pool="token"), None),
+    "EVA-02": (
+        lambda: build(
+            Eva, qkv_fused=False, swiglu_mlp=True, scale_mlp=True, scale_attn_inner=True, **ROTARY
+        ),
+        "the mean of the patches",
+    ),
+    "EVA, gated MLP": (
+        lambda: build(Eva, swiglu_mlp=True, global_pool="token"),
+        "its MLP (GluMlp)",
+    ),
+    "EVA-02, norms after": (lambda: build(Eva, use_post_norm=True, global_pool="token"), None),
+    "DINOv3": (lambda: build(Eva, **DINOV3), "the mean of the patches"),
+    "DINOv3's class token": (
+        lambda: build(Eva, global_pool="token", **DINOV3),
+        "rotary position embedding",
+    ),
+    "mixed rotary": (
+        lambda: build(Eva, rope_type="mixed", attn_type="rope", global_pool="token", **ROTARY),
+        "rotary position embedding",
+    ),
+    "grouped queries": (
+        lambda: build(
+            Eva,
+            num_heads=4,
+            num_kv_heads=2,
+            attn_type="rope",
+            qkv_fused=False,
+            qk_norm=True,
+            **ROTARY,
+        ),
+        "the mean of the patches",
+    ),
+    "relative positions": (
+        lambda: build(VisionTransformerRelPos, class_token=True, global_pool="token"),
+        None,
+    ),
+    "relative positions, shared, norms after": (
+        lambda: build(
+            VisionTransformerRelPos,
+            block_fn=ResPostRelPosBlock,
+            rel_pos_type="bias",
+            shared_rel_pos=True,
+        ),
+        "the mean of the patches",
+    ),
+}
+
+
+def attention_of(network: nn.Module, x: Tensor) -> list[Tensor]:
+    """What the network's own blocks give to the dropout after their softmax: P of each block."""
+    found: list[Tensor] = []
+    hooks = []
+    for block in network.blocks:
+        block.attn.fused_attn = False
+        hooks.append(block.attn.attn_drop.register_forward_pre_hook(lambda _, P: found.append(*P)))
+    with torch.no_grad():
+        network(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_attention_is_that_of_the_network(family: str, images: Tensor, targets: Tensor) -> None:
+    make, no_rule = FAMILIES[family]
+    network = make()
+    classifier = classifier_of(network)
+    parts = need_transformer("", classifier)
+    logits, _ = parts((images - 0.5) / 0.5)
+    torch.testing.assert_close(logits, classifier.logits(images), rtol=1e-4, atol=1e-5)
+
+    prefix = network.num_prefix_tokens
+    P = [P_b.mean(1) for P_b in attention_of(network, (images - 0.5) / 0.5)]
+    product = torch.eye(P[0].shape[-1])
+    for P_b in P:
+        product = (P_b + torch.eye(P_b.shape[-1])) / 2 @ product
+    for method, S in (("raw-attention", P[-1]), ("rollout", product)):
+        rows = S[:, prefix:] if network.global_pool == "avg" else S[:, :1]
+        S = rows.mean(1)[:, prefix:].view(3, 1, 4, 4)
+        masks = ol.explain(method, classifier, images, targets)
+        torch.testing.assert_close(masks, ol.to_masks(S, (32, 32)), rtol=0, atol=1e-3)
+        assert (masks.amax((1, 2, 3)) == 1).all()
+
+    reason = ol.methods.applicable(classifier)["tibav"]
+    assert (reason is None) == (no_rule is None)
+    assert (no_rule or "") in (reason or "")
+    if no_rule is None:
+        masks = ol.explain("tibav", classifier, images, targets)
+        assert (masks.amax((1, 2, 3)) == 1).all()
+
+
+def test_positions_follow_the_size_of_the_images() -> None:
+    """A DINOv3 takes images of other sizes, and its rotary embedding is that of their patches."""
+    network = build(Eva, **DINOV3)
+    classifier, wide = classifier_of(network), torch.rand(2, 3, 32, 64)
+    P = attention_of(network, (wide - 0.5) / 0.5)[-1].mean(1)
+    expected = ol.to_masks(P[:, 5:, 5:].mean(1).view(2, 1, 4, 8), (32, 64))
+    masks = ol.explain("raw-attention", classifier, wide, 0)
+    torch.testing.assert_close(masks, expected, rtol=0, atol=1e-3)
+
+
 # ------------------------------------------------------------------------------------------ errors
 
 
@@ -148,10 +282,26 @@ class Doubled(VisionTransformer):
         return 2 * super().forward(x)
 
 
+class Unusual(VisionTransformer):
+    """The name of one of its parts is not that part's."""
+
+    def _pos_embed(self, x: Tensor, scale: float) -> Tensor:
+        return scale * super()._pos_embed(x)
+
+    def forward_features(self, x: Tensor, **_: object) -> Tensor:
+        return self.norm(self.blocks(self._pos_embed(self.patch_embed(x), 2.0)))
+
+
+class Gated(Attention):
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, gated=True, **options)
+
+
 UNFIT = {
-    "it is a Sequential, not a vision transformer": lambda: make_classifier("cnn").network,
-    "it has no class token": lambda: build(class_token=False, global_pool="avg"),
-    r"its head pools all tokens \('avg'\)": lambda: build(global_pool="avg"),
+    "it is a Sequential, and attention is read from timm's": lambda: make_classifier("cnn").network,
+    r"its head pools all tokens \('avgmax'\)": lambda: build(global_pool="avgmax"),
+    r"not standard ones \(gated attention\)": lambda: build(attn_layer=Gated),
+    "put together as those of a standard transformer, fail": lambda: build(Unusual),
     r"its head pools all tokens \('map'\)": lambda: build(global_pool="map"),
     r"not standard ones \(ParallelScalingBlock\)": lambda: build(block_fn=ParallelScalingBlock),
     r"not standard ones \(DiffAttention\)": lambda: build(attn_layer="diff"),

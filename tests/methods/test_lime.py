@@ -73,6 +73,17 @@ def test_lime_equals_its_slow_reference(kind: str, targets: Tensor) -> None:
         torch.testing.assert_close(mask[0], expected, rtol=0, atol=1e-3)
 
 
+def test_the_probability_of_a_multi_label_network(targets: Tensor) -> None:
+    arguments = make_classifier("cnn").rebuild_arguments() | {"activation": "sigmoid"}
+    arguments["network"][-1].weight.data *= 8
+    classifier, images = ol.Classifier(**arguments), patchwork()
+    masks = ol.explain("lime", classifier, images, targets, samples=40)
+    assert any(len(mask.unique()) > 5 for mask in masks)
+    for x, c, mask in zip(images, targets.tolist(), masks, strict=True):
+        expected = reference_lime(classifier, x, c, samples=40)
+        torch.testing.assert_close(mask[0], expected, rtol=0, atol=1e-3)
+
+
 def test_lime_and_the_package_as_it_comes(targets: Tensor) -> None:
     """Same segments, same z, same weights; ours only masks on the network's device."""
     classifier = make_classifier("dense")

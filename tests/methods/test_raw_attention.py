@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slow_transformer import Slow, assert_equals_reference, build, classifier_of
+from slow_transformer import KINDS, Slow, assert_equals_reference, build, classifier_of
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor
 
@@ -13,12 +13,12 @@ from opticam_lite.methods.attention import need_transformer
 
 
 def reference_raw_attention(slow: Slow, c: int) -> Tensor:
-    return sum(slow.seen[-1]["P"][head][0, 1:] for head in range(slow.heads)) / slow.heads
+    return slow.row(sum(slow.seen[-1]["P"]) / slow.heads)
 
 
-@pytest.mark.parametrize("qkv_bias", [True, False])
-def test_equals_its_slow_reference(qkv_bias: bool, images: Tensor, targets: Tensor) -> None:
-    assert_equals_reference("raw-attention", reference_raw_attention, qkv_bias, images, targets)
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_its_slow_reference(kind: str, images: Tensor, targets: Tensor) -> None:
+    assert_equals_reference("raw-attention", reference_raw_attention, kind, images, targets)
 
 
 def test_the_distilled_tokens_are_set_aside(images: Tensor) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slow_transformer import Slow, assert_equals_reference, build, classifier_of
+from slow_transformer import KINDS, Slow, assert_equals_reference, build, classifier_of
 from torch import Tensor
 
 import opticam_lite as ol
 from opticam_lite.methods.attention import roll_out
+from opticam_lite.network import Transformer
 
 
 def reference_rollout(slow: Slow, c: int) -> Tensor:
@@ -18,20 +19,23 @@ def reference_rollout(slow: Slow, c: int) -> Tensor:
         for i in range(17):
             A[i] = A[i] / A[i].sum()
         product = A @ product
-    return product[0, 1:]
+    return slow.row(product)
 
 
-@pytest.mark.parametrize("qkv_bias", [True, False])
-def test_equals_its_slow_reference(qkv_bias: bool, images: Tensor, targets: Tensor) -> None:
-    assert_equals_reference("rollout", reference_rollout, qkv_bias, images, targets)
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_its_slow_reference(kind: str, images: Tensor, targets: Tensor) -> None:
+    assert_equals_reference("rollout", reference_rollout, kind, images, targets)
 
 
 def test_rolling_out_is_the_row_of_the_product() -> None:
     generator = torch.Generator().manual_seed(0)
     matrices = [torch.rand(2, 6, 6, generator=generator).softmax(-1) for _ in range(3)]
-    row = roll_out(matrices)
-    torch.testing.assert_close(row, (matrices[2] @ matrices[1] @ matrices[0])[:, 0])
-    torch.testing.assert_close(row.sum(1), torch.ones(2))  # a mixture of the tokens
+    product = matrices[2] @ matrices[1] @ matrices[0]
+    for pooled, expected in ((False, product[:, 0]), (True, product[:, 2:].mean(1))):
+        parts = Transformer(torch.clone, (), torch.nn.Identity(), (), prefix=2, pooled=pooled)
+        row = roll_out(parts, matrices)
+        torch.testing.assert_close(row, expected)
+        torch.testing.assert_close(row.sum(1), torch.ones(2))  # a mixture of the tokens
 
 
 def test_with_one_block_rollout_is_raw_attention(images: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import make_images
-from slow_transformer import Slow, assert_equals_reference, build, classifier_of
+from slow_transformer import KINDS, Slow, assert_equals_reference, build, classifier_of
 from timm.layers import SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
@@ -14,6 +14,8 @@ from torch import Tensor
 import opticam_lite as ol
 from opticam_lite.methods.tibav import Relevance
 from opticam_lite.network.transformer import parts_of
+
+BY_CLASS_TOKEN = [kind for kind in KINDS if kind != "mean of the patches"]
 
 
 def linear_rule(x: Tensor, w: Tensor, R: Tensor) -> Tensor:
@@ -76,17 +78,18 @@ def reference_tibav(slow: Slow, c: int) -> Tensor:
         gradients = torch.autograd.grad(slow.logits[c], s["parts"], retain_graph=True)
         C = sum((g * r).clamp(min=0) for g, r in zip(gradients, R, strict=True)) / slow.heads
         product = (C + torch.eye(17)) @ product
-    return product[0, 1:]
+    return slow.row(product)
 
 
-@pytest.mark.parametrize("qkv_bias", [True, False])
-def test_equals_its_slow_reference(qkv_bias: bool, images: Tensor, targets: Tensor) -> None:
-    assert_equals_reference("tibav", reference_tibav, qkv_bias, images, targets)
+@pytest.mark.parametrize("kind", BY_CLASS_TOKEN)
+def test_equals_its_slow_reference(kind: str, images: Tensor, targets: Tensor) -> None:
+    assert_equals_reference("tibav", reference_tibav, kind, images, targets)
 
 
-def test_relevance_of_every_block_by_hand(images: Tensor) -> None:
+@pytest.mark.parametrize("kind", BY_CLASS_TOKEN)
+def test_relevance_of_every_block_by_hand(kind: str, images: Tensor) -> None:
     """In float64 nothing hides behind rounding but the 1e-9 of the authors' divisions."""
-    network = build().double().requires_grad_(False)
+    network = build(**KINDS[kind]).double().requires_grad_(False)
     x = images[:1].double()
     y, P = parts_of(network)(x, Relevance())
     slow = Slow(network, x[0])

@@ -69,7 +69,9 @@ def test_adcc_is_a_fraction_for_masks_off_by_rounding() -> None:
     assert (metrics.coherency(S, 1 - S) >= 0).all()
 
 
-def test_adcc_explains_the_masked_image(images: Tensor, targets: Tensor) -> None:
+@pytest.mark.parametrize("name", ["ADCC", "ADCC-target"])
+def test_which_class_is_explained_again(name: str, images: Tensor, targets: Tensor) -> None:
+    """ADCC is of the predicted class, as in its authors' code; ADCC-target of the targets."""
     network = make_classifier("cnn")
     asked: list[tuple[Tensor, Tensor]] = []
 
@@ -78,14 +80,18 @@ def test_adcc_explains_the_masked_image(images: Tensor, targets: Tensor) -> None
         return ol.explain("grad-cam", network, images, targets)
 
     S, predicted = ol.explain("grad-cam", network, images, targets), network.predict(images)
+    assert 0 < (predicted != targets).sum() < len(targets)
     p, o = ol.masked_probabilities(network, images, S, targets)
     boxes = [torch.zeros(0, 4)] * 3
     case = metrics.Case(network, images, targets, predicted, S, p, o, boxes, explain)
-    values = metrics.METRICS["ADCC"].per_image(case)
-    ((masked, classes),) = asked
+    values = metrics.METRICS[name].per_image(case)
+    c = predicted if name == "ADCC" else targets
+    S = ol.explain("grad-cam", network, images, c)
+    p, o = ol.masked_probabilities(network, images, S, c)
+    masked, classes = asked[-1]
     torch.testing.assert_close(masked, images * S)
-    assert torch.equal(classes, targets)
-    again = explain(images * S, targets).double().numpy()
+    assert torch.equal(classes, c)
+    again = explain(images * S, c).double().numpy()
     expected = [
         100 * slow_adcc(*v)
         for v in zip(p.tolist(), o.tolist(), S.double().numpy(), again, strict=True)

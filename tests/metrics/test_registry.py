@@ -15,10 +15,10 @@ from opticam_lite.metrics.registry import check_masks
 
 
 def test_the_list_of_metrics() -> None:
-    names = "AD AG AI I D AOPC MS ADCC OM LE F1 BA SP EP SM"
+    names = "AD AG AI I D AOPC MS ADCC ADCC-target OM LE F1 BA SP EP SM"
     assert ol.list_metrics() == names.split()
     directions = {name: metrics.METRICS[name].arrow for name in ol.list_metrics()}
-    rows = re.findall(r"^\| (\w+) \|.*\| (.) \|$", metrics.__doc__ or "", re.MULTILINE)
+    rows = re.findall(r"^\| ([\w-]+) \|.*\| (.) \|$", metrics.__doc__ or "", re.MULTILINE)
     assert dict(rows) == directions
     with pytest.raises(ValueError, match="unknown metric 'ad'; did you mean 'AD'"):
         metrics.METRICS["ad"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 
 import opticam_lite as ol
 from opticam_lite import metrics
+from opticam_lite.network import ablation
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 
@@ -114,12 +117,57 @@ def test_networks_that_cannot_be_copied_or_mean_nothing() -> None:
     for network in (trunk, whole):
         with pytest.raises(ValueError, match="holds TorchScript, which can't be traced; pass the"):
             ol.Classifier(network, "0", size=32)
+    quantised = cnn()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such layers are to leave PyTorch
+        quantised.append(torch.ao.nn.quantized.dynamic.Linear(5, 5))
+    with pytest.raises(ValueError, match=r"quantised layers \(Linear\), which can't be different"):
+        ol.Classifier(quantised, size=32)
     left_over = cnn()
-    left_over.loss = left_over(torch.zeros(1, 3, 32, 32)).sum()
+    left_over.losses = [left_over(torch.zeros(1, 3, 32, 32)).sum()]
     with pytest.raises(ValueError, match=r"can't be copied .*; pass a network that was just built"):
         ol.Classifier(left_over, size=32)
     with pytest.raises(ValueError, match="gives one logit, and the probability of a single class"):
         ol.Classifier(cnn(1), size=32)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm]
+)
+def test_weights_that_are_computed(norm: Callable, images: torch.Tensor) -> None:
+    """Old norms keep a computed weight, which has no copy; the values are not folded away."""
+    network = cnn()
+    network.insert(5, nn.Conv2d(12, 6, 1))  # read by ablation
+    network[8] = nn.Linear(6, 5)
+    for i in (2, 5):
+        network[i] = norm(network[i])
+    nn.init.uniform_(network[3].weight, 0.5, 2)
+    network(images).sum()  # another computed weight
+    network.eval()
+    network.loss = network(images).sum()  # left over
+    before = [(name, p.requires_grad) for name, p in network.named_parameters()]
+    classifier = ol.Classifier(network, "4", size=32, device="cpu")
+    assert before == [(name, p.requires_grad) for name, p in network.named_parameters()]
+    expected = network(images).detach()
+    assert classifier.pointwise_reader == "5"
+    torch.testing.assert_close(classifier.logits(images), expected)
+    torch.testing.assert_close(classifier.quick("float32").logits(images), expected)
+    A, rest = classifier.split(images[:1])
+    without = A.index_fill(1, torch.tensor(3), 0)
+    torch.testing.assert_close(
+        ablation(classifier, A, rest)(torch.tensor([3])), classifier.head(without, rest)
+    )
+
+
+def test_the_users_images_stay_as_they_are(images: torch.Tensor) -> None:
+    """The network may work in place on its input, and without normalisation that is the images."""
+    network = nn.Sequential(nn.Threshold(0.5, 0, inplace=True), *cnn()).eval()
+    classifier = ol.Classifier(network, "5", size=32, normalize=False, device="cpu")
+    own = images.contiguous(memory_format=torch.channels_last)
+    for run in (classifier.logits, classifier.features, classifier.quick("float32").logits):
+        run(own)
+        assert torch.equal(own, images)
 
 
 def test_a_classifier_made_in_inference_mode_can_be_explained(images: torch.Tensor) -> None:
@@ -210,3 +258,31 @@ def test_a_network_of_one_convolution_is_enough(images: torch.Tensor) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     classifier = ol.Classifier(network, "0", size=32)
     assert ol.explain("grad-cam", classifier, images, 0).shape == (3, 1, 32, 32)
+
+
+def test_another_network_with_all_else_the_same(images: torch.Tensor) -> None:
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    one = ol.Classifier(
+        cnn(), "1", mean=mean, std=std, labels=list("abcde"), size=(32, 40), device="cpu",
+        preprocessing=ol.Preprocessing((32, 40), 50, "bicubic"), normalize=True, name="mine",
+        activation="sigmoid",
+    )  # fmt: skip
+    network = cnn()
+    for parameter in network.parameters():
+        parameter.data = torch.rand_like(parameter) - 0.5
+    other = one.with_network(network)
+    for name in (
+        *("mean", "std", "labels", "size", "preprocessing", "layer", "device", "normalize"),
+        *("activation", "name"),
+    ):
+        assert getattr(other, name) == getattr(one, name), name
+    assert (other.mean, other.std) == (mean, std)
+    x = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(other.logits(images), network.eval()(x), rtol=1e-4, atol=1e-5)
+    assert (other.logits(images) - one.logits(images)).abs().max() > 0.01
+    torch.testing.assert_close(one.with_network(cnn()).logits(images), one.logits(images))
+    wrapped = one.with_network(nn.DataParallel(network))
+    torch.testing.assert_close(wrapped.logits(images), other.logits(images))
+    assert one.with_network(nn.Sequential(nn.Sequential(*cnn()))).layer == "0.4"
+    with pytest.raises(ValueError, match="5 labels were given for a network of 3 classes"):
+        one.with_network(cnn(3))

@@ -8,15 +8,18 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import cnn, make_classifier, make_images
-from timm.models import vision_transformer
+from conftest import Sized, cnn, make_classifier, make_images
+from timm.layers import AttentionPool2d
+from timm.models import coat, vision_transformer
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
+from torchvision.transforms import v2
 
 import opticam_lite as ol
 from opticam_lite.methods.grad_cam import features_and_gradients
 from opticam_lite.network import CutError, token_grid
 from opticam_lite.network.cut import Traced
+from opticam_lite.network.quick_copy import QuickCopy
 
 # The first layer of each is the default one; the paper's networks have it from Appendix A.
 VIT_BLOCKS = ["blocks.11.norm1", "blocks.5", "blocks.3.attn.proj", "blocks.8.mlp.fc1"]
@@ -130,7 +133,8 @@ def test_non_square_images_and_token_grids() -> None:
     assert token_grid(196, (224, 224)) == (14, 14)
     assert token_grid(98, (112, 224)) == (7, 14)
     assert token_grid(197, (224, 224)) is None
-    network = ol.Classifier(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), Head()), "1")
+    own = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), Head())
+    network = ol.Classifier(own, "1", size=(40, 64))
     assert network.features(make_images(2, 40, 64)).shape == (2, 4, 19, 31)
 
 
@@ -182,25 +186,8 @@ def test_what_cannot_be_traced_is_taken_whole(images: torch.Tensor) -> None:
     assert classifier.features(images).shape == (3, 4, 30, 30)
 
 
-class OnlyBranching(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.conv(x)
-        if x.mean() > 0:
-            x = 2 * x
-        return x.mean(dim=(2, 3))
-
-
-def test_a_network_that_cannot_be_traced_says_why_and_the_way_out() -> None:
-    with pytest.raises(CutError, match=r"OnlyBranching can't be traced.*Sequential\(trunk, head\)"):
-        ol.Classifier(OnlyBranching(), size=32)
-
-
 class Drifting(nn.Module):
-    """Its trace differs from itself: the trace keeps the first random number for ever."""
+    """Its trace differs from itself, and it from itself: it counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,9 +199,178 @@ class Drifting(nn.Module):
         return self.conv(x).mean(dim=(2, 3)) * self.calls
 
 
-def test_a_trace_that_differs_from_its_network_is_refused() -> None:
-    with pytest.raises(CutError, match="gives other logits than the network"):
+def test_a_network_that_counts_its_calls_is_refused() -> None:
+    with pytest.raises(CutError, match="answers differently each time, as does the forward of Dri"):
         ol.Classifier(Drifting(), size=32)
+
+
+class Beginner(nn.Module):
+    """The commonest network of one's own: its maps are flattened by view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.bn = nn.Conv2d(3, 6, 5), nn.BatchNorm2d(6)
+        self.pool, self.conv2 = nn.MaxPool2d(2, 2), nn.Conv2d(6, 16, 5)
+        self.mix, self.fc = nn.Conv2d(16, 16, 1), nn.Linear(16 * 5 * 5, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(self.bn(self.conv1(x)).relu())
+        x = self.mix(self.pool(self.conv2(x).relu()))
+        return self.fc(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("way", [lambda network: network, Sized])
+def test_view_of_maps(images: torch.Tensor, way: Any) -> None:
+    """In the memory format with the channels last, view fails: the format is kept as it is."""
+    network = way(Beginner().eval())
+    network.to(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        network(images.contiguous(memory_format=torch.channels_last))
+    classifier = ol.Classifier(network, size=32, device="cpu")
+    prefix = "network." if way is Sized else ""
+    assert classifier.layer == f"{prefix}mix"
+    expected = classifier.logits(images)
+    torch.testing.assert_close(Beginner().eval()(images), expected)
+    for layer in classifier.layers:
+        cut = classifier.at(layer)
+        torch.testing.assert_close(cut.head(*cut.split(images)), expected, rtol=0, atol=0)
+    quick = classifier.quick("float32")
+    assert isinstance(quick._network, QuickCopy) == (way is not Sized)
+    torch.testing.assert_close(quick.logits(images), expected, rtol=1e-4, atol=1e-5)
+    options = {"opti-cam": {"iterations": 3}, "ablation-cam": {}, "grad-cam": {}, "score-cam": {}}
+    for layer in (f"{prefix}pool", f"{prefix}mix", f"{prefix}bn"):
+        if layer in classifier.layers:  # the pooling is run twice
+            for masks in ol.explain(options, classifier.at(layer), images).values():
+                assert masks.any()
+
+
+class Named(nn.Module):
+    """Its only layer has a name of one's choice."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.name = name
+        self.add_module(name, nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+        self.register_buffer(f"{name}_scale", torch.tensor(2.0))
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.get_submodule(self.name)(x) * self.get_buffer(f"{self.name}_scale")
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["meta", "graph", "code", "network"])
+def test_layers_may_have_any_name(name: str, images: torch.Tensor) -> None:
+    classifier = ol.Classifier(Named(name), name, size=32, device="cpu")
+    logits = classifier.head(*classifier.split(images))
+    torch.testing.assert_close(logits, classifier.logits(images), rtol=0, atol=0)
+    torch.testing.assert_close(logits, Named(name)(images))
+
+
+class MadeWithin(nn.Module):
+    """Makes a module in forward, and expands a buffer to the number of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.register_buffer("bias", torch.randn(1, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.MaxPool2d(2)(nn.ReLU()(self.conv1(x)))
+        x = self.conv2(x) + self.bias.expand(x.shape[0], -1)[..., None, None]
+        return x.mean((2, 3)) + self.bias
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_modules_made_within_and_buffers_are_traced(inside: bool, images: torch.Tensor) -> None:
+    network = nn.Sequential(MadeWithin()) if inside else MadeWithin()
+    classifier = ol.Classifier(network, size=32, device="cpu")
+    assert isinstance(classifier._traced, Traced)
+    assert not classifier._traced.taken_whole
+    names = ["0.conv1", "0.conv2"] if inside else ["conv1", "conv2"]
+    assert [name for name in names if name in classifier.layers] == names
+    for layer in classifier.layers:
+        cut = classifier.at(layer)
+        torch.testing.assert_close(cut.head(*cut.split(images)), network(images))
+
+
+def test_transforms_are_layers(images: torch.Tensor) -> None:
+    """Traced, they would pass on the images as they are."""
+
+    class Resized(v2.Resize):
+        pass
+
+    torch.manual_seed(0)
+    layers = [v2.Normalize([0.5] * 3, [0.2] * 3), Resized((16, 16)), nn.Conv2d(3, 4, 3), Head()]
+    network = nn.Sequential(*layers)
+    classifier = ol.Classifier(network, "2", size=32, device="cpu")
+    assert classifier.layer_shape() == (4, 14, 14)
+    torch.testing.assert_close(classifier.head(*classifier.split(images)), network(images))
+
+
+class Output:
+    """What other libraries return: values by name."""
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+class Nested(nn.Module):
+    """Can't be traced, and returns its maps in an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.conv = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> Output:
+        assert x.shape[1] == 3
+        return Output(maps=self.conv(self.stem(x).relu()))
+
+
+class Trunk(nn.Module):
+    """Ends in an attribute of the output of a module that can't be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Nested()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x).maps
+
+
+@pytest.mark.parametrize("trunk", [Trunk, lambda: Sized(nn.Conv2d(3, 4, 3))])
+def test_a_trunk_and_a_head_always_work(trunk: Any, images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(trunk(), Head()).eval()
+    classifier = ol.Classifier(network, "0", size=32, device="cpu")
+    assert isinstance(classifier._traced, Traced)  # so a head does not run the trunk
+    logits = classifier.head(*classifier.split(images))
+    torch.testing.assert_close(logits, network(images))
+    assert ol.explain("ablation-cam", classifier, images).any()
+
+
+@pytest.mark.parametrize("way", [lambda network: network, Sized])
+@pytest.mark.parametrize("output", [dict, Output])
+def test_logits_by_name(way: Any, output: Any, images: torch.Tensor) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = cnn().eval()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return output(logits=self.inner(x), images=x)
+
+    classifier = ol.Classifier(way(Named()), size=32, device="cpu")
+    assert classifier.layer.endswith("inner.4")
+    expected = ol.Classifier(cnn(), "4", size=32, device="cpu")
+    torch.testing.assert_close(classifier.logits(images), expected.logits(images))
+    for method, options in {"grad-cam": {}, "opti-cam": {"iterations": 3}}.items():
+        masks, others = (ol.explain(method, c, images, **options) for c in (classifier, expected))
+        torch.testing.assert_close(masks, others, rtol=0, atol=1e-4)
 
 
 def test_wrong_layers_get_close_matches(classifier: ol.Classifier) -> None:
@@ -445,3 +601,98 @@ def test_an_attention_between_tokens_is_no_map() -> None:
     classifier = ol.Classifier(TalkingHeads(), size=16, device="cpu")
     assert classifier.layers == ["stem", "down"]
     assert classifier.layer_shape("stem") == (8, 16, 16)
+
+
+def test_maps_are_no_windows_of_an_attention() -> None:
+    """64 windows of 4 tokens with 64 channels, of which the former two are swapped."""
+    network = torchvision.models.MaxVit(
+        input_size=(64, 64), stem_channels=16, partition_size=2, block_channels=[64],
+        block_layers=[1], head_dim=32, stochastic_depth_prob=0.0, num_classes=5,
+    ).eval()  # fmt: skip
+    classifier = ol.Classifier(network, size=64, device="cpu")
+    inside = {name: classifier.layer_shape(name) for name in classifier.layers if "grid" in name}
+    assert set(inside.values()) == {(64, 16, 16)}, inside
+
+
+class Positions(nn.Module):
+    """Adds an encoding of positions, and a branch that is 0 before training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoding, self.norm = Grid(), nn.BatchNorm2d(8)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.encoding(x) + self.norm(x)
+
+
+class Grid(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(x.shape[2]).view(1, 1, -1, 1)
+        return rows.expand(x.shape[0], 8, x.shape[2], x.shape[3]) / 10
+
+
+def test_what_does_not_depend_on_the_image_is_no_layer() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), Positions(), nn.ReLU(), Head())
+    layers = ol.Classifier(network, size=32, device="cpu").layers
+    assert layers == ["0", "1.norm", "1", "2"]
+
+
+class Stacked(nn.Module):
+    """Stacks two values in a first dimension of 2, as TNT does with q and k."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Conv2d(3, 5, 3) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q_k = torch.stack([self.q(x), self.k(x)])
+        v = self.v(x)
+        return (q_k[0] * q_k[1] + v).mean((2, 3))
+
+
+def test_keys_and_queries_are_no_images() -> None:
+    classifier = ol.Classifier(Stacked(), "v", size=16, device="cpu")
+    images = make_images(2, 16, 16)
+    maps, rest = classifier.split(images)
+    y = classifier.head(maps[1:].expand(3, -1, -1, -1), rest.repeat(1, 3))
+    torch.testing.assert_close(y, classifier.logits(images)[1:].expand(3, -1))
+
+
+def test_the_default_layer_is_not_far_before_the_end() -> None:
+    """The norms of CoaT's parallel blocks have names of their own: norm12, norm13, norm14."""
+    network = coat.CoaT(
+        img_size=64, patch_size=4, embed_dims=(16,) * 4, num_heads=2, serial_depths=(1,) * 4,
+        parallel_depth=3, crpe_window={3: 1, 5: 1}, num_classes=5,
+    ).eval()  # fmt: skip
+    classifier = ol.Classifier(network, size=64, device="cpu")
+    assert classifier.layer == "parallel_blocks.2.norm14"
+    assert classifier.reads_maps
+    convolutions = [nn.Conv2d(8, 8, 3, padding=1) for _ in range(6)]
+    named = nn.Sequential()
+    named.add_module("stem", nn.Conv2d(3, 8, 3))
+    named.add_module("pooled_trunk", nn.Sequential(*convolutions))
+    named.add_module("head", Head())
+    assert ol.Classifier(named, size=32, device="cpu").layer == "pooled_trunk.5"
+
+
+def test_the_default_layer_is_not_within_an_attention_that_pools() -> None:
+    trunk = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU())
+    pool = AttentionPool2d(8, out_features=5, feat_size=8, head_dim=4, qkv_separate=True)
+    network = nn.Sequential(trunk, pool).eval()
+    classifier = ol.Classifier(network, size=32, device="cpu")
+    assert "1.v" in classifier.layers
+    assert classifier.layer == "0"
+
+
+class Mlp(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
+def test_the_default_layer_is_not_within_a_branch() -> None:
+    """Embeddings look like one map per class; only within the block are there more channels."""
+    block = Mlp(nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 1))
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), block, pool)
+    assert ol.Classifier(network, size=32, device="cpu").layer == "1"

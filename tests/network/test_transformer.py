@@ -9,6 +9,8 @@ import pytest
 import timm
 import torch
 from conftest import make_images
+from timm.models.beit import Beit
+from timm.models.eva import Eva
 from torch import nn
 from torchvision.models import VisionTransformer
 
@@ -37,20 +39,25 @@ TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
     "distilled": lambda: timm_vit("deit_tiny_distilled_patch16_224"),
     "registers": lambda: timm_vit(reg_tokens=3),
     "torchvision": torchvision_vit,
-    # Every token is read, so it is not described.
     "average": lambda: timm_vit(global_pool="avg", class_token=False),
+}
+# Their blocks are told positions, and their queries, keys and values may be projected separately.
+TOLD: dict[str, Callable[[], nn.Module]] = {
+    "relative": lambda: Beit(**SMALL, num_classes=5, global_pool="token", use_rel_pos_bias=True),
+    "rotary": lambda: Eva(**SMALL, num_classes=5, global_pool="token", use_rot_pos_emb=True),
+    "separate": lambda: Eva(**SMALL, num_classes=5, global_pool="token", qkv_fused=False),
 }
 
 
 def classifier_of(kind: str) -> ol.Classifier:
     torch.manual_seed(0)
-    network = TRANSFORMERS[kind]().eval()
+    network = (TRANSFORMERS | TOLD)[kind]().eval()
     for p in network.parameters():  # values that begin as 0 or 1, or are small, would hide mistakes
         nn.init.normal_(p, 0.5 * (p.ndim == 1), 0.2)
     return ol.Classifier(network, size=32, device="cpu")
 
 
-@pytest.mark.parametrize("kind", TRANSFORMERS)
+@pytest.mark.parametrize("kind", TRANSFORMERS | TOLD)
 def test_the_quick_copy_computes_few_tokens_in_the_last_block(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,11 +74,11 @@ def test_the_quick_copy_computes_few_tokens_in_the_last_block(
         gradients.append(torch.autograd.grad(y[:, 1].sum(), x)[0])
         torch.testing.assert_close(y, classifier.logits(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
-    tokens = {"average": [], "distilled": [18, 2], "registers": [20, 1]}.get(kind, [17, 1])
+    tokens = {"average": [16, 16], "distilled": [18, 2], "registers": [20, 1]}.get(kind, [17, 1])
     assert seen == tokens
 
 
-@pytest.mark.parametrize("kind", TRANSFORMERS)
+@pytest.mark.parametrize("kind", TRANSFORMERS | TOLD)
 def test_bfloat16_attends_openly_where_it_goes_back(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +94,7 @@ def test_bfloat16_attends_openly_where_it_goes_back(
         fused = rough.logits(images)
     assert not opened
     y = rough.logits(images.clone().requires_grad_())
-    assert len(opened) == (0 if kind == "average" else 2)
+    assert len(opened) == 2
     scale = classifier.logits(images).abs().max()
     assert (y - fused).abs().max() < 0.03 * scale
     assert (y - classifier.logits(images)).abs().max() < 0.05 * scale
@@ -116,6 +123,18 @@ def test_the_head_without_each_channel(kind: str) -> None:
                 assert (expected - view.head(A, rest)[i]).abs().amax(1).min() > 1e-4
     special = kind not in ("norm of queries", "average")
     assert set(quick) == ({classifier.layer} if special else set())
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_without_a_channel_where_no_matrix_of_rank_one_helps(kind: str) -> None:
+    """Positions and separate weights are not left out: the head itself is run."""
+    classifier, images = classifier_of(kind), make_images(1)
+    assert isinstance(classifier.transformer, Transformer)
+    A, rest = classifier.split(images)
+    without = A.clone()
+    without[:, 7] = 0
+    logits = ablation(classifier, A, rest)(torch.tensor([7]))
+    torch.testing.assert_close(logits, classifier.head(without, rest), rtol=1e-4, atol=1e-4)
 
 
 def test_a_forward_of_its_own_is_not_taken_for_the_standard_one() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -11,6 +11,7 @@ from test_reports import Page
 
 import opticam_lite as ol
 from opticam_lite import reports
+from opticam_lite.evaluation import summary
 from opticam_lite.methods import METHODS
 from opticam_lite.metrics import METRICS
 from opticam_lite.reports import benchmark, runner, tables
@@ -186,20 +187,40 @@ def test_rows_resume_where_nothing_else_changed(subject, tmp_path, monkeypatch):
     asked = replace(subject.parameters, iterations=6)
     other = replace(subject, classifier=subject.classifier.at("layer3"))
     assert len({first, rows(replace(subject, parameters=asked)), rows(other)}) == 3
-    package = shutil.copytree(benchmark._PACKAGE, tmp_path / "package")
-    monkeypatch.setattr(benchmark, "_PACKAGE", package)
-    assert rows(subject) == first
-    for name, measures in {
-        "network/quick_copy.py": True,
-        "datasets/images.py": True,
-        "plots.py": False,
-        "making/training.py": False,
+    for where, measures in {
+        "network.classifier.lay_out": True,
+        "datasets.files.read_rgb": True,
+        "methods.grad_cam.features_and_gradients": False,
+        "metrics.faithfulness.drop": False,
+        "plots.bars": False,
+        "making.scenes.write_evaluation": False,
     }.items():
-        file = package / name
-        code = file.read_text(encoding="utf-8")
-        file.write_text(code + "\n# changed", encoding="utf-8")
-        assert (rows(subject) != first) == measures
-        file.write_text(code, encoding="utf-8")
+        with monkeypatch.context() as patch:
+            patch.setattr(f"opticam_lite.{where}", lambda *_: None)
+            assert (rows(subject) != first) == measures
+
+
+def test_a_changed_method_is_measured_again_and_no_other(subject, tmp_path, monkeypatch):
+    def measure():
+        measured = set()
+        ol.evaluate(
+            subject.classifier,
+            subject.dataset,
+            subject.methods,
+            ["AD"],
+            limit=3,
+            out=benchmark.rows_folder(str(tmp_path), subject),
+            progress=lambda method, *_: measured.add(method),
+        )
+        return measured
+
+    assert measure() == set(subject.methods)
+    assert measure() == set()
+    changed = replace(METHODS["grad-cam"], function=METHODS["layer-cam"].function)
+    monkeypatch.setitem(METHODS._entries, "grad-cam", changed)
+    with pytest.warns(UserWarning, match="the code of grad-cam has changed"):
+        assert measure() == {"grad-cam"}
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -219,15 +240,15 @@ def test_the_papers_network_of_the_same_kind(subject, monkeypatch, name, network
 def test_transformers_have_their_own_tables():
     subject = reports.Benchmark(**{**QUICK, "model": "scenes_vit"}).prepare()
     assert benchmark.counterpart(subject) == ("ViT-B", False)
-    table = pd.DataFrame(
-        {"AD": [1.0], "AD ±": [0.5], "MS": [1.5], "MS ±": [0.1], "T": [1.0]}, index=["rollout"]
-    )
+    measured = {"AD": [1.0], "AD low": [0.5], "AD high": [3], "AD best": [False]}
+    measured |= {"MS": [1.5], "MS low": [1.25], "MS high": [1.75], "MS best": [True]}
+    table = pd.DataFrame(measured | {"T": [1.0]}, index=["rollout"])
     shown = benchmark.section("What the mask keeps", subject, table)
     assert "the paper's Table 2" in shown
-    assert figures(shown).row(tables.title("rollout")) == ["1.0±0.5", "1.00", "42.1", "0.02"]
+    assert figures(shown).row(tables.title("rollout")) == ["1.00.5–3.0", "1.00", "42.1", "0.02"]
     # The paper's Table 4 has no transformer.
     shown = benchmark.section("AOPC, sensitivity, ADCC", subject, table)
-    assert figures(shown).row(tables.title("rollout")) == ["1.50±0.10"]
+    assert figures(shown).row(tables.title("rollout")) == ["1.501.25–1.75"]
     assert "Table 4 has no network of this kind" in shown
 
 
@@ -238,15 +259,32 @@ def test_a_section_shows_measured_and_printed_figures(subject, frame):
     table = ol.summarize(frame, errors=True)
     shown = benchmark.section("Localisation", subject, table)
     page = figures(shown)
-    value, error = table.loc["grad-cam", ["LE", "LE ±"]]
-    assert page.row("Grad-CAM") == [f"{value:.1f}±{error:.1f}", "65.8"]
+    value, low, high = table.loc["grad-cam", ["LE", "LE low", "LE high"]]
+    assert page.row("Grad-CAM") == [f"{value:.1f}{low:.1f}–{high:.1f}", "65.8"]
     assert page.row("Opti-CAM") == ["–", "64.8"]
     assert "paper: another network" in shown
     # In words that hold for `make` and for a notebook opened by hand.
     assert "Not measured: OM, F1, BA, SP, EP, SM (the parameter metrics does not name" in shown
     (image,) = Page(shown).all("img")
-    assert f"Grad-CAM {value:.3g} ± {error:.2g}" in image["alt"]
+    assert f"Grad-CAM {value:.3g} ({low:.3g} to {high:.3g})" in image["alt"]
     assert Page(benchmark.section("Insertion and deletion", subject, table)).rows == []
+
+
+def test_each_of_the_papers_tables_is_one_that_fits_a_page(subject, frame, tmp_path):
+    table = pd.DataFrame(1.0, index=frame["method"].unique(), columns=[*METRICS, "T"])
+    beside = [table.add_suffix(of) for of in summary.ERRORS]
+    table = pd.concat([table, *beside], axis="columns").rename_axis("method").assign(images=3)
+    parameters = replace(subject.parameters, metrics="all")
+    asked = replace(subject, parameters=parameters, metrics=tuple(METRICS))
+    benchmark.write_metrics(tmp_path, asked, table, frame)
+    text = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    columns = re.findall(r"\\begin\{tabular\}\{(l(r|l)+)\}", text)
+    tables_of_all = len(benchmark.SECTIONS) + 1  # one of metrics that the paper has not
+    assert len(columns) == text.count(r"\caption{") == tables_of_all
+    assert max(len(column) for column, _ in columns) <= 12
+    heads = [line for line in text.splitlines() if line.startswith(" & ")]
+    shown = [cell.strip(" \\") for line in heads for cell in line.split("&")[1:]]
+    assert sorted(shown) == sorted([*METRICS, "T"])
 
 
 def test_a_cell_that_the_scan_lost_is_a_dash(subject):

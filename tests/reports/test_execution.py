@@ -10,10 +10,12 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from test_benchmark import QUICK as BENCHMARK
 from test_reports import QUICK, Page
+from test_text import NASTY, Shown
 
 import opticam_lite as ol
 from opticam_lite import reports
 from opticam_lite.reports import runner, tables
+from opticam_lite.text import plain
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,7 +49,7 @@ def test_a_good_run_writes_page_notebook_and_metrics(made):
     assert code == 0
     assert {p.name for p in out.iterdir()} == {
         *("saliency_report.html", "saliency_report.ipynb", "metrics.json", "mine.txt"),
-        *("table.csv", "table.tex"),
+        *("table.csv", "table.tex", ".lock"),
     }
     notebook = nbformat.read(out / "saliency_report.ipynb", as_version=4)
     nbformat.validate(notebook)
@@ -169,7 +171,7 @@ def test_a_good_run_writes_page_notebook_metrics_and_rows(tmp_path):
     assert runner.main(["REPORT=benchmark", *given, f"OUT={out}"]) == 0
     assert {p.name for p in out.iterdir()} == {
         *("benchmark_report.html", "benchmark_report.ipynb", "metrics.json", "rows"),
-        *("table.csv", "table.tex"),
+        *("table.csv", "table.tex", ".lock"),
     }
     (rows,) = (out / "rows").iterdir()
     table = ol.summarize(rows, errors=True)
@@ -207,3 +209,62 @@ def test_a_failing_cell_leaves_the_page_and_the_rows(tmp_path):
     page = Page((out / "benchmark_report.html").read_text(encoding="utf-8"))
     assert [d["role"] for d in page.all("div") if "role" in d] == ["alert"]
     nbformat.validate(nbformat.read(out / "benchmark_report.ipynb", as_version=4))
+
+
+# ------------------------------------------------------------------------------------- any name
+
+NAME = NASTY.replace("/", "∕")  # which no file name holds
+
+
+@pytest.fixture
+def nasty(tmp_path):
+    """A folder of photographs, weights, and names of classes, all named as nobody should."""
+    place = tmp_path / NAME
+    place.mkdir()
+    scenes = ol.paths.data_dir() / "scenes" / "images"
+    for i in range(3):
+        (place / f"{i}{NAME}.jpg").write_bytes((scenes / f"{i:04}.jpg").read_bytes())
+    (place / f"3{NAME}.jpg").write_bytes(b"no image")
+    weights = tmp_path / f"{NAME}.safetensors"
+    weights.write_bytes((ol.paths.data_dir() / "networks/scenes_resnet.safetensors").read_bytes())
+    # One a line; so they may hold anything else.
+    labels = "".join(f"{c}{plain(NAME)}\n" for c in range(8))
+    weights.with_suffix(".classes.txt").write_text(labels, encoding="utf-8")
+    return place, weights
+
+
+def text_only(page, *names):
+    """Check that a page has no element that a name made, and shows the names."""
+    shown = Page(page)
+    assert all("onerror" not in attributes for _, attributes in shown.tags)
+    assert all(image["src"].startswith("data:") for image in shown.all("img"))
+    found = Shown(page).text
+    for name in names:
+        assert plain(name) in found
+
+
+@pytest.mark.parametrize("report", ["saliency", "benchmark"])
+def test_any_name_is_text_in_an_executed_report(report, nasty, tmp_path):
+    place, weights = nasty
+    data = "IMAGES" if report == "saliency" else "DATA"
+    arguments = [f"REPORT={report}", f"{data}={place}", f"CHECKPOINT={weights}", "METHODS=cam"]
+    arguments += ["METRICS=AD,AG"] if report == "benchmark" else []
+    assert runner.main([*arguments, f"OUT={tmp_path / 'out'}"]) == 0
+    page = (tmp_path / "out" / f"{report}_report.html").read_text(encoding="utf-8")
+    text_only(page, NAME, f"3{NAME}.jpg", weights)
+    assert "is broken and left out" in page
+    notebook = nbformat.read(tmp_path / "out" / f"{report}_report.ipynb", as_version=4)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            source = output.get("data", {}).get("text/markdown", "")
+            assert "$" not in source
+            assert "<img" not in source
+
+
+def test_any_name_is_text_in_the_report_on_boxes(nasty, tmp_path):
+    _, weights = nasty
+    weights.with_suffix(".classes.txt").unlink()  # its images are the scenes
+    arguments = [f"MODELS=scenes_resnet:{weights}", "METHODS=cam,fake-cam", "LIMIT=4", "DRAWS=10"]
+    assert runner.main(["REPORT=boxes", *arguments, f"OUT={tmp_path / 'out'}"]) == 0
+    page = (tmp_path / "out" / "boxes_report.html").read_text(encoding="utf-8")
+    text_only(page, NAME)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import errno
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,11 +17,16 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from filelock import FileLock
+from nbconvert.filters import markdown2html
 from PIL import Image
+from test_text import NASTY, SAFE, Shown
 
 import opticam_lite as ol
 from opticam_lite import reports
+from opticam_lite.evaluation import choose
 from opticam_lite.reports import records, runner, saliency, tables
+from opticam_lite.text import plain
 
 # Papermill and Jupyter's libraries are still on their way to the newest Python.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -104,6 +111,14 @@ def test_a_report_has_the_defaults_of_its_dataclass(report):
     assert parameters == reports.REPORTS[report]()
     assert (out, timeout) == (Path(f"build/{report}_report"), 7200)
     assert type(parameters).of(globals() | parameters.settings()) == parameters
+
+
+def test_the_activation_is_that_of_the_network():
+    parameters, _, _ = runner.parse(["ACTIVATION=sigmoid", "LIMIT=2", "METHODS=fake-cam"])
+    assert parameters.prepare().classifier.activation == "sigmoid"
+    parameters, _, _ = runner.parse(["ACTIVATION=sigmoids"])
+    with pytest.raises(ValueError, match="unknown activation 'sigmoids'; did you mean 'sigmoid'"):
+        parameters.prepare()
 
 
 def test_parameters_are_converted_and_empty_ones_left_at_their_default():
@@ -321,14 +336,114 @@ def test_tables_are_written_to_copy(table, tmp_path):
     records.write_table(tmp_path, table)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table.csv", index_col="method"), table)
     text = (tmp_path / "table.tex").read_text(encoding="utf-8")
-    assert r"& AD $\pm$ \\" in text
-    assert "Grad-CAM & 12.00 & 10.00 &" in text
+    assert r"Grad-CAM & 12.00 $\pm$ 0.50 & 10.00 &" in text
+    for line in (
+        r"\toprule",
+        r"\bottomrule",
+        r"\begin{table}",
+        r"% \usepackage{booktabs,graphicx}",
+    ):
+        assert line in text
     boxes = pd.DataFrame({"network": ["scenes_vgg"], "mask": ["S∖B"], "AD": [1.25]})
     records.write_table(tmp_path, boxes)
     assert (tmp_path / "table.csv").read_text(encoding="utf-8").startswith("network,mask,AD\n")
     text = (tmp_path / "table.tex").read_text(encoding="utf-8")
     assert r"scenes\_vgg & S$\setminus$B & 1.25 \\" in text
     records.write_table("", boxes)
+
+
+def test_any_name_is_text_in_every_table(table, tmp_path):
+    table = table.rename_axis("method").rename(index={"score-cam": NASTY})
+    records.write_table(tmp_path, table)
+    text = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if "onerror" in line)
+    assert line.count("&") == len(table.columns)
+    assert r"price\_\$10\_vs\_\$20 \textless{}img src=x onerror=alert(1)\textgreater{}" in line
+    assert r"\textbar{}*\_`\#\textbackslash n\# h" in line
+    assert NASTY in pd.read_csv(tmp_path / "table.csv")["method"].to_list()
+    shown = tables.comparison(table, tables.paper_table(1), here=NASTY)
+    verdict = tables.checklist({"claim": (True, NASTY)})
+    for text in (shown, verdict):
+        assert "<img" not in text
+        assert "$" not in text.replace(tables.FIGURES, "")
+    assert Page(shown).row(plain(NASTY))[:2] == ["8.0", "20.0"]
+
+
+def test_settings_and_notes_are_text():
+    subject = reports.Saliency(weights="random", device="cpu").prepare()
+    named = reports.Saliency(images=NASTY)
+    subject = replace(subject, parameters=named, broken={NASTY: NASTY}, left_out={"lime": NASTY})
+    subject.dataset.unread = [NASTY]
+    notes = "\n".join(f"- {note}" for note in tables.notes(subject))
+    for source in (records.settings_table(subject), notes):
+        assert "<img" not in source
+        assert "$" not in source
+        shown = Shown(markdown2html(source))
+        assert shown.tags <= SAFE
+        assert plain(NASTY) in shown.text
+    assert len(notes.splitlines()) == 4  # one item each
+    assert reports.boxes.in_words(
+        {"best": "_a_ | b", "rho": 1, "n": 9, "low": 0.1, "high": 1, "true": True}
+        | {"within_noise": ["<b>"], "beats_control": True}
+    ).startswith("**&#95;a&#95; &#124; b** follows")
+
+
+def test_a_note_says_why_equal_methods_differ():
+    subject = reports.Saliency(weights="random", device="cpu").prepare()
+    told = [note for note in tables.notes(subject) if "relu" in note]
+    assert len(told) == 1
+    assert "CAM weighs the maps as Grad-CAM would" in told[0]
+    for methods in ({"cam": {}, "opti-cam": {}}, {"grad-cam": {}, "hires-cam": {}}):
+        assert tables.notes(replace(subject, methods=methods)) == []
+
+
+@pytest.mark.parametrize("report", reports.REPORTS)
+def test_every_report_checks_seed_and_paths(report, capsys):
+    data = "DATA" if report == "benchmark" else "IMAGES"
+    for argument, words in {
+        "SEED=-1": "SEED is -1; it must be at least 0",
+        f"SEED={2**63}": f"SEED is {2**63}; it must be at least 0 and at most {2**63 - 1}",
+        "TIMEOUT=nan": "TIMEOUT is nan; it must be above 0",
+        "TIMEOUT=inf": "TIMEOUT is inf; it must be above 0 and at most 1e+08",
+        f"{data}=~nobody-here/x": "'~nobody-here/x', which is no path here",
+        f"{data}={'x' * 300}": "is too long, 300 letters",
+        f"OUT={'x' * 300}": "OUT is too long, 300 letters",
+        **({"CHECKPOINT=~nobody-here/x": "CHECKPOINT is '~n"} if report != "boxes" else {}),
+    }.items():
+        models = ["MODELS=scenes_resnet"] if report == "boxes" else []
+        assert runner.main([f"REPORT={report}", argument, *models]) == 2
+        told = capsys.readouterr().err
+        assert words in told
+        assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        lambda: reports.Saliency(images="", weights="random"),
+        lambda: reports.Benchmark(data="", weights="random"),
+        lambda: reports.Boxes(images="", models="scenes_resnet"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(report, monkeypatch, photos):
+    monkeypatch.chdir(photos)
+    with pytest.raises(ValueError, match="is empty; name a file or a folder"):
+        report().prepare()
+
+
+def test_the_report_on_boxes_leaves_out_what_can_not_be_read(monkeypatch):
+    whole = ol.datasets.Scenes.sample
+
+    drawn = choose(256, 3)
+
+    def sample(self, index):
+        if index == drawn[0]:
+            raise ol.ImageError("a.jpg is damaged")
+        return whole(self, index)
+
+    monkeypatch.setattr(ol.datasets.Scenes, "sample", sample)
+    (subject,) = reports.Boxes(models="scenes_resnet", limit=3).prepare()
+    assert (subject.indices, list(subject.broken.values())) == (drawn[1:], ["a.jpg is damaged"])
 
 
 def test_the_comparison_shows_measured_and_printed_figures(table):
@@ -363,10 +478,14 @@ def test_the_chart_tells_its_figures_to_those_who_can_not_see_it(table):
 def test_metrics_never_hold_what_json_does_not_know(table, tmp_path):
     subject = reports.Saliency(weights="random", limit=1).prepare()
     quality = {"top1": None, "mean_probability": float("nan")}
-    saliency.write_metrics(tmp_path, subject, table, quality)
+    of = ("±", "low", "high")
+    sure = {f"{metric} {part}": float("nan") for metric in ("AD", "AG", "AI") for part in of}
+    saliency.write_metrics(tmp_path, subject, table.assign(**sure), quality)
     written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert written["mean_probability"] is None
     assert written["ordering_holds"] is True
+    figures = {"value": 12.0, "error": None, "low": None, "high": None}
+    assert written["methods"][0]["metrics"]["AD"] == figures
 
 
 @pytest.mark.parametrize("report", reports.REPORTS)
@@ -389,8 +508,50 @@ def test_an_interrupted_run_leaves_the_earlier_report(tmp_path, capsys, monkeypa
     monkeypatch.setattr(runner.papermill, "execute_notebook", interrupted)
     assert runner.main([*QUICK, f"OUT={out}"]) == 130
     assert "nothing was written" in capsys.readouterr().err
-    assert [p.name for p in out.iterdir()] == ["saliency_report.html"]
+    assert {p.name for p in out.iterdir()} == {".lock", "saliency_report.html"}
     assert (out / "saliency_report.html").read_text() == "earlier"
+
+
+def executed(source, target, *_, **__):
+    Path(target).write_bytes(Path(source).read_bytes())
+
+
+def test_a_page_that_can_not_be_made_leaves_the_executed_notebook(tmp_path, capsys, monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError("no template\nindex.html.j2")
+
+    (tmp_path / "saliency_report.html").write_text("earlier")
+    monkeypatch.setattr(runner.papermill, "execute_notebook", executed)
+    monkeypatch.setattr(runner, "HTMLExporter", missing)
+    assert runner.main(["REPORT=saliency", f"OUT={tmp_path}"]) == 1
+    shown, told = capsys.readouterr()
+    reason = "the conversion to a page failed with FileNotFoundError: no template index.html.j2"
+    assert told.splitlines()[-1] == f"report: {reason}"
+    assert shown == f"{tmp_path / 'saliency_report.ipynb'}\n"
+    assert {p.name for p in tmp_path.iterdir()} == {".lock", "saliency_report.ipynb"}
+
+
+def test_two_reports_are_not_written_to_one_folder_at_once(tmp_path, capsys, monkeypatch):
+    (tmp_path / "saliency_report.html").write_text("earlier")
+    monkeypatch.setattr(runner.papermill, "execute_notebook", executed)
+    with FileLock(tmp_path / ".lock"):
+        assert runner.main(["REPORT=saliency", f"OUT={tmp_path}"]) == 1
+    told = capsys.readouterr().err
+    assert "another report is being written there; wait for it, or choose another OUT" in told
+    assert (tmp_path / "saliency_report.html").read_text() == "earlier"
+    assert runner.main(["REPORT=saliency", f"OUT={tmp_path}"]) == 0
+    assert (tmp_path / "saliency_report.html").read_text(encoding="utf-8") != "earlier"
+
+
+def test_an_interruption_before_anything_runs_is_told(tmp_path, capsys, monkeypatch):
+    def interrupted(_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(reports.Saliency, "prepare", interrupted)
+    assert runner.main([*QUICK, f"OUT={tmp_path / 'out'}"]) == 130
+    told = capsys.readouterr().err
+    assert told == "report: interrupted; nothing was written but the rows measured so far\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_notebook_is_told(monkeypatch, tmp_path):
@@ -401,9 +562,6 @@ def test_a_missing_notebook_is_told(monkeypatch, tmp_path):
 
 def test_a_full_disk_leaves_the_earlier_report(tmp_path, capsys, monkeypatch):
     """The page is whole or not there: that the notebook could still be written changes nothing."""
-
-    def executed(source, target, *_, **__):
-        Path(target).write_bytes(Path(source).read_bytes())
 
     def full(source, target):
         if str(target).endswith(".html.part"):
@@ -418,4 +576,5 @@ def test_a_full_disk_leaves_the_earlier_report(tmp_path, capsys, monkeypatch):
     assert runner.main(["REPORT=saliency", f"OUT={tmp_path}"]) == 1
     told = capsys.readouterr().err
     assert f"could not be written to {tmp_path} (No space left on device); what was there" in told
+    earlier[".lock"] = ""
     assert {p.name: p.read_text(encoding="utf-8") for p in tmp_path.iterdir()} == earlier

@@ -136,6 +136,8 @@ def test_box_table_by_hand():
     # Drops of 50 and 0 percent: a deviation of 50/√2, over √2 images.
     assert row["AD ±"] == pytest.approx(25)
     assert row["n"] == 2
+    # One drop of 50 % and one of 0, of images that could have 0 to 100.
+    assert row[["AI low", "AI high"]].tolist() == pytest.approx([1.3, 98.7], abs=0.5)
     assert math.isnan(box_table(frame[:1]).iloc[0]["AD ±"])
 
 
@@ -154,9 +156,10 @@ def test_box_or_complement_by_hand():
     frame = pd.concat([box, box[::2].assign(method="cam", mask="S", o=0.0)])
     row = box_or_complement(frame).iloc[0]
     assert row[["inside", "outside"]].tolist() == pytest.approx([25, 37.5])
-    # Differences of 50 and −75: a deviation of 125/√2, over √2 images.
-    assert row["±"] == pytest.approx(62.5)
-    assert math.isnan(box_or_complement(frame[:2]).iloc[0]["±"])
+    assert not row["sure"]
+    many = [box[:2].assign(image=f"{i}", o=[0.25, 0.5 - i / 100]) for i in range(6)]
+    assert box_or_complement(pd.concat(many)).iloc[0]["sure"]
+    assert not box_or_complement(pd.concat(many[:5])).iloc[0]["sure"]  # five are too few
 
 
 def test_box_study_says_what_is_missing(network):
