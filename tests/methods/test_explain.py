@@ -29,6 +29,9 @@ def test_options_of_several_methods(images: Tensor, targets: Tensor) -> None:
     few = ol.explain("opti-cam", classifier, images, targets, iterations=2)
     shared = ol.explain(["grad-cam", "opti-cam"], classifier, images, targets, iterations=2)
     torch.testing.assert_close(shared["opti-cam"], few, rtol=0, atol=0)
+    start = {"iterations": 2, "initial_u": torch.zeros(12)}  # one for all images
+    same = ol.explain("opti-cam", classifier, images, targets, **start)
+    torch.testing.assert_close(same, few, rtol=0, atol=1e-4)
     own = {"grad-cam": {}, "opti-cam": {"iterations": 2}}
     masks = ol.explain(own, classifier, images, targets, iterations=5)
     torch.testing.assert_close(masks["opti-cam"], few, rtol=0, atol=0)
