@@ -109,11 +109,12 @@ class Bar:
 def test_progress(images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[Bar] = []
 
-    def bar(**settings: object) -> Bar:
-        bars.append(Bar(**settings))
-        return bars[-1]
+    class Kept(Bar):
+        def __init__(self, **settings: object) -> None:
+            super().__init__(**settings)
+            bars.append(self)
 
-    monkeypatch.setattr("opticam_lite.methods.tqdm", bar)
+    monkeypatch.setattr("opticam_lite.methods.tqdm", Kept)
     seen = []
     ol.explain(
         ["grad-cam", "opti-cam"], make_classifier("cnn"), images, targets,
