@@ -553,12 +553,18 @@ def lost_and_won(
         width: Inches.
     """
     marks = {name: marks[name] for name in values if name in marks} if marks else {}
-    height = 0.75 + 0.34 * len(values) + 0.3 * bool(marks)
+    what, below = fitted(marked, width, 9), [fitted(x, width / 2, 9) for x in (lost, won)]
+    height = 0.75 + 0.34 * len(values) + _more(below, 9)
+    if marks:
+        height += 0.3 + _more([what], 9)
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     edge = 1.3 * max([10.0, *(x for v in (values, marks) for pair in v.values() for x in pair)])
     # The values are in a column at the edge, where neither bar nor mark covers them.
-    sides = ((f"← {lost}", (edge, 0), "left", "//"), (f"{won} →", (0, edge), "right", ""))
+    sides = (
+        (f"← {below[0]}", (edge, 0), "left", "//"),
+        (f"{below[1]} →", (0, edge), "right", ""),
+    )
     for side, (label, limits, align, hatch) in enumerate(sides):
         ax, colour = axes[side], COLORS[1 - side]
         for row, pair in enumerate(values.values()):
@@ -571,7 +577,7 @@ def lost_and_won(
             shares, rows, marker="D", s=26, c="white", edgecolor="black", zorder=3, clip_on=False
         )
         ax.set_xlim(limits)
-        ax.set_xlabel(fitted(label, width / 2, 9), fontsize=9)
+        ax.set_xlabel(label, fontsize=9)
         ax.tick_params(labelsize=9.5, length=0)
         ax.spines[["top", "right", "left"]].set_visible(False)
     axes[0].set_yticks(range(len(values)), _names(values, 9.5))
@@ -579,7 +585,6 @@ def lost_and_won(
     axes[0].tick_params(axis="y", labelleft=False)  # the names stand between the two sides
     axes[1].tick_params(axis="y", labelleft=True, pad=8)
     if marks:
-        what = fitted(marked, width, 9)
         figure.legend([drawn], [what], fontsize=9, frameon=False, loc="outside upper center")
     told = "; ".join(f"{name} {down:.1f} and {up:.1f}" for name, (down, up) in values.items())
     return Picture(

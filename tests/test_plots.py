@@ -379,7 +379,7 @@ def test_any_name_is_drawn_as_it_is(name: str, images: Tensor, masks: Tensor) ->
         plots.gallery(one, [name], title=name),
         plots.curves({name: [1.0, 2.0], f"{name}2": [2.0, 1.0]}, **texts),
         plots.trace(one[0], [1.0], {1: 0.5}, {1: masks[0]}, title=name),
-        plots.bars(values, errors={name: 0.1}, ylabel=name, title=name),
+        plots.bars(values, intervals={name: (0.9, 1.1)}, ylabel=name, title=name),
         plots.lost_and_won(pairs, marks=pairs, marked=name, lost=name, won=name),
         plots.intervals(series, xlabel=name, title=name),
     ]

@@ -3,8 +3,9 @@
 Cosmic-ray's operators break masking, metrics and methods in one place at a time (a mutant: + for −,
 a number one larger, a decorator removed, …), in a copy of the clone, and each mutant meets the test
 files of its module. Left out are mutants that change only annotations, docstrings or the words of
-an error. Results are kept: another call goes on where the last one stopped, and a mutant is run
-again only if its module has changed, or with --again if it has survived.
+an error, and those of which Python itself warns (`is "range"`). Results are kept: another call goes
+on where the last one stopped, and a mutant is run again only if its module has changed, or with
+--again if it has survived.
 
 To import PyTorch and to collect the tests for each of several thousand mutants would take hours. So
 the packages are imported once, the tests are collected once a module, and each mutant runs in a
@@ -30,6 +31,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -67,7 +69,7 @@ MORE = {
 PRELOADED = (
     *("torch", "torchvision.ops", "torchvision.transforms.v2", "torchvision.datasets", "timm"),
     *("numpy", "pandas", "scipy.ndimage", "matplotlib.pyplot", "tqdm.auto", "hypothesis"),
-    *("captum.attr", "lime.lime_image", "skimage.segmentation"),
+    *("captum.attr", "lime.lime_image", "skimage.segmentation", "pytorch_grad_cam", "quantus"),
 )
 
 
@@ -107,7 +109,9 @@ def mutants_of(source: str, most: int | None = None) -> list[str]:
         if most is not None and len(found) > most:
             break
         mutant = mutate_code(source, operator(), occurrence)
-        with contextlib.suppress(SyntaxError):
+        with contextlib.suppress(SyntaxError, SyntaxWarning), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            compile(mutant, "", "exec")
             found.setdefault(what_runs(mutant), mutant)
     return list(found.values())[1:]
 
@@ -250,8 +254,9 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     os.environ["PYTEST_XDIST_WORKER"] = "mutants"  # one thread: others don't outlive a fork
-    for package in PRELOADED:
-        importlib.import_module(package)
+    with warnings.catch_warnings(action="ignore"):  # what they warn of on import is theirs
+        for package in PRELOADED:
+            importlib.import_module(package)
     shutil.rmtree(TREE, ignore_errors=True)
     for part in ("opticam_lite", "tests", "data", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2

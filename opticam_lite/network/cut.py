@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ from torch import Tensor, fx, nn
 
 from ..registry import unknown_name
 from .activation import ends_in_probabilities
-from .feature_maps import CutError, FeatureLayout, Finder, module_of
+from .feature_maps import PROBES, CutError, FeatureLayout, Finder, module_of
 from .probe import check_arguments, check_steady, logits_of
 from .quick_copy import lay_out, lay_out_weights, usual
 from .transformer import Transformer, describe
@@ -168,16 +169,21 @@ def _attempt(network: nn.Module, buffers: bool) -> tuple[fx.Graph | None, dict[s
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a trace and keeps the shape of every value."""
+    """Runs a trace and keeps the shape of every value, and which do not depend on the images."""
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
         super().__init__(network, graph=graph)
         self.shapes: dict[fx.Node, torch.Size] = {}
+        self.constant: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.shapes[n] = value.shape
+            # Such as an encoding of positions; not a branch that is 0 before training.
+            alike = value.shape[:1] == (PROBES,) and torch.equal(value[0], value[1])
+            if alike and value[0].numel() and bool((value[0] != value[0].flatten()[0]).any()):
+                self.constant.add(n)
         return value
 
 
@@ -199,7 +205,7 @@ class Cuttable(ABC):
         size: Height and width of the images that the network is made for.
 
     Raises:
-        CutError: If the network needs another argument, fails on two random images of that size,
+        CutError: If the network needs another argument, fails on random images of that size,
             or does not return logits.
     """
 
@@ -213,8 +219,7 @@ class Cuttable(ABC):
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         self.network, self.size = network, size
         check_arguments(network)
-        # Two images: values that are not batched (windows, constants) are recognised by shape.
-        self._probe = self._random((2, 3, *size))
+        self._probe = self._random((PROBES, 3, *size))
         with torch.no_grad():
             try:
                 expected = self._first_run()
@@ -251,7 +256,7 @@ class Cuttable(ABC):
         self.classes, self._expected = expected.shape[1], expected
 
     def _first_run(self) -> Any:
-        """Return the logits of two random images, in the memory format that the network stands."""
+        """Return the logits of random images, in the memory format that the network stands."""
         x = self._probe.clone(memory_format=torch.channels_last)
         lay_out_weights(self.network)
         try:
@@ -293,7 +298,7 @@ class Cuttable(ABC):
     def largest(self, layer: str | None = None) -> int:
         """Return the number of values per image of the largest tensor, from a layer on."""
         nodes = list(self.graph.nodes) if layer is None else self._halves(self.layers[layer][0])[1]
-        return max(self._shapes[node].numel() // 2 for node in nodes if node in self._shapes)
+        return max(self._shapes[node].numel() // PROBES for node in nodes if node in self._shapes)
 
     def shape(self, layer: str) -> tuple[int, int, int]:
         """Return (K, h, w) of a layer's maps for an image of `size`."""
@@ -306,7 +311,8 @@ class Cuttable(ABC):
 
         Convolutional: the last output with maps that is neither a pooling nor one map per class;
         so the last block of a ResNet and the relu before VGG's last max pooling. With a class
-        token: the first norm of the last block, the last maps that an attention reads.
+        token: the first norm of the last block, the last maps that an attention reads. Never one
+        that lies far before the last layer of all.
 
         Raises:
             CutError: If no layer gives feature maps.
@@ -318,35 +324,57 @@ class Cuttable(ABC):
                 "torch.nn.Sequential(trunk, head) with your own two halves and cut it at layer='0'"
             )
         modules = dict(self.network.named_modules())
-        names = reversed(self.layers)
-        name = next((n for n in names if not self._is_no_end(n, modules)), list(self.layers)[-1])
-        node, layout = self.layers[name]
-        if layout.prefix:
-            # For blocks with other names: the input of the last attention, not its projections.
-            tokens = [
-                n
-                for n in reversed(self.layers)
-                if self.layers[n][1].prefix and not isinstance(modules[n], nn.Linear)
-            ]
-            tokens.sort(key=lambda n: n.rpartition(".")[2] not in ("norm1", "ln_1"))
-            return next((n for n in tokens if self.reads(n)), name)
+        last = list(self.layers)[-1]
+        ends = [n for n in reversed(self.layers) if not self._is_pooling(n, modules)] or [last]
+        name = next((n for n in ends if not self._is_of_classes(n, modules)), ends[0])
+        if name != ends[0] and self._hands_over(name):
+            name = ends[0]  # all channels are classes, but within the branch of a block
+        if self._is_far(name, last):
+            name = last
+        if self.layers[name][1].prefix:
+            name = self._last_read_tokens(name, ends, modules)
         # One value can be the output of several modules: relu, block, stage. Blocks are numbered.
-        same = [n for n, (other, _) in self.layers.items() if other is node]
+        same = [n for n, (other, _) in self.layers.items() if other is self.layers[name][0]]
         numbered = [n for n in same if n.rpartition(".")[2].isdigit()]
         return min(numbered or same, key=lambda n: n.count("."))
 
-    def _is_no_end(self, name: str, modules: dict[str, nn.Module]) -> bool:
-        """Whether a layer is a pooling, or one map per class that is only averaged."""
+    def _last_read_tokens(self, name: str, ends: list[str], modules: dict[str, nn.Module]) -> str:
+        """Return the input of the last attention: the first norm of a block, if not far before.
+
+        Not its projections; if it has no other (an attention that pools), the maps before it.
+        """
+        able = [n for n in ends if not isinstance(modules[n], nn.Linear)]
+        tokens = [n for n in able if self.layers[n][1].prefix]
+        norms = (n for n in tokens if n.rpartition(".")[2] in ("norm1", "ln_1"))
+        norm = next((n for n in norms if self.reads(n)), None)
+        if norm is None or self._is_far(norm, name):
+            last = next((n for n in tokens + able if self.reads(n)), name)
+            return last if norm is None or self._is_far(norm, last) else norm
+        return norm
+
+    def _is_far(self, layer: str, later: str) -> bool:
+        """Whether a layer lies half of the network, in operations, before another one."""
+        nodes = list(self.graph.nodes)
+        a, b = (nodes.index(self.layers[n][0]) for n in (layer, later))
+        return b - a > len(nodes) / 2
+
+    def _is_pooling(self, name: str, modules: dict[str, nn.Module]) -> bool:
         node, _ = self.layers[name]
         pooled = node.op == "call_module" and "Pool" in type(modules[str(node.target)]).__name__
-        if pooled or "pool" in name:
-            return True
+        return pooled or "pool" in name
+
+    def _is_of_classes(self, name: str, modules: dict[str, nn.Module]) -> bool:
+        """Whether a layer has one map per class that is only averaged."""
         if self.shape(name)[0] != self.classes:
             return False
         return not any(
             n.op == "call_module" and list(modules[str(n.target)].parameters())
-            for n in self._halves(node)[1]
+            for n in self._halves(self.layers[name][0])[1]
         )
+
+    def _hands_over(self, name: str) -> bool:
+        """Whether the head needs other values besides a layer's maps."""
+        return False
 
     @abstractmethod
     def reads(self, layer: str) -> bool:
@@ -412,8 +440,9 @@ class Traced(Cuttable):
         self._read: dict[fx.Node, bool] = {}
         self._shapes = recorder.shapes
         self._per_image = self._find_values_per_image()
-        self.layers = self._find_layers(self._outputs())
-        self.values = sum(shape.numel() // 2 for shape in self._shapes.values())
+        outputs = self._outputs().items()
+        self.layers = self._find_layers({k: v for k, v in outputs if v not in recorder.constant})
+        self.values = sum(shape.numel() // PROBES for shape in self._shapes.values())
 
     def _find_values_per_image(self) -> set[fx.Node]:
         """Tensors that depend on the images and have one entry for each of them."""
@@ -421,7 +450,8 @@ class Traced(Cuttable):
         for node in self.graph.nodes:
             if node.op == "placeholder" or any(i in varies for i in node.all_input_nodes):
                 varies.add(node)
-        return {node for node in varies if self._shapes.get(node, ())[:1] == (2,)}
+        batched = {node for node in varies if self._shapes.get(node, ())[:1] == (PROBES,)}
+        return {node for node in batched if not any(map(_takes_apart, node.users))}
 
     def _outputs(self) -> dict[str, fx.Node]:
         """Return the value that each module's forward returned, or its last operation."""
@@ -460,7 +490,8 @@ class Traced(Cuttable):
                 features = read if len(self._shapes[read]) == 2 else features
         needed, again = self._crossing(node)
         values: dict[fx.Node, Any] = dict.fromkeys(set(self._halves(node)[0]) - again)
-        values |= {n: self._random(self._shapes[n], i) for i, n in enumerate([node, *needed])}
+        for i, n in enumerate([node, *needed]):
+            values[n] = self._random((2, *self._shapes[n][1:]), i)
         tokens = values[node].requires_grad_()
         values[node] = tokens.clone()  # the next operation may work in place
         run = fx.Interpreter(self.network, garbage_collect_values=False, graph=self.graph)
@@ -506,6 +537,9 @@ class Traced(Cuttable):
             _module(self.network, head),
             self._pointwise_reader(node),
         )
+
+    def _hands_over(self, name: str) -> bool:
+        return bool(self._crossing(self.layers[name][0])[0])
 
     def _crossing(self, node: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:
         """Return the earlier nodes that the head needs: as inputs, and those it recomputes."""
@@ -555,6 +589,14 @@ def _module(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
         if node.op in ("call_module", "get_attr"):
             node.target = f"network.{node.target}"
     return fx.GraphModule(root, graph)
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    """Whether an operation takes single entries of the first dimension: two values were stacked."""
+    if node.target in ("unbind", torch.unbind):
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        return bool(dim == 0)
+    return node.target is operator.getitem and isinstance(node.args[1], int)
 
 
 def does_nothing(module: nn.Module) -> bool:

@@ -17,6 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+# Images with which a trace is run: values with one entry for each are recognised by their first
+# dimension. Not 3, as q, k and v are often stacked there; for two see `cut._takes_apart`.
+PROBES = 2
+
 
 class CutError(ValueError):
     """A network that can't be traced, or a layer at which it can't be cut."""
@@ -79,11 +83,11 @@ def module_of(node: fx.Node) -> str:
 
 
 class Finder:
-    """Finds the layout of the values of a network that was traced with two images.
+    """Finds the layout of the values of a network that was traced with `PROBES` images.
 
     Args:
         graph: The trace.
-        shapes: Node → shape, of two images of `size`.
+        shapes: Node → shape, of `PROBES` images of `size`.
         network: Traced.
         size: Height and width of the images.
     """
@@ -98,7 +102,7 @@ class Finder:
         self.shapes, self.size = shapes, size
         self.modules = dict(network.named_modules())
         self.prefix: int | None = getattr(network, "num_prefix_tokens", None)
-        whole = [s for s in shapes.values() if s[:1] == (2,)]
+        whole = [s for s in shapes.values() if s[:1] == (PROBES,)]
         self.lengths = {s[1] for s in whole if len(s) == 3}
         self.widths = {s[2] for s in whole if len(s) == 3}
         self.grids = {s[2] * s[3] for s in whole if len(s) == 4}
@@ -110,7 +114,7 @@ class Finder:
     def of(self, node: fx.Node) -> FeatureLayout | None:
         """Return the layout of a value; None if it holds no maps, or the layout is ambiguous."""
         shape = self.shapes.get(node, torch.Size())
-        if shape[:1] != (2,) or node in self.shuffled:
+        if shape[:1] != (PROBES,) or node in self.shuffled:
             return None
         layout = self._of_maps(node, shape) if len(shape) == 4 else None
         if len(shape) == 3:
@@ -131,9 +135,11 @@ class Finder:
         told = self._channels_last(node)
         if first and last:  # as many channels as cells
             first, last = told is False, told is True
-        if b in self.lengths:  # perhaps heads × tokens × channels
-            if self.calls and self._works_last(node) is None:
-                return None
+        if b in self.lengths and self.calls and self._works_last(node) is None:
+            return None
+        # Else perhaps windows × tokens × channels, or heads × tokens × channels. Modules that are
+        # called one after the other need not work on each other's outputs.
+        if b in self.lengths or not self.calls:
             first, last = first and told is not True, last and told is not False
         return FeatureLayout("NCHW") if first else FeatureLayout("NHWC") if last else None
 
@@ -150,7 +156,8 @@ class Finder:
     def _channels_last(self, node: fx.Node) -> bool | None:
         """Whether the channels are the last dimension, by the operations around the value.
 
-        Decided by the nearest operation whose layout is known, across those that keep the shape.
+        Decided by the nearest operation whose layout is known, across those that keep the shape,
+        but for the order of the two dimensions before the last.
         """
         seen, nearest = {node}, [node]
         while nearest:
@@ -158,14 +165,20 @@ class Finder:
                 told = [self._made_last(n), *(self._read_last(user) for user in n.users)]
                 if (answer := next((t for t in told if t is not None), None)) is not None:
                     return answer
-            around = [x for n in nearest for x in (*n.all_input_nodes, *n.users)]
-            nearest = [
-                x
-                for x in dict.fromkeys(around)
-                if x not in seen and self.shapes.get(x) == self.shapes[node]
-            ]
+            around = [x for n in nearest for x in n.all_input_nodes if self._keeps_shape(n, x)]
+            around += [x for n in nearest for x in n.users if self._keeps_shape(x, n)]
+            nearest = [x for x in dict.fromkeys(around) if x not in seen]
             seen.update(nearest)
         return None
+
+    def _keeps_shape(self, node: fx.Node, given: fx.Node) -> bool:
+        """Whether a value has the shape of its input, but for dimensions 1 and 2 swapped."""
+        before, after = self.shapes.get(given, torch.Size()), self.shapes.get(node)
+        return before == after or (
+            node.target in _SWAPS
+            and sorted(before) == sorted(after or ())
+            and set(_order(node)) in ({1, 2}, {-2, -3})
+        )
 
     def _made_last(self, node: fx.Node) -> bool | None:
         if node.target == "permute":
@@ -180,6 +193,8 @@ class Finder:
     def _works_last(self, node: fx.Node) -> bool | None:
         """Whether an operation takes the channels as the last dimension (True) or the first."""
         kind = type(self.modules.get(str(node.target))) if node.op == "call_module" else node.target
+        if kind is nn.LayerNorm and len(self.modules[str(node.target)].normalized_shape) > 1:
+            return None
         if kind in (nn.Linear, nn.LayerNorm, F.linear, F.layer_norm):
             return True
         return False if kind in _CHANNELS_FIRST else None
@@ -217,7 +232,7 @@ class Finder:
             if type(self.modules[module_of(node)]).__name__ == "Unroll":
                 found, behind = True, {}
             shape = self.shapes.get(node, ())
-            if found and len(shape) == 3 and shape[0] == 2:
+            if found and len(shape) == 3 and shape[0] == PROBES:
                 behind[node] = shape[1]
         return {n for n, length in behind.items() if length > min(behind.values())}
 
@@ -249,6 +264,7 @@ _PRODUCTS: tuple[Any, ...] = (
     torch.einsum,
     F.scaled_dot_product_attention,
 )
+_SWAPS: tuple[Any, ...] = ("transpose", "swapaxes", torch.transpose, torch.swapaxes)
 _CHANNELS_FIRST: tuple[Any, ...] = (
     nn.Conv2d,
     nn.BatchNorm2d,

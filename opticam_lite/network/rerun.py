@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .cut import Cut, Cuttable, Traced, TraceError, does_nothing, parameters_in
-from .feature_maps import CutError
+from .feature_maps import PROBES, CutError
 from .probe import check_steady, hooked, logits_of, tensor_of
 from .quick_copy import usual
 
@@ -68,7 +68,7 @@ class Rerun(Cuttable):
         self._shapes = {}
         self._read: dict[str, bool] = {}
         self._record()
-        self.values = sum(shape.numel() // 2 for shape in self._shapes.values())
+        self.values = sum(shape.numel() // PROBES for shape in self._shapes.values())
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -94,7 +94,7 @@ class Rerun(Cuttable):
                 last = self.graph.call_module(name, (last,))
                 last.meta["nn_module_stack"] = {name: (name, type(module))}
                 nodes[key], self._shapes[last] = (last, value), value.shape
-            if value.shape[:1] == (2,) and not torch.equal(value[0], value[1]):
+            if value.shape[:1] == (PROBES,) and not torch.equal(value[0], value[1]):
                 made[name] = nodes[key]
             # The weights of the last linear layer may be 0 before training: its input counts, too.
             if type(module) is nn.Linear and value.ndim == 2:

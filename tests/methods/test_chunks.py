@@ -41,6 +41,15 @@ def test_the_network_never_sees_more_than_a_chunk(
 
 
 @BOTH
+def test_the_callback_sees_every_chunk(method: str, layer: str) -> None:
+    steps: list[ol.methods.Step] = []
+    ol.explain(
+        method, make_classifier("cnn"), make_images(3), [0, 3, 1], chunk=7, callback=steps.append
+    )
+    assert [(s.index, s.total) for s in steps] == [(i, 6) for i in range(1, 7)]  # 12 channels each
+
+
+@BOTH
 def test_flat_channels_cost_nothing(method: str, layer: str) -> None:
     """What is 0 takes nothing away, and all flat masks give the same black image: one pass."""
     classifier = make_classifier("cnn")

@@ -29,6 +29,9 @@ def test_options_of_several_methods(images: Tensor, targets: Tensor) -> None:
     few = ol.explain("opti-cam", classifier, images, targets, iterations=2)
     shared = ol.explain(["grad-cam", "opti-cam"], classifier, images, targets, iterations=2)
     torch.testing.assert_close(shared["opti-cam"], few, rtol=0, atol=0)
+    start = {"iterations": 2, "initial_u": torch.zeros(12)}  # one for all images
+    same = ol.explain("opti-cam", classifier, images, targets, **start)
+    torch.testing.assert_close(same, few, rtol=0, atol=1e-4)
     own = {"grad-cam": {}, "opti-cam": {"iterations": 2}}
     masks = ol.explain(own, classifier, images, targets, iterations=5)
     torch.testing.assert_close(masks["opti-cam"], few, rtol=0, atol=0)
@@ -106,11 +109,12 @@ class Bar:
 def test_progress(images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[Bar] = []
 
-    def bar(**settings: object) -> Bar:
-        bars.append(Bar(**settings))
-        return bars[-1]
+    class Kept(Bar):
+        def __init__(self, **settings: object) -> None:
+            super().__init__(**settings)
+            bars.append(self)
 
-    monkeypatch.setattr("opticam_lite.methods.tqdm", bar)
+    monkeypatch.setattr("opticam_lite.methods.tqdm", Kept)
     seen = []
     ol.explain(
         ["grad-cam", "opti-cam"], make_classifier("cnn"), images, targets,

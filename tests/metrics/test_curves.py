@@ -302,8 +302,8 @@ def test_aopc_of_an_image_that_is_not_square() -> None:
 
 
 def test_curves_have_no_gradient() -> None:
-    images = make_images(1, 8, 8).requires_grad_()
-    assert not metrics.aopc(CNN, images, make_saliency(1, 8, 8), 0, patch=4).values.requires_grad
+    images = make_images(1, 16, 16).requires_grad_()
+    assert not metrics.aopc(CNN, images, make_saliency(1, 16, 16), 0, patch=4).values.requires_grad
 
 
 def test_aopc_is_quantus_region_perturbation(
@@ -387,7 +387,7 @@ def test_whole_numbers_may_be_of_any_type(images: Tensor) -> None:
 
 
 def test_the_least_and_the_largest_numbers() -> None:
-    images, S = make_images(1, 8, 8), make_saliency(1, 8, 8)
+    images, S = make_images(1, 16, 16), make_saliency(1, 16, 16)
     curves = metrics.aopc(CNN, images, S, 0, patch=1, regions=1, batch_size=1, seed=2**63 - 1)
     torch.testing.assert_close(curves.areas, curves.values[:, 0] - curves.values[:, 1])
 

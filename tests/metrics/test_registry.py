@@ -81,6 +81,9 @@ def test_tables_are_in_percent_but_for_two_metrics() -> None:
     overlaps, curve = metrics.box_overlaps(S, boxes), (case.classifier, images)
     predicted = case.explain(images, case.predicted), case.predicted
     again = case.explain(images * S, case.targets)
+    S_p, c_p = predicted
+    p_p, o_p = ol.masked_probabilities(case.classifier, images, S_p, c_p)
+    again_p = case.explain(images * S_p, c_p)
     expected = {
         "AD": 100 * metrics.drop(p, o),
         "AG": 100 * metrics.gain(p, o),
@@ -89,7 +92,8 @@ def test_tables_are_in_percent_but_for_two_metrics() -> None:
         "D": 100 * metrics.deletion(*curve, *predicted, seed=3).areas,
         "AOPC": 100 * metrics.aopc(*curve, S, case.targets, seed=3).areas,
         "MS": metrics.max_sensitivity(case.explain, images, S, case.targets, seed=3),
-        "ADCC": 100 * metrics.adcc(p, o, S, again),
+        "ADCC": 100 * metrics.adcc(p_p, o_p, S_p, again_p),
+        "ADCC-target": 100 * metrics.adcc(p, o, S, again),
         "OM": 100 * metrics.official_metric(S, boxes, right),
         "LE": 100 * metrics.localization_error(S, boxes),
         "F1": 100 * metrics.f1_score(S, boxes),

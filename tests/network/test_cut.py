@@ -9,7 +9,8 @@ import timm
 import torch
 import torchvision
 from conftest import Sized, cnn, make_classifier, make_images
-from timm.models import vision_transformer
+from timm.layers import AttentionPool2d
+from timm.models import coat, vision_transformer
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 from torchvision.transforms import v2
@@ -600,3 +601,98 @@ def test_an_attention_between_tokens_is_no_map() -> None:
     classifier = ol.Classifier(TalkingHeads(), size=16, device="cpu")
     assert classifier.layers == ["stem", "down"]
     assert classifier.layer_shape("stem") == (8, 16, 16)
+
+
+def test_maps_are_no_windows_of_an_attention() -> None:
+    """64 windows of 4 tokens with 64 channels, of which the former two are swapped."""
+    network = torchvision.models.MaxVit(
+        input_size=(64, 64), stem_channels=16, partition_size=2, block_channels=[64],
+        block_layers=[1], head_dim=32, stochastic_depth_prob=0.0, num_classes=5,
+    ).eval()  # fmt: skip
+    classifier = ol.Classifier(network, size=64, device="cpu")
+    inside = {name: classifier.layer_shape(name) for name in classifier.layers if "grid" in name}
+    assert set(inside.values()) == {(64, 16, 16)}, inside
+
+
+class Positions(nn.Module):
+    """Adds an encoding of positions, and a branch that is 0 before training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoding, self.norm = Grid(), nn.BatchNorm2d(8)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.encoding(x) + self.norm(x)
+
+
+class Grid(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(x.shape[2]).view(1, 1, -1, 1)
+        return rows.expand(x.shape[0], 8, x.shape[2], x.shape[3]) / 10
+
+
+def test_what_does_not_depend_on_the_image_is_no_layer() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), Positions(), nn.ReLU(), Head())
+    layers = ol.Classifier(network, size=32, device="cpu").layers
+    assert layers == ["0", "1.norm", "1", "2"]
+
+
+class Stacked(nn.Module):
+    """Stacks two values in a first dimension of 2, as TNT does with q and k."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Conv2d(3, 5, 3) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q_k = torch.stack([self.q(x), self.k(x)])
+        v = self.v(x)
+        return (q_k[0] * q_k[1] + v).mean((2, 3))
+
+
+def test_keys_and_queries_are_no_images() -> None:
+    classifier = ol.Classifier(Stacked(), "v", size=16, device="cpu")
+    images = make_images(2, 16, 16)
+    maps, rest = classifier.split(images)
+    y = classifier.head(maps[1:].expand(3, -1, -1, -1), rest.repeat(1, 3))
+    torch.testing.assert_close(y, classifier.logits(images)[1:].expand(3, -1))
+
+
+def test_the_default_layer_is_not_far_before_the_end() -> None:
+    """The norms of CoaT's parallel blocks have names of their own: norm12, norm13, norm14."""
+    network = coat.CoaT(
+        img_size=64, patch_size=4, embed_dims=(16,) * 4, num_heads=2, serial_depths=(1,) * 4,
+        parallel_depth=3, crpe_window={3: 1, 5: 1}, num_classes=5,
+    ).eval()  # fmt: skip
+    classifier = ol.Classifier(network, size=64, device="cpu")
+    assert classifier.layer == "parallel_blocks.2.norm14"
+    assert classifier.reads_maps
+    convolutions = [nn.Conv2d(8, 8, 3, padding=1) for _ in range(6)]
+    named = nn.Sequential()
+    named.add_module("stem", nn.Conv2d(3, 8, 3))
+    named.add_module("pooled_trunk", nn.Sequential(*convolutions))
+    named.add_module("head", Head())
+    assert ol.Classifier(named, size=32, device="cpu").layer == "pooled_trunk.5"
+
+
+def test_the_default_layer_is_not_within_an_attention_that_pools() -> None:
+    trunk = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU())
+    pool = AttentionPool2d(8, out_features=5, feat_size=8, head_dim=4, qkv_separate=True)
+    network = nn.Sequential(trunk, pool).eval()
+    classifier = ol.Classifier(network, size=32, device="cpu")
+    assert "1.v" in classifier.layers
+    assert classifier.layer == "0"
+
+
+class Mlp(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
+def test_the_default_layer_is_not_within_a_branch() -> None:
+    """Embeddings look like one map per class; only within the block are there more channels."""
+    block = Mlp(nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 1))
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), block, pool)
+    assert ol.Classifier(network, size=32, device="cpu").layer == "1"
