@@ -68,11 +68,11 @@ def randomized(
 ) -> Iterator[tuple[str, Classifier]]:
     """Yield copies of a network with more and more random weights, from the logits down.
 
-    A block is a part of the network with parameters: its children, of which one that holds more
-    than half of all parameters is replaced by its own (so the stages of a ResNet, the layers of a
-    VGG, the blocks of a transformer). With more than `cuts` + 2 blocks, neighbours are put
-    together, so that the last copy has no trained weights; else the first blocks are kept, as the
-    paper keeps the stem of a ResNet.
+    A block is a part of the network with parameters: its children, of which one with many parts
+    gives way to these while there are no more than `cuts`, or while one block holds more than five
+    sixths of all parameters. So they are the stages of a ResNet, the layers of a VGG, the blocks of
+    a transformer. With more than `cuts` + 2 of them, neighbours are put together, so that the last
+    copy has no trained weights; else the first are kept, as the paper keeps the stem of a ResNet.
 
     Args:
         classifier: Any; its own network is left as it is.
@@ -84,7 +84,7 @@ def randomized(
         Name of the lowest block that has random weights, and the classifier.
     """
     network = copy.deepcopy(classifier.network)
-    blocks = _blocks(network)
+    blocks = _blocks(network, cuts)
     if len(blocks) > cuts + 2:
         groups = [list(group) for group in np.array_split(np.arange(len(blocks))[::-1], cuts)]
     else:
@@ -96,22 +96,28 @@ def randomized(
         yield blocks[group[-1]][0], classifier.with_network(network)
 
 
-def _blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
+def _blocks(network: nn.Module, cuts: int) -> list[tuple[str, nn.Module]]:
     """Return the parts of a network that have parameters, in their order, with their names."""
-    total = sum(p.numel() for p in network.parameters())
+    blocks = [("", network)]
+    while able := [block for block in blocks if len(_parts(*block)) > 1]:
+        large = [block for block in able if _size(block[1]) > _size(network) * 5 / 6]
+        if len(blocks) > cuts and not large:
+            break
+        chosen = max(large or able, key=lambda block: len(_parts(*block)))
+        at = blocks.index(chosen)
+        blocks[at : at + 1] = _parts(*chosen)
+    return blocks
 
-    def size(module: nn.Module) -> int:
-        return sum(p.numel() for p in module.parameters())
 
-    def parts(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
-        children = [(f"{name}.{n}".lstrip("."), m) for n, m in module.named_children() if size(m)]
-        own = size(module) > sum(size(m) for _, m in children)  # such as a class token
-        found = [
-            (n, m) for c in children for n, m in (parts(*c) if size(c[1]) > total / 2 else [c])
-        ]
-        return [(name, _Own(module)), *found] if own and found else found or [(name, module)]
+def _parts(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return a module's own parameters, such as a class token, and its children that have some."""
+    children = [(f"{name}.{n}".lstrip("."), m) for n, m in module.named_children() if _size(m)]
+    own = [(name, _Own(module))] if list(module.parameters(recurse=False)) else []
+    return own + children
 
-    return parts("", network)
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 class _Own(nn.Module):

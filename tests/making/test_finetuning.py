@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import opticam_lite as ol
+from opticam_lite.__main__ import main
 from opticam_lite.making import finetuning
 from opticam_lite.making.finetuning import Schedule, finetune
 
@@ -40,10 +41,14 @@ def run(data: Path, out: Path, schedule: Schedule = SCHEDULE, **given: object) -
     return finetune("scenes_resnet", f"folders:{data}", out, schedule, **given)  # type: ignore[arg-type]
 
 
-def test_the_last_layer_then_all_against_a_plain_loop(data: Path, tmp_path: Path) -> None:
-    told: list[str] = []
-    out = run(data, tmp_path / "w.safetensors", tell=told.append)
-    assert len(told) == 4
+@pytest.fixture(scope="module")
+def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of an uninterrupted run."""
+    return run(data, tmp_path_factory.mktemp("out") / "w.safetensors")
+
+
+@pytest.mark.slow
+def test_the_last_layer_then_all_against_a_plain_loop(data: Path, out: Path) -> None:
     found = load_file(out)
 
     base = ol.load_model("scenes_resnet")
@@ -76,7 +81,7 @@ def test_the_last_layer_then_all_against_a_plain_loop(data: Path, tmp_path: Path
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
     assert any(not torch.equal(frozen[k], v) for k, v in found.items() if "conv1" in k)
 
-    log = pd.read_csv(tmp_path / "w.log.csv")
+    log = pd.read_csv(out.with_suffix(".log.csv"))
     assert log["layers"].tolist() == ["last", "last", "all", "all"]
     classifier = ol.load_model("scenes_resnet", checkpoint=out)
     assert classifier.labels == ["ill", "well"]
@@ -84,32 +89,58 @@ def test_the_last_layer_then_all_against_a_plain_loop(data: Path, tmp_path: Path
     images, targets = test.batch(range(4))
     right = (classifier.predict(images) == targets).double().mean()
     assert log["held_out_top1"].iloc[-1] == pytest.approx(100 * float(right))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    assert sorted(p.name for p in out.parent.iterdir()) == [
         *("w.classes.txt", "w.log.csv", "w.safetensors")
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [1, 2, 3])
 def test_a_killed_run_ends_as_an_uninterrupted_one(
-    data: Path, tmp_path: Path, killed_after: int
+    data: Path, out: Path, tmp_path: Path, killed_after: int
 ) -> None:
-    whole = load_file(run(data, tmp_path / "whole.safetensors"))
-    told: list[str] = []
+    whole, told = load_file(out), []
 
     def killed(line: str) -> None:
         told.append(line)
         if len(told) == killed_after:
             raise KeyboardInterrupt
 
-    out = tmp_path / "killed.safetensors"
+    own = tmp_path / "killed.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        run(data, out, tell=killed)
-    assert not out.exists()
+        run(data, own, tell=killed)
+    assert not own.exists()
     with pytest.raises(ValueError, match="is of a run with another network"):
-        run(data, out, Schedule(head_epochs=2, epochs=3))
-    again = load_file(run(data, out, tell=told.append))
+        run(data, own, Schedule(head_epochs=2, epochs=3))
+    again = load_file(run(data, own, tell=told.append))
     assert len(told) == 4
     assert all(torch.equal(again[k], v) for k, v in whole.items())
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_after_an_interruption(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "w.safetensors"
+    command = ["finetune", "--model", "scenes_resnet", "--data", f"folders:{data}"]
+    command += ["--out", str(out), "--head-epochs", "1", "--epochs", "1", "--batch-size", "4"]
+    with monkeypatch.context() as patched:
+
+        def interrupted(*_: object) -> float:
+            raise KeyboardInterrupt
+
+        patched.setattr(finetuning, "_accuracy", interrupted)
+        assert main(command) == 130
+    assert "goes on where it stopped" in capsys.readouterr().err
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip() == str(out)
+    assert [line.split(", ")[1] for line in shown.err.splitlines()] == ["layers last", "layers all"]
+    assert main([*command, "--momentum", "1"]) == 2
+    assert "momentum is 1.0; a number from 0 to below 1 is needed" in capsys.readouterr().err
 
 
 def test_a_broken_image_is_left_out(data: Path, tmp_path: Path) -> None:
@@ -135,6 +166,9 @@ def test_what_can_not_be_fine_tuned_is_refused(data: Path, tmp_path: Path) -> No
         run(one, out)
     with pytest.raises(ValueError, match=r"ends with \.safetensors"):
         run(data, tmp_path / "w.pt")
+    for wrong in ({"head_epochs": -1}, {"batch_size": 1}, {"rate": float("nan")}, {"seed": 0.5}):
+        with pytest.raises(ValueError, match=rf"{next(iter(wrong))} is .* is needed"):
+            Schedule(**wrong)
     with pytest.raises(ValueError, match=r"does not end in a linear layer but in .*Conv2d"):
         finetuning._replaced_head(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()), 2, 0)
     assert not out.exists()

@@ -87,8 +87,8 @@ def test_limits_of_the_similarities() -> None:
     ("kind", "expected"),
     [
         ("scenes_resnet", ["fc", "layer4", "layer3", "layer2", "layer1"]),
-        ("scenes_vgg", ["features.17", "features.11", "features.8", "features.4", "features.0"]),
-        ("scenes_vit", ["head", "norm", "blocks.3", "blocks.2", "blocks.1"]),
+        ("scenes_vgg", ["features.20", "features.16", "features.9", "features.4", "features.0"]),
+        ("scenes_vit", ["norm", "blocks.2", "blocks.0", "patch_embed", ""]),
     ],
 )
 def test_which_layers_become_random(kind: str, expected: list[str]) -> None:
