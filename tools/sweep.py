@@ -85,8 +85,9 @@ networks, with torchcam {torchcam} for {theirs}, and with grad-cam {gradcam} for
 
 ## All networks
 
-*Attention*: raw attention, rollout and TIBAV, or why not; – for a network that is none of timm's VisionTransformer,
-Eva, Beit and VisionTransformerRelPos and of torchvision's VisionTransformer. *s*: seconds to load, cut and explain.
+*Attention*: raw attention, rollout and TIBAV, or why not; – for a network that is none of timm's
+VisionTransformer, Eva, Beit and VisionTransformerRelPos and torchvision's VisionTransformer.
+*s*: seconds to load, cut and explain.
 
 | network | default layer | maps | depth | difference | Grad-CAM | s | attention |
 |---|---|---|---|---|---|---|---|
