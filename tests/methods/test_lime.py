@@ -12,6 +12,7 @@ from skimage.segmentation import quickshift
 from torch import Tensor, nn
 
 import opticam_lite as ol
+from opticam_lite.methods import lime
 
 
 def reference_lime(
@@ -126,6 +127,12 @@ def test_lime_finds_the_patch_that_counts() -> None:
     assert (masks[:, :, :16, :16] == 1).float().mean() > 0.95
     masks[:, :, :16, :16] = 0
     assert (masks < 0.1).float().mean() > 0.99
+
+
+def test_the_superpixels_are_quickshift_s() -> None:
+    """Kernel of 4 pixels, links of at most 200, a ratio of 0.2."""
+    options = lime._quickshift(3).keywords
+    assert options == {"kernel_size": 4, "max_dist": 200, "ratio": 0.2, "rng": 3}
 
 
 def test_an_image_of_one_colour_has_no_superpixel_that_counts() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import opticam_lite as ol
+from opticam_lite.methods.opti_cam_fast import _deviation
 from opticam_lite.network import Quick
 
 
@@ -47,6 +48,24 @@ def test_equals_its_definition(kind: str, passes: int, images: Tensor, targets: 
     for x, c, mask in zip(images, targets.tolist(), masks, strict=True):
         expected = reference_opti_cam_fast(classifier, x, c, passes)
         torch.testing.assert_close(mask, expected, rtol=0, atol=2e-3)
+
+
+def test_of_a_multi_label_network_the_objective_is_the_logit(
+    images: Tensor, targets: Tensor
+) -> None:
+    """It is the class's own log-odds."""
+    softmax = make_classifier("cnn")
+    arguments = softmax.rebuild_arguments() | {"activation": "sigmoid"}
+    classifier, steps = ol.Classifier(**arguments), []
+    ol.explain("opti-cam-fast", classifier, images, targets, passes=3, callback=steps.append)
+    for step in steps:
+        y = classifier.logits(images * step.masks()).gather(1, targets[:, None])[:, 0]
+        torch.testing.assert_close(step.objective, y, rtol=1e-4, atol=1e-5)
+
+
+def test_a_channel_is_compared_with_others_of_its_image() -> None:
+    A = torch.rand(2, 3, 4, 4) * torch.tensor([1.0, 1e8])[:, None, None, None]
+    assert _deviation(A).isfinite().all()
 
 
 def test_flat_maps_and_a_dead_channel() -> None:
