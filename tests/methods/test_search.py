@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_classifier
 from torch import Tensor
 
 from opticam_lite.methods import Step
-from opticam_lite.methods.search import search
+from opticam_lite.methods.search import search, select
 
 
 def follow(F: Tensor, steps: int, **options: Any) -> tuple[Tensor, list[Step], Tensor]:
@@ -103,3 +104,10 @@ def test_an_exception_of_the_callback_ends_the_search() -> None:
             torch.zeros(1, 1), lambda t: (t.view(1, 1, 1, 1), t[:, 0], t[:, 0]), lambda g: None,
             start=torch.zeros(1, 1, 1, 1), steps=2, to_masks=lambda S: S, callback=cancel,
         )  # fmt: skip
+
+
+def test_the_margin_is_over_the_largest_other_logit() -> None:
+    """Also where that is negative."""
+    y = torch.tensor([[3.0, -1.0, -2.0], [-4.0, -1.0, -2.0]])
+    found = select(make_classifier("cnn"), y, torch.tensor([0, 2]), "margin")
+    assert found.tolist() == [4, -1]
