@@ -142,9 +142,9 @@ def size_in_torchvision(name: str) -> int:
 
 
 def headless(name: str) -> bool:
-    """Whether timm has a network without a classifier."""
+    """Whether timm has a network without a classifier, by what `load_model` goes by."""
     config = timm.get_pretrained_cfg(name)
-    return config is not None and config.num_classes == 0
+    return config is not None and config.num_classes % 128 == 0
 
 
 # ------------------------------------------------------------------- one network, in its process

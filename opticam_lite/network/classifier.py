@@ -143,12 +143,12 @@ class Classifier:
         )
         self.network = _own(network, copy).eval().requires_grad_(False)
         self.network.to(self.device, torch.float32)
-        self._traced = opened(self.network, self.size, layer)
+        self._cuttable = opened(self.network, self.size, layer)
         # Of the whole network, whatever the layer: None if it is not traced.
-        self._graph = self._traced.graph if isinstance(self._traced, Traced) else None
+        self._graph = self._cuttable.graph if isinstance(self._cuttable, Traced) else None
         self._copies: dict[torch.dtype, QuickCopy | None] = {}  # shared by all cuts
         self._copying = threading.Lock()  # two threads make one copy
-        self.classes: int = self._traced.classes
+        self.classes: int = self._cuttable.classes
         if self.classes == 1 and activation == "softmax":
             raise ValueError(
                 f"{self.name} gives one logit, and the probability of a single class is always 1 "
@@ -163,7 +163,7 @@ class Classifier:
                 f"{len(self.labels)} labels were given for a network of {self.classes} classes; "
                 "pass one for each logit, in order"
             )
-        self._cut_at(layer or self._traced.default_layer())
+        self._cut_at(layer or self._cuttable.default_layer())
         self._told: list[str] = []  # a warning of the size, shared by all cuts
         if size is None:
             self._check_assumed_size()
@@ -171,16 +171,16 @@ class Classifier:
     @property
     def default_layer(self) -> str:
         """The layer that is explained where none is named."""
-        return self._traced.default_layer()
+        return self._cuttable.default_layer()
 
     @property
     def reads_maps(self) -> bool:
         """Whether the logits depend on the layer's maps, not only on its prefix tokens."""
-        return self._traced.reads(self.layer)
+        return self._cuttable.reads(self.layer)
 
     def _cut_at(self, layer: str) -> None:
-        self._traced = reaching(self._traced, layer)
-        self._cut = self._traced.cut(layer)
+        self._cuttable = reaching(self._cuttable, layer)
+        self._cut = self._cuttable.cut(layer)
         self._memory: _Memory | None = None
         self.layer = layer
 
@@ -190,7 +190,7 @@ class Classifier:
 
         See `network.transformer`; the logits of the parts were compared with the network's.
         """
-        return self._traced.transformer
+        return self._cuttable.transformer
 
     @property
     def feature_layout(self) -> FeatureLayout:
@@ -208,17 +208,17 @@ class Classifier:
 
         Of a network that can't be traced: which module is called after which.
         """
-        return str(self._traced.graph)
+        return str(self._cuttable.graph)
 
     @property
     def layers(self) -> list[str]:
         """The layers that can be explained, in forward order."""
-        return list(self._traced.layers)
+        return list(self._cuttable.layers)
 
     def layer_shape(self, layer: str | None = None) -> tuple[int, int, int]:
         """Channels, height and width of a layer's feature maps for an image of `size`."""
         layer = self.layer if layer is None else layer
-        return reaching(self._traced, layer).shape(layer)
+        return reaching(self._cuttable, layer).shape(layer)
 
     def at(self, layer: str) -> Classifier:
         """Return the same network cut at another layer; nothing is copied.
@@ -245,7 +245,7 @@ class Classifier:
             ValueError: If the precision is not one of these, or the network fails in it.
         """
         # In a very small network the conversions cost as much time as the multiplications save.
-        small = self._traced.values < 1_000_000
+        small = self._cuttable.values < 1_000_000
         dtype = dtype_of("float32" if precision == "auto" and small else precision, self.device)
         with self._copying:
             if dtype not in self._copies:
@@ -269,7 +269,7 @@ class Classifier:
         x = self.normalised(torch.rand(2, 3, *self.size, generator=generator))
         described = isinstance(self.transformer, Transformer)
         try:
-            last = self._traced.channels_last
+            last = self._cuttable.channels_last
             copied = QuickCopy(
                 self.network, self._graph, dtype, transformer=described, channels_last=last
             )
@@ -414,9 +414,9 @@ class Classifier:
             free, budget = torch.cuda.mem_get_info(self.device)[0], 2**25
         else:
             free, budget = psutil.virtual_memory().available, 2**22
-        most = min(64, max(8, int(budget / (self._traced.largest(layer) * area))))
+        most = min(64, max(8, int(budget / (self._cuttable.largest(layer) * area))))
         # The backward pass needs all activations and their gradients.
-        bytes_each = 2 * 4 * self._traced.values * area
+        bytes_each = 2 * 4 * self._cuttable.values * area
         return max(1, min(most, int(free / 4 / bytes_each)))
 
     def check_images(self, images: Tensor) -> Tensor:
@@ -539,7 +539,7 @@ class Classifier:
             return y
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        return lay_out(x, self._traced.channels_last)
+        return lay_out(x, self._cuttable.channels_last)
 
     def __repr__(self) -> str:
         k, h, w = self.layer_shape()

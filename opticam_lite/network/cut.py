@@ -160,7 +160,8 @@ def _attempt(network: nn.Module, buffers: bool) -> tuple[fx.Graph | None, dict[s
         except Exception as error:
             kind = type(network.get_submodule(tracer.failed)).__name__
             where = f"{tracer.failed!r} ({kind})" if tracer.failed else f"the forward of {kind}"
-            reason = " ".join(str(error).split()) or type(error).__name__
+            # The first sentence: torch.fx adds where to read about it.
+            reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
             if tracer.failed in whole:  # this is no way around it
                 tracer.failed = ""
             whole[tracer.failed] = f"{where}: {reason}"
@@ -230,10 +231,12 @@ class Cuttable(ABC):
                     "another size, and wrap it if it expects other channels"
                 ) from error
             if not isinstance(expected, Tensor) or expected.ndim != 2:
-                found = tuple(expected.shape) if isinstance(expected, Tensor) else type(expected)
+                kind = f"a {type(expected).__name__}"
+                found = tuple(expected.shape) if isinstance(expected, Tensor) else kind
                 raise CutError(
                     f"{type(network).__name__} must return logits of shape (N, classes), not "
-                    f"{found}; wrap it in a module that returns them alone, such as output[0]"
+                    f"{found}; wrap it in a module that returns them alone, such as output[0] or "
+                    "output['out']"
                 )
             if not expected.isfinite().all():
                 raise CutError(
@@ -246,7 +249,8 @@ class Cuttable(ABC):
                     "softmax would be taken again; leave out its last softmax, or wrap it in a "
                     "module that returns output.clamp(min=1e-30).log()"
                 )
-            inside = expected.amin() >= 0 and expected.amax() <= 1
+            # All are 0 if the last layer is before training, and no sigmoid gives 0.
+            inside = expected.amin() >= 0 and 0 < expected.amax() <= 1
             if inside and ends_in_probabilities(lambda x: logits_of(network(x)), self._input()):
                 raise CutError(
                     f"{type(network).__name__} returns probabilities (each in [0, 1]), not logits; "

@@ -162,7 +162,7 @@ class Finder:
         seen, nearest = {node}, [node]
         while nearest:
             for n in nearest:
-                told = [self._made_last(n), *(self._read_last(user) for user in n.users)]
+                told = [self._told(n, True), *(self._told(user, False) for user in n.users)]
                 if (answer := next((t for t in told if t is not None), None)) is not None:
                     return answer
             around = [x for n in nearest for x in n.all_input_nodes if self._keeps_shape(n, x)]
@@ -180,14 +180,10 @@ class Finder:
             and set(_order(node)) in ({1, 2}, {-2, -3})
         )
 
-    def _made_last(self, node: fx.Node) -> bool | None:
+    def _told(self, node: fx.Node, made: bool) -> bool | None:
+        """Whether the channels of what an operation made, or else reads, are the last dimension."""
         if node.target == "permute":
-            return {(0, 2, 3, 1): True, (0, 3, 1, 2): False}.get(_order(node))
-        return self._works_last(node)
-
-    def _read_last(self, node: fx.Node) -> bool | None:
-        if node.target == "permute":
-            return {(0, 2, 3, 1): False, (0, 3, 1, 2): True}.get(_order(node))
+            return {(0, 2, 3, 1): made, (0, 3, 1, 2): not made}.get(_order(node))
         return self._works_last(node)
 
     def _works_last(self, node: fx.Node) -> bool | None:

@@ -188,6 +188,17 @@ def test_outputs_that_are_probabilities_are_refused(end: object, activation: str
             ol.Classifier(Ends(torch.sigmoid, classes), "body.4", size=32, activation="sigmoid")
 
 
+def test_a_last_layer_of_zeros_costs_no_further_run() -> None:
+    network = cnn()
+    nn.init.zeros_(network[-1].weight)
+    nn.init.zeros_(network[-1].bias)
+    runs = []
+    network[0].register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    ol.Classifier(network, "4", size=32, device="cpu", copy=False)
+    assert runs
+    assert not any(runs)  # the search for a last sigmoid needs gradients
+
+
 def test_logits_that_happen_to_lie_in_the_range_are_not(images: Tensor) -> None:
     network = cnn(2)
     network[-1].weight.data *= 1e-3

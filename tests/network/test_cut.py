@@ -288,8 +288,8 @@ class MadeWithin(nn.Module):
 def test_modules_made_within_and_buffers_are_traced(inside: bool, images: torch.Tensor) -> None:
     network = nn.Sequential(MadeWithin()) if inside else MadeWithin()
     classifier = ol.Classifier(network, size=32, device="cpu")
-    assert isinstance(classifier._traced, Traced)
-    assert not classifier._traced.taken_whole
+    assert isinstance(classifier._cuttable, Traced)
+    assert not classifier._cuttable.taken_whole
     names = ["0.conv1", "0.conv2"] if inside else ["conv1", "conv2"]
     assert [name for name in names if name in classifier.layers] == names
     for layer in classifier.layers:
@@ -347,7 +347,7 @@ def test_a_trunk_and_a_head_always_work(trunk: Any, images: torch.Tensor) -> Non
     torch.manual_seed(0)
     network = nn.Sequential(trunk(), Head()).eval()
     classifier = ol.Classifier(network, "0", size=32, device="cpu")
-    assert isinstance(classifier._traced, Traced)  # so a head does not run the trunk
+    assert isinstance(classifier._cuttable, Traced)  # so a head does not run the trunk
     logits = classifier.head(*classifier.split(images))
     torch.testing.assert_close(logits, network(images))
     assert ol.explain("ablation-cam", classifier, images).any()
@@ -542,7 +542,7 @@ def test_channels_are_no_positions() -> None:
 
 
 def layouts(network: nn.Module, size: int | tuple[int, int]) -> dict[str, str]:
-    found = ol.Classifier(network, size=size, device="cpu")._traced.layers
+    found = ol.Classifier(network, size=size, device="cpu")._cuttable.layers
     return {layer: layout.kind for layer, (_, layout) in found.items()}
 
 

@@ -232,7 +232,7 @@ def test_the_copy_is_made_once_and_shared_by_all_cuts() -> None:
 
 def test_images_at_once_follow_layers_and_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = make_classifier("cnn")
-    traced = classifier._traced
+    traced = classifier._cuttable
 
     def free(number: float) -> None:
         memory = type("Memory", (), {"available": number})

@@ -38,8 +38,8 @@ def test_masks_are_those_of_the_same_network_traced(
     """The independent reference: the network without the statement that stops the trace."""
     traced = ol.Classifier(build(), layer, size=size, device="cpu")
     rerun = ol.Classifier(Sized(build()), f"network.{layer}", size=size, device="cpu")
-    assert isinstance(traced._traced, Traced)
-    assert isinstance(rerun._traced, Rerun)
+    assert isinstance(traced._cuttable, Traced)
+    assert isinstance(rerun._cuttable, Rerun)
     assert rerun.reads_maps == traced.reads_maps
     torch.testing.assert_close(rerun.features(images), traced.features(images), rtol=0, atol=1e-6)
     for method, options in OPTIONS.items():
@@ -170,7 +170,7 @@ class Attending(nn.Module):
 
 def test_an_attention_is_no_map() -> None:
     classifier = ol.Classifier(Attending(), size=32, device="cpu")
-    assert isinstance(classifier._traced, Rerun)
+    assert isinstance(classifier._cuttable, Rerun)
     assert classifier.layers == ["patches", "norm"]
     assert classifier.layer == "norm"
     assert classifier.reads_maps
@@ -196,10 +196,10 @@ def test_a_layer_within_what_is_taken_whole(images: Tensor) -> None:
     network = nn.Sequential(*layers, nn.Linear(4, 400), nn.Linear(400, 5)).eval()
     classifier = ol.Classifier(network, size=32, device="cpu")
     assert classifier.layer == "1"
-    assert isinstance(classifier._traced, Traced)
+    assert isinstance(classifier._cuttable, Traced)
     inside = classifier.at("1.conv")
-    assert isinstance(inside._traced, Rerun)
-    assert isinstance(classifier._traced, Traced)
+    assert isinstance(inside._cuttable, Rerun)
+    assert isinstance(classifier._cuttable, Traced)
     assert inside.layer_shape() == classifier.layer_shape("1.conv") == (4, 28, 28)
     torch.testing.assert_close(inside.head(*inside.split(images)), network(images))
     assert inside.quick("float32")._network is classifier.quick("float32")._network
@@ -294,3 +294,21 @@ def test_what_works_in_neither_way_says_why_and_where(layer: str | None) -> None
     )
     with pytest.raises(CutError, match=message):
         ol.Classifier(network, layer, size=32)
+
+
+class _OneByOne(nn.Module):
+    def __init__(self, returned: type) -> None:
+        super().__init__()
+        self.network, self.returned = cnn(), returned
+
+    def forward(self, images: torch.Tensor) -> object:
+        y = torch.cat([self.network(image[None]) for image in images])
+        return y if self.returned is torch.Tensor else self.returned(out=y)
+
+
+def test_errors_are_one_sentence() -> None:
+    with pytest.raises(CutError) as info:
+        ol.Classifier(_OneByOne(torch.Tensor), size=32, device="cpu")
+    assert "(the forward of _OneByOne: Proxy object cannot be iterated); none of" in str(info.value)
+    with pytest.raises(CutError, match=r"not a dict; wrap it in .* output\['out'\]"):
+        ol.Classifier(_OneByOne(dict), size=32, device="cpu")
