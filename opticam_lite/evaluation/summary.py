@@ -137,7 +137,7 @@ def _in_common(frame: pd.DataFrame, index: list[str]) -> pd.DataFrame:
         names = (" ".join(key if isinstance(key, tuple) else (key,)) for key in more.index)
         told = ", ".join(f"{name} {count}" for name, count in zip(names, more, strict=True))
         warnings.warn(
-            f"the table compares the {n} images that all methods have; images left out: {told} "
+            f"the table compares the images that all methods have ({n}); images left out: {told} "
             "(common=False averages each method over its own images)",
             stacklevel=3,
         )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+from ..evaluation.settings import PACKAGES, version
 from ..evaluation.summary import ERRORS
 from ..text import page, plain
 from .subject import Subject
@@ -156,14 +155,9 @@ def settings_table(subject: Subject) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that figures may depend on, and the number of threads."""
-    packages = ("opticam-lite", "torch", "torchvision", "timm", "numpy", "pillow")
-    found = dict.fromkeys(packages, "not installed")  # such as this one, run from its sources
-    for name in packages:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
     return {
         "python": platform.python_version(),
-        **found,
+        **{name: version(name) for name in (*PACKAGES, "numpy")},
         "platform": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
     }

@@ -117,6 +117,13 @@ def test_a_failing_cell_leaves_the_page_with_the_error_marked(tmp_path):
     assert outputs == []
 
 
+def test_markup_in_markdown_keeps_its_text(tmp_path):
+    text = nbformat.v4.new_markdown_cell("| layer | <code>layer4.1</code>: 7 <small>maps</small> |")
+    runner.write_html(nbformat.v4.new_notebook(cells=[text]), tmp_path / "page.html")
+    shown = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<code>layer4.1</code>: 7 <small>maps</small>" in shown
+
+
 def test_a_widget_leaves_no_text_on_the_page(tmp_path):
     source = "import ipywidgets as w\ndisplay(w.IntProgress(value=7))\nprint('twenty-' + 'one')"
     assert runner.run({}, tmp_path, notebook=write_notebook(tmp_path / "n.ipynb", source)) == []
