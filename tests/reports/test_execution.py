@@ -82,7 +82,9 @@ def test_the_page_shows_the_metrics_that_the_file_holds(made):
         *("cam", "grad-cam", "opti-cam", "fake-cam")
     ]
     for row in metrics["methods"]:
-        measured = [float(figure) for figure in page.row(tables.title(row["method"]))[:3]]
+        shown = [cell.split() for cell in page.row(tables.title(row["method"]))[:3]]
+        measured = [float(figure) for figure, _ in shown]
+        assert all(interval.count("–") == 1 for _, interval in shown)
         assert measured == pytest.approx([row["AD"], row["AG"], row["AI"]], abs=0.051)
         assert row["n"] == 4
         assert row["seconds"] >= 0
