@@ -2,6 +2,7 @@
 
 python -m opticam_lite evaluate --model resnet50 --data imagenet:PATH --methods all --out FOLDER
 python -m opticam_lite summarize FOLDER
+python -m opticam_lite finetune --model resnet50 --data chest-xray:PATH --out weights.safetensors
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ast
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from .datasets import load_dataset, of_known_classes
 from .evaluation import evaluate, read, summarize
 from .evaluation.run import lacks
 from .evaluation.summary import in_words
+from .making.finetuning import Schedule, finetune
 from .methods import METHODS, applicable
 from .metrics import METRICS
 from .models import check_model_name, load_model
@@ -76,6 +79,22 @@ def parser() -> argparse.ArgumentParser:
         help="average each method over its own images, not over those that all have",
     )
     table.add_argument("--csv", type=_path, help="write the table to this file, too")
+    train = commands.add_parser(
+        "finetune",
+        help="fine-tune a network for other classes",
+        description="Fine-tune a network: the last layer, then all (the paper's Appendix E.2). "
+        "Called again after an interruption, it goes on.",
+    )
+    add = train.add_argument
+    add("--model", required=True, help="name of a network, such as resnet50")
+    add("--data", required=True, help="chest-xray:PATH, kvasir:PATH or folders:PATH")
+    add("--out", required=True, type=_path, help="file of weights to write, .safetensors")
+    add("--checkpoint", type=_path, help="file of weights to start from")
+    add("--weights", default="hub", help="hub or random, without a checkpoint [hub]")
+    add("--device", default="auto", help="auto, cpu, cuda, … [auto]")
+    for of in fields(Schedule):
+        name, kind = f"--{of.name.replace('_', '-')}", type(of.default)
+        add(name, type=kind, default=of.default, help=f"{of.metadata['help']} [{of.default}]")
     return whole
 
 
@@ -99,6 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda message, *_: _tell(str(message))
             given = parser().parse_args(arguments)
+            if given.command == "finetune":
+                _finetune(given)
+                return 0
             methods = _evaluate(given) if given.command == "evaluate" else given.methods
             common = given.command == "evaluate" or not given.all_images
             table = summarize(given.out, errors=True, methods=methods, common=common)
@@ -116,6 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(str(error))
         return 1
     return 0
+
+
+def _finetune(given: argparse.Namespace) -> None:
+    schedule = Schedule(**{of.name: getattr(given, of.name) for of in fields(Schedule)})
+    how = {name: getattr(given, name) for name in ("checkpoint", "weights", "device")}
+    check_model_name(given.model)
+    finetune(given.model, given.data, given.out, schedule, tell=_tell, **how)
+    sys.stdout.write(f"{plain(str(given.out))}\n")
 
 
 def _evaluate(given: argparse.Namespace) -> list[str]:

@@ -12,6 +12,7 @@ Where torchcam can be imported (`pip install --no-deps torchcam`), it gets the p
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import signal
@@ -84,7 +85,9 @@ networks, with torchcam {torchcam} for {theirs}, and with grad-cam {gradcam} for
 
 ## All networks
 
-*Attention*: raw attention, rollout and TIBAV, or why not. *s*: seconds to load, cut and explain.
+*Attention*: raw attention, rollout and TIBAV, or why not; – for a network that is none of timm's
+VisionTransformer, Eva, Beit and VisionTransformerRelPos and torchvision's VisionTransformer.
+*s*: seconds to load, cut and explain.
 
 | network | default layer | maps | depth | difference | Grad-CAM | s | attention |
 |---|---|---|---|---|---|---|---|
@@ -149,21 +152,26 @@ def headless(name: str) -> bool:
 
 def load(name: str) -> ol.Classifier:
     """Load a network; one that timm has without a classifier is given one of ten classes."""
-    bare = name.removeprefix("timm/")
-    if bare == name or not headless(bare):
+    try:
         return ol.load_model(name, weights="random", device="cpu")
+    except ValueError as error:
+        if "has no classifier" not in str(error):
+            raise
+    bare = name.removeprefix("timm/")
     network = timm.create_model(bare, num_classes=10)
     size = timm.data.resolve_data_config(model=network)["input_size"][1:]
     return ol.Classifier(network, size=size, device="cpu", name=bare)
 
 
 @torch.no_grad()
-def stir(network: nn.Module) -> None:
+def stirred(classifier: ol.Classifier) -> ol.Classifier:
     """Let no branch be silent: some gains, biases and heads are 0, or nearly, before training."""
-    random = torch.Generator().manual_seed(1)
+    network, random = copy.deepcopy(classifier.network), torch.Generator().manual_seed(1)
     for p in network.parameters():
         if p.numel() > 1 and p.is_floating_point() and p.max() - p.min() < 1e-3:
             p += 0.1 * torch.randn(p.shape, generator=random)
+    network.train().eval()  # biases that are kept from the run before are made anew
+    return classifier.with_network(network)
 
 
 @torch.no_grad()
@@ -188,8 +196,7 @@ def depths(network: nn.Module, x: Tensor) -> dict[str, float]:
 
 def look(name: str) -> dict[str, Any]:
     """Try a network: what the page says of it."""
-    classifier = load(name)
-    stir(classifier.network)
+    classifier = stirred(load(name))
     random = torch.Generator().manual_seed(0)
     coarse, fine = (torch.rand(2, 3, *size, generator=random) for size in ((7, 7), classifier.size))
     images = 0.7 * nn.functional.interpolate(coarse, classifier.size, mode="bilinear") + 0.3 * fine
@@ -293,6 +300,7 @@ def write(rows: list[dict[str, Any]]) -> None:
         whys = [f"{m}: {why}" for m, why in row["attention"].items() if why]
         if len(set(row["attention"].values())) == 1:
             whys = [row["attention"]["rollout"] or "yes"]
+            whys = ["–" if "and attention is read from" in why else why for why in whys]
         table.append(
             f"| {row['network']} | `{row['layer']}` | {k}×{h}×{w} | {row['depth']:.0%} | "
             f"{row['difference']:.1g} | {'flat' if row['flat'] else 'yes'} | "

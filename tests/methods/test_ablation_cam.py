@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -146,6 +149,23 @@ def test_no_rounding_is_taken_for_a_weight() -> None:
     assert targets is not None
     with torch.no_grad():
         assert not METHODS["ablation-cam"].function(classifier, images, targets).any()
+
+
+@pytest.mark.parametrize(("change", "counts"), [(5e-7, False), (5e-6, True)])
+def test_what_counts_as_rounding(
+    change: float, counts: bool, images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of the logit by less than a millionth of the largest."""
+
+    def ablation(classifier: ol.Classifier, maps: Tensor, rest: Any) -> Callable[[Tensor], Tensor]:
+        y = classifier.head(maps, rest)
+        largest = y.abs().amax()
+        return lambda k: y - change * largest * (k[:, None] % 2)
+
+    monkeypatch.setattr("opticam_lite.methods.ablation_cam.ablation", ablation)
+    with torch.no_grad():
+        found = METHODS["ablation-cam"].function(make_classifier("cnn"), images, targets)
+    assert bool(found.any()) == counts
 
 
 class Branched(nn.Module):

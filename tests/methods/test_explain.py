@@ -86,6 +86,30 @@ def test_a_file_and_a_folder(tmp_path: Path) -> None:
         ol.explain("grad-cam", classifier, tmp_path / "nowhere")
 
 
+def test_images_that_can_not_be_read_have_a_mask_of_nan(tmp_path: Path) -> None:
+    classifier = make_classifier("cnn")
+    for i, image in enumerate(make_images(3)):
+        save_image(image, tmp_path / f"{i}.png")
+    expected = ol.explain("grad-cam", classifier, tmp_path)
+    (tmp_path / "0.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"^1 of 3 images can't be read, .*0\.png") as told:
+        masks = ol.explain("grad-cam", classifier, tmp_path, batch_size=1)
+    assert told[0].filename == __file__
+    assert masks[0].isnan().all()
+    torch.testing.assert_close(masks[1:], expected[1:], rtol=0, atol=1e-5)
+    for i in (1, 2):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(ol.ImageError, match=r"0\.png.*1\.png.*2\.png"):
+        ol.explain("grad-cam", classifier, tmp_path)
+
+
+def test_no_images_have_no_masks() -> None:
+    found = ol.explain(["cam", "opti-cam"], make_classifier("cnn"), torch.zeros(0, 3, 32, 40), [])
+    assert {name: tuple(m.shape) for name, m in found.items()} == {
+        **{"cam": (0, 1, 32, 40), "opti-cam": (0, 1, 32, 40)}
+    }
+
+
 class Bar:
     """Stands in for tqdm and keeps what it is told."""
 

@@ -399,6 +399,15 @@ def test_aopc_has_the_paper_s_ten_patches_of_14() -> None:
     assert torch.equal(usual.values, metrics.aopc(CNN, images, S, 0, patch=14, seed=0).values)
 
 
+@pytest.mark.parametrize("curve", [metrics.insertion, metrics.deletion, metrics.aopc])
+def test_the_seed_is_0(curve: Callable[..., metrics.Curves], images: Tensor) -> None:
+    """It orders pixels of equal saliency."""
+    flat = torch.ones(3, 1, 32, 32)
+    found = curve(CNN, images, flat, 0).values
+    assert torch.equal(found, curve(CNN, images, flat, 0, seed=0).values)
+    assert not torch.equal(found, curve(CNN, images, flat, 0, seed=1).values)
+
+
 def test_both_ends_of_a_curve_are_images_of_one_shape(images: Tensor) -> None:
     masks = torch.rand(3, 1, 32, 32)
     with pytest.raises(ValueError, match=r"start has shape .* and end .*; the same is needed"):

@@ -105,6 +105,9 @@ def test_tables_are_in_percent_but_for_two_metrics() -> None:
     assert list(expected) == ol.list_metrics()
     for name, values in expected.items():
         torch.testing.assert_close(metrics.METRICS[name].per_image(case), values)
+    # A class below the target is as wrong as one above it.
+    below = make_case(predicted=case.targets - 1)
+    assert metrics.METRICS["OM"].per_image(below).tolist() == [100] * 4
     ba = metrics.METRICS["BA"]
     torch.testing.assert_close(ba.detail(case), overlaps)
     assert ba.average(expected["BA"], overlaps) == metrics.average_box_accuracy(overlaps)
@@ -114,7 +117,9 @@ def test_tables_are_in_percent_but_for_two_metrics() -> None:
     torch.testing.assert_close(official[::2], expected["OM"][::2])
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (4, 1, 8), (4, 2, 8, 8), (4, 1, 8, 8, 1)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 8), (4, 0, 8, 8), (4, 1, 8), (4, 2, 8, 8), (4, 1, 8, 8, 1)]
+)
 def test_masks_have_one_channel(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"\(N, 1, H, W\) is needed"):
         check_masks(torch.zeros(shape))
