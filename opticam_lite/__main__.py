@@ -16,8 +16,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .datasets import Unlabelled, knows_classes, load_dataset
-from .evaluation import evaluate, summarize
+from .datasets import load_dataset, of_known_classes
+from .evaluation import evaluate, read, summarize
 from .evaluation.run import lacks
 from .evaluation.summary import in_words
 from .making.finetuning import Schedule, finetune
@@ -28,6 +28,8 @@ from .paths import given_path
 from .registry import check_seed, names_in
 from .stopping import stoppable
 from .text import plain
+
+MOST_TOLD = 20  # errors
 
 
 def parser() -> argparse.ArgumentParser:
@@ -113,13 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         with stoppable(), warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = lambda message, *_: _tell(str(message))
             given = parser().parse_args(arguments)
             if given.command == "finetune":
                 _finetune(given)
                 return 0
             methods = _evaluate(given) if given.command == "evaluate" else given.methods
-            warnings.simplefilter("always")
-            warnings.showwarning = lambda message, *_: _tell(str(message))
             common = given.command == "evaluate" or not given.all_images
             table = summarize(given.out, errors=True, methods=methods, common=common)
             if given.command == "summarize" and given.csv is not None:
@@ -165,12 +167,7 @@ def _evaluate(given: argparse.Namespace) -> list[str]:
     network = ("checkpoint", "layer", "device", "weights", "activation")
     classifier = load_model(given.model, **{name: getattr(given, name) for name in network})
     dataset = load_dataset(given.data, labels=given.labels, classifier=classifier)
-    if not knows_classes(classifier, dataset):
-        _tell(
-            f"{classifier.name} does not know the classes of {dataset.name}: the predicted classes "
-            "are explained"
-        )
-        dataset = Unlabelled(dataset)
+    dataset = of_known_classes(classifier, dataset)
     if "all" in methods:
         methods = _that_apply(applicable(classifier))
     if "all" in metrics:
@@ -186,7 +183,21 @@ def _evaluate(given: argparse.Namespace) -> list[str]:
         collect=False,
         **{name: getattr(given, name) for name in how},
     )
+    _tell_errors(given.out, methods)
     return methods
+
+
+def _tell_errors(out: Path, methods: Sequence[str]) -> None:
+    """Name the images that could not be measured, and those on which a method failed."""
+    rows = read(out, ["image"]).dropna(subset="error")
+    known = rows[rows["method"].isna() | rows["method"].isin(methods)]
+    of = (f" of {name}" if isinstance(name, str) else "" for name in known["method"])
+    named = zip(known["image"], of, known["error"], strict=True)
+    told = [f"{image} is left out{method}: {error}" for image, method, error in named]
+    for text in told[:MOST_TOLD]:
+        _tell(text)
+    if len(told) > MOST_TOLD:
+        _tell(f"{len(told) - MOST_TOLD} more are left out; the rows in {out} have their errors")
 
 
 def _that_apply(reasons: dict[str, str | None]) -> list[str]:

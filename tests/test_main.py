@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 import opticam_lite as ol
@@ -53,7 +54,7 @@ def test_the_last_table_is_of_the_methods_that_were_asked_for(
     parquet.write_table(rows.filter(kept), part)
     assert main(["summarize", out]) == 0
     shown = capsys.readouterr()
-    assert "compares the 1 images that all methods have; images left out: fake-cam 1" in shown.err
+    assert "compares the images that all methods have (1); images left out: fake-cam 1" in shown.err
     assert main(["summarize", out, "--all-images"]) == 0
     assert "left out" not in capsys.readouterr().err
 
@@ -124,6 +125,25 @@ def test_the_command_line_explains_predictions_of_a_network_with_other_classes(
     assert "the predicted classes are explained" in capsys.readouterr().err
     images, _ = ol.load_dataset("scenes").batch(choose(256, 3))
     assert read(tmp_path)["target"].tolist()[::3] == other.predict(images).tolist()
+
+
+def test_the_command_line_names_what_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (99, 99)).save(folder / "good.png")
+    (folder / "bad\n.png").write_bytes(b"no image")
+    (folder / "new.heic").write_bytes(b"no image either")
+    command = ["evaluate", "--model", "scenes_resnet", "--quiet", "--data", str(folder)]
+    assert main([*command, "--methods", "fake-cam", "--out", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert told[0] == (
+        "opticam_lite: photos: images of kinds that can't be read here are left out (1): new.heic; "
+        "convert them to JPEG or PNG"
+    )
+    assert told[1].startswith("opticam_lite: bad .png is left out: ImageError: ")
 
 
 def test_the_command_line_without_results(

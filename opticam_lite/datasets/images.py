@@ -166,7 +166,8 @@ def read_rgb(path: Path) -> Image.Image:
             # exif_transpose rotates the pixels by the orientation of the camera.
             image = _to_rgb(ImageOps.exif_transpose(opened), path, opened.format)
     except FileNotFoundError as error:
-        raise MissingImage(f"there is no image file at {path}; check the path") from error
+        link = ", which is a link that leads nowhere" if path.is_symlink() else ""
+        raise MissingImage(f"there is no image file at {path}{link}; check the path") from error
     except Exception as error:  # damaged files make Pillow raise nearly anything
         if isinstance(error, ImageError) or passes(error):
             raise

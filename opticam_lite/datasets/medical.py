@@ -46,7 +46,7 @@ def chest_xray(
         FileNotFoundError: If a folder is missing.
         ValueError: If a class folder is unknown, or there is no such split.
     """
-    _check_split(split, CHEST_SPLITS)
+    check_name("split", split, CHEST_SPLITS)
     root = _inside(path, "chest_xray", holds=split) / split
     files, labels = _classes(root, CHEST_CLASSES, classifier)
     return Files(f"chest-xray-{split}", root, files, labels, preprocessing(classifier))
@@ -74,7 +74,7 @@ def kvasir(
         FileNotFoundError: If a folder is missing.
         ValueError: If a class folder is unknown, or there is no such split.
     """
-    _check_split(split, KVASIR_SPLITS)
+    check_name("split", split, KVASIR_SPLITS)
     root = _inside(path, "kvasir-dataset-v2", "kvasir-dataset", holds=KVASIR_CLASSES[0])
     files, labels = _classes(root, KVASIR_CLASSES, classifier)
     shuffled = sorted(files, key=lambda f: hashlib.sha256(f"{seed} {f[0]}".encode()).digest())
@@ -87,10 +87,6 @@ def kvasir(
     first, second = round(len(order) * 6 / 8), round(len(order) * 7 / 8)
     part = {"train": order[:first], "val": order[first:second], "test": order[second:]}[split]
     return Files(f"kvasir-{split}", root, sorted(part), labels, preprocessing(classifier))
-
-
-def _check_split(split: str, splits: Sequence[str]) -> None:
-    check_name("split", split, splits)
 
 
 def _inside(path: str | Path, *names: str, holds: str) -> Path:

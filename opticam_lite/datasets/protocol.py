@@ -226,7 +226,7 @@ def unread_in_words(dataset: Dataset) -> str:
     """Return a sentence that counts and names the files of `unread`; "" without any."""
     names = list(dataset.unread)
     listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-    told = f"{len(names)} images of kinds that can't be read here are left out: {listed}"
+    told = f"images of kinds that can't be read here are left out ({len(names)}): {listed}"
     return f"{told}; convert them to JPEG or PNG" if names else ""
 
 

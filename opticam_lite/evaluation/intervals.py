@@ -50,7 +50,8 @@ def interval(values: Tensor, limits: tuple[float, float] | None = None) -> tuple
     ends = []
     for limit, end in zip(limits, ENDS, strict=True):
         joined = torch.cat([values, values.new_tensor([limit])])
-        ends.append((_weights(n + 1) @ joined).quantile(end).item())
+        # Rounding leads beyond the limits.
+        ends.append((_weights(n + 1) @ joined).quantile(end).clamp(*limits).item())
     return ends[0], ends[1]
 
 

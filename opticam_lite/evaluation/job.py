@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,14 +52,12 @@ class Task:
     Attributes:
         batch: Its number.
         wanted: Method → metrics.
-        broken: Positions of images that are known to be broken.
-        failed: Method → positions at which it is known to fail.
+        failed: Method → positions at which it is known to fail; None → those of broken images.
     """
 
     batch: int
     wanted: dict[str, list[str]]
-    broken: frozenset[int] = frozenset()
-    failed: dict[str, frozenset[int]] = field(default_factory=dict)
+    failed: dict[str | None, set[int]] = field(default_factory=lambda: defaultdict(set))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def load(job: Job, tasks: Iterable[Task]) -> Iterator[Batch]:
     waiting: deque[Batch] = deque()
     try:
         for task in tasks:
-            readable = [i for i in job.positions(task.batch) if i not in task.broken]
+            readable = [i for i in job.positions(task.batch) if i not in task.failed[None]]
             samples = start(partial(_sample, job), readable)
             waiting.append((task, zip(readable, samples, strict=True)))
             if len(waiting) > ahead:

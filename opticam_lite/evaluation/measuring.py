@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from ..datasets import Sample
+from ..datasets.images import passes
 from ..methods import explain
 from ..metrics import METRICS
 from ..metrics.registry import Case
 from ..network import Classifier
 from .digests import plain
 from .job import Job, Measured, Task
-from .loading import load, passes
+from .loading import load
 
 T = TypeVar("T")
 
@@ -150,8 +151,7 @@ def _measure_batch(
     for method, metrics in task.wanted.items():
         seconds, rows = 0.0, list[dict[str, Any]]()
         for group in groups:
-            known = task.failed.get(method, frozenset())
-            asked = {i: sample for i, sample in group.samples.items() if i not in known}
+            asked = {i: s for i, s in group.samples.items() if i not in task.failed[method]}
             part, failed = _spare(job, method, partial(group.measure, method, metrics), asked)
             took, measured = part or (0.0, [])
             seconds, rows = seconds + took, rows + failed + measured
@@ -170,43 +170,31 @@ def _spare(
     one. If not, network, method or options are wrong, and the error is raised.
     """
     who = method or "the network"
-    if not samples:
-        return None, []
-    try:
-        return work(samples), []
-    except Exception as error:
-        named = ", ".join(sample.id for sample in samples.values())
-        error.add_note(f"while {who} was measured on the images {named}")
-        if _ends_the_run(error):
-            raise
-        whole = error
-    errors = {i: e for i, sample in samples.items() if (e := _error_of(work, {i: sample}))}
+
+    def attempt(samples: dict[int, Sample]) -> tuple[T | None, Exception | None]:
+        try:
+            return (work(samples) if samples else None), None
+        except Exception as error:
+            named = ", ".join(sample.id for sample in samples.values())
+            error.add_note(f"while {who} was measured on the images {named}")
+            if isinstance(error, OSError) or passes(error):  # the disk or the memory, no image
+                raise
+            return None, error
+
+    result, whole = attempt(samples)
+    if whole is None:
+        return result, []
+    errors = {i: e for i, sample in samples.items() if (e := attempt({i: sample})[1])}
     kept = {i: sample for i, sample in samples.items() if i not in errors}
     grey = Sample("grey", torch.full((3, *job.classifier.size), 0.5), None)
-    if not errors or (not kept and _error_of(work, {-1: grey})):
+    if not errors or (not kept and attempt({-1: grey})[1]):
         raise whole
     rows = []
     for i, e in errors.items():
-        known = isinstance(e, _NotFiniteError)
-        text = f"{e}" if known else f"{who} raised {type(e).__name__}: {e}"
+        raised = "" if isinstance(e, _NotFiniteError) else f"{who} raised {type(e).__name__}: "
         about = {**_about(job, i), "image": samples[i].id, "method": method}
-        rows.append({**about, "error": " ".join(text.split())})
+        rows.append({**about, "error": " ".join(f"{raised}{e}".split())})
     return (work(kept) if kept else None), rows
-
-
-def _error_of(work: Callable[[dict[int, Sample]], Any], samples: dict[int, Sample]) -> Any:
-    """Return the error that work raises, None if it succeeds."""
-    try:
-        work(samples)
-    except Exception as error:
-        if _ends_the_run(error):
-            raise
-        return error
-
-
-def _ends_the_run(error: Exception) -> bool:
-    """Whether an error is no image's fault: the disk, the memory or the processor fails."""
-    return isinstance(error, OSError) or passes(error)
 
 
 def _check_finite(what: str, values: Tensor) -> None:

@@ -17,6 +17,7 @@ from ..datasets.protocol import check_readable
 from ..methods import METHODS
 from ..metrics import METRICS
 from ..network import Classifier, usual
+from ..paths import given_path
 from ..registry import check_name, check_seed, whole_number
 from . import store
 from .job import Job, Task
@@ -98,8 +99,7 @@ def evaluate(
             raise ValueError(f"{name} is {given}; it is for engine='ray', not {engine!r}")
     if not collect and out is None:
         raise ValueError("collect is False, and out names no folder; the rows would be lost")
-    if out is not None and not str(out).strip():
-        raise ValueError("out is empty; name a folder, or . for the current one")
+    out = None if out is None else given_path(out, "out")
     limit = None if limit is None else whole_number("limit", limit, 1)
     processes = None if processes is None else whole_number("processes", processes, 1)
     gpu = classifier.device.type == "cuda"
@@ -208,7 +208,7 @@ def _names(what: str, values: Iterable[str]) -> list[str]:
 def _plan(job: Job, rows: store.Memory) -> tuple[list[Task], dict[str, int]]:
     """Return what is left to measure, and for each method how many images are done."""
     table = rows.table(["position", "method", "metric", "error"])
-    measured, broken, failed = store.done(table, len(job.chosen), list(job.methods), job.metrics)
+    measured, failed = store.done(table, len(job.chosen), list(job.methods), job.metrics)
     tasks, done = [], dict.fromkeys(job.methods, 0)
     for batch in job.batches:
         positions = job.positions(batch)
@@ -221,22 +221,20 @@ def _plan(job: Job, rows: store.Memory) -> tuple[list[Task], dict[str, int]]:
         for method in job.methods:
             done[method] += 0 if method in wanted else len(positions)
         if wanted:
-            known = {
-                method: frozenset(i for i in positions if failed[i, m])
-                for m, method in enumerate(job.methods)
-            }
-            tasks.append(Task(batch, wanted, frozenset(i for i in positions if broken[i]), known))
+            known = {name: errors.keys() & {*positions} for name, errors in failed.items()}
+            tasks.append(Task(batch, wanted, known))
     return tasks, done
 
 
 def _check_some(job: Job, rows: store.Memory) -> None:
     """Raise ValueError for a method that fails on every image, or if every image is broken."""
-    errors = rows.table(["position", "method", "error"]).to_pandas().dropna(subset="error")
+    table = rows.table(["position", "method", "metric", "error"])
+    _, failed = store.done(table, len(job.chosen), list(job.methods), job.metrics)
     for method in job.methods:
-        own = errors[errors["method"].isna() | (errors["method"] == method)]
-        if own["position"].nunique() >= len(job.chosen):
-            what = "measured" if own["method"].isna().all() else f"measured with {method}"
+        errors = failed[None] | failed[method]
+        if len(errors) >= len(job.chosen):
+            by = f" with {method}" if failed[method] else ""
             raise ValueError(
-                f"none of the {len(job.chosen)} images of {job.dataset.name} can be {what}; the "
-                f"first says: {own['error'].iloc[0]}"
+                f"none of the {len(job.chosen)} images of {job.dataset.name} can be measured{by}; "
+                f"the first says: {next(iter(errors.values()))}"
             )

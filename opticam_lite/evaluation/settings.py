@@ -49,7 +49,7 @@ def describe(job: Job, device: str) -> dict[str, Any]:
         "precision": str(dtype_of("auto", classifier.device)).removeprefix("torch."),
         "code": code_digest(measure, type(classifier), type(job.dataset)),
         "python": ".".join(platform.python_version_tuple()[:2]),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: version(name).partition("+")[0] for name in PACKAGES},
         "codes": {
             "methods": {name: _code_of_method(name, own) for name, own in job.methods.items()},
             "metrics": {name: _code_of_metric(name) for name in job.metrics},
@@ -59,9 +59,10 @@ def describe(job: Job, device: str) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Return the version of a package."""
     try:
-        return importlib.metadata.version(package).partition("+")[0]
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # run from its sources
         return "not installed"
 

@@ -169,9 +169,7 @@ class Store(Memory):
         """Compare the settings with those of the folder, and return both together."""
         parts, held = _parts(self.folder), None
         if (self.folder / "settings.json").exists():
-            held = read_settings(
-                self.folder
-            )  # raises an error if `evaluate` has not written the file
+            held = read_settings(self.folder)
         elif parts:
             raise StoreError(
                 f"{self.folder} holds results without settings.json, so it can't be told what "
@@ -193,7 +191,8 @@ class Store(Memory):
         held["metrics"] = list(dict.fromkeys(held["metrics"] + self._settings["metrics"]))
         for kind, codes in self._settings["codes"].items():
             known = held["codes"][kind]
-            for name in with_rows & {n for n, code in codes.items() if known.get(n, code) != code}:
+            changed = (name for name, code in codes.items() if known.get(name, code) != code)
+            for name in filter(with_rows.__contains__, changed):
                 warnings.warn(
                     f"the code of {name} has changed since its rows in {self.folder} were "
                     "measured: they are measured again",
@@ -359,26 +358,27 @@ def to_frame(table: pa.Table, methods: Sequence[str], metrics: Sequence[str]) ->
 
 def done(
     table: pa.Table, images: int, methods: Sequence[str], metrics: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, dict[str | None, dict[int, str]]]:
     """Derive from the rows what has been measured.
 
     Returns:
         Bool `(images, methods, metrics)`: whether there is such a row, or nothing is left to do.
-        Bool `(images,)`: whether the image is known to be broken. Bool `(images, methods)`: whether
-        the method is known to fail on it.
+        Method → position → error, where the method is known to fail; None → that of broken images.
     """
-    position, error = table["position"].to_numpy(), table["error"].is_valid().to_numpy()
-    whole = error & table["method"].is_null().to_numpy()
+    errors = table.filter(table["error"].is_valid())
+    failed: dict[str | None, dict[int, str]] = {name: {} for name in (None, *methods)}
+    columns = (errors[name].to_pylist() for name in ("position", "method", "error"))
+    for position, name, error in zip(*columns, strict=True):
+        failed.setdefault(name, {})[position] = error
+    position = table["position"].to_numpy()
     method = _ranks(table["method"], methods).fill_null(-1).to_numpy()
     metric = _ranks(table["metric"], metrics).fill_null(-1).to_numpy()
-    broken, failed = np.zeros(images, bool), np.zeros((images, len(methods)), bool)
-    broken[position[whole]] = True
-    own = error & (method >= 0)
-    failed[position[own], method[own]] = True
     asked = (method >= 0) & (metric >= 0)
     measured = np.zeros((images, len(methods), len(metrics)), bool)
     measured[position[asked], method[asked], metric[asked]] = True
-    return measured | (failed | broken[:, None])[:, :, None], broken, failed
+    for m, name in enumerate(methods):
+        measured[[*failed[None], *failed[name]], m] = True
+    return measured, failed
 
 
 def _ranks(names: pa.ChunkedArray, order: Sequence[str]) -> pa.ChunkedArray:

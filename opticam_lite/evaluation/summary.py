@@ -95,18 +95,19 @@ def summarize(
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what `summarize(…, errors=True)` returned as text: a cell holds value and interval.
+    """Return a table with intervals as text: a cell holds value and interval.
 
     An asterisk marks the best of a column, where it is surely better than the others.
     """
-    text = table.copy()
-    for metric in [c.removesuffix(" low") for c in table.columns if str(c).endswith(" low")]:
-        value, low, high, best = (table[f"{metric}{of}"] for of in ("", " low", " high", " best"))
-        cells = zip(value, low, high, best, strict=True)
-        text[metric] = [
-            f"{v:.2f} [{a:.1f}, {b:.1f}]{'*' if sure else ''}" for v, a, b, sure in cells
-        ]
-        text = text.drop(columns=[f"{metric}{of}" for of in ERRORS])
+    text = table.drop(columns=[c for c in table.columns if str(c).endswith(ERRORS)])
+    for metric in [c for c in text.columns if f"{c} low" in table]:
+        value, low, high = (table[f"{metric}{of}"] for of in ("", " low", " high"))
+        best = table.get(f"{metric} best", pd.Series(False, table.index))
+        cells = (
+            f"{v:.2f} [{a:.1f}, {b:.1f}]{'*' if sure else ''}"
+            for v, a, b, sure in zip(value, low, high, best, strict=True)
+        )
+        text[metric] = [c.replace(" [nan, nan]", "").replace("nan", "–") for c in cells]
     return text.round(3)
 
 
@@ -137,7 +138,7 @@ def _in_common(frame: pd.DataFrame, index: list[str]) -> pd.DataFrame:
         names = (" ".join(key if isinstance(key, tuple) else (key,)) for key in more.index)
         told = ", ".join(f"{name} {count}" for name, count in zip(names, more, strict=True))
         warnings.warn(
-            f"the table compares the {n} images that all methods have; images left out: {told} "
+            f"the table compares the images that all methods have ({n}); images left out: {told} "
             "(common=False averages each method over its own images)",
             stacklevel=3,
         )

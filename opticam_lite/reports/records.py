@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from ..evaluation.summary import ERRORS
+from ..evaluation.settings import PACKAGES, version
+from ..evaluation.summary import in_words
 from ..text import page, plain
 from .subject import Subject
 from .tables import ordering, title
 
 _COMMANDS = {  # what pandas does not write as LaTeX
-    **{"±": r"$\pm$", "∩": r"$\cap$", "∖": r"$\setminus$"},
+    **{"∩": r"$\cap$", "∖": r"$\setminus$"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
 }
 
@@ -112,15 +111,13 @@ def write_table(
         return
     index = bool(table.index.name)  # methods, not row numbers
     table.to_csv(Path(folder) / "table.csv", index=index, encoding="utf-8")
-    shown = table.rename(index=title).rename(index=plain)
+    shown = in_words(table).rename(index=title).rename(index=plain)
     shown = shown.map(lambda value: plain(value) if isinstance(value, str) else value)
-    for metric in (c for c in table.columns if f"{c} ±" in table.columns):
-        figures = zip(table[metric], table[f"{metric} ±"], strict=True)
-        shown[metric] = [f"{v:.2f} ± {e:.2f}".replace("nan", "--") for v, e in figures]
-    columns = [c for c in shown.columns if not c.endswith(ERRORS)]
-    texts = ["% \\usepackage{booktabs,graphicx}\n"]
-    for caption, names in (parts or {"": columns}).items():
-        if chosen := [c for c in columns if c in names]:
+    texts = [
+        "% \\usepackage{booktabs,graphicx}\n% in brackets: 95 % intervals; *: surely the best\n"
+    ]
+    for caption, names in (parts or {"": shown.columns}).items():
+        if chosen := [c for c in shown.columns if c in names]:
             numbers = ("r" if table[c].dtype.kind in "fiu" else "l" for c in chosen)
             text = shown[chosen].to_latex(
                 index=index,
@@ -156,14 +153,9 @@ def settings_table(subject: Subject) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that figures may depend on, and the number of threads."""
-    packages = ("opticam-lite", "torch", "torchvision", "timm", "numpy", "pillow")
-    found = dict.fromkeys(packages, "not installed")  # such as this one, run from its sources
-    for name in packages:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
     return {
         "python": platform.python_version(),
-        **found,
+        **{name: version(name) for name in (*PACKAGES, "numpy")},
         "platform": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
     }

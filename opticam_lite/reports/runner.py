@@ -304,7 +304,7 @@ def write_html(notebook: NotebookNode, path: Path, failed: Sequence[Failure] = (
     for cell in notebook.cells:
         cell["outputs"] = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]
     template = (HERE / "report.html.j2").read_text(encoding="utf-8")
-    exporter = HTMLExporter(raw_template=template, embed_images=True)
+    exporter = HTMLExporter(raw_template=template)
     resources = {"failed": list(failed), "figures": FIGURES}
     page, _ = exporter.from_notebook_node(notebook, resources=resources)
     path.write_text(page, encoding="utf-8")

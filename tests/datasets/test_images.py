@@ -582,13 +582,13 @@ def test_avif_is_read_where_pillow_reads_it(tmp_path: Path) -> None:
 def test_kinds_that_are_not_read_are_counted_and_named(folder: Path) -> None:
     for name in ("IMG_1.HEIC", "x.dng", "y.svg"):
         (folder / name).write_bytes((folder / "b.png").read_bytes())
-    with pytest.warns(UserWarning, match=r"3 images of .*: IMG_1\.HEIC, x\.dng, y\.svg; conv"):
+    with pytest.warns(UserWarning, match=r"images of .* \(3\): IMG_1\.HEIC, x\.dng, y\.svg; conv"):
         dataset = ol.load_dataset(folder)
     assert dataset.unread == ["IMG_1.HEIC", "x.dng", "y.svg"]
     assert not {dataset.id(i) for i in range(len(dataset))} & set(dataset.unread)
     for file in set(folder.iterdir()) - {folder / name for name in dataset.unread}:
         file.unlink()
-    with pytest.raises(ValueError, match=r"there are no images in .*3 images of kinds .*IMG_1"):
+    with pytest.raises(ValueError, match=r"no images in .*images of kinds .*\(3\).*IMG_1"):
         ol.load_dataset(folder)
 
 

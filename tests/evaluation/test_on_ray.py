@@ -52,6 +52,8 @@ def cluster() -> Iterator[None]:
         ]
         environment.setenv("PYTHONPATH", os.pathsep.join(path))
         environment.delenv("RAY_ADDRESS", raising=False)
+        # Workers at Ray's own priority, 15, wait for minutes where others use every processor.
+        environment.setenv("RAY_worker_niceness", "0")
         _start()
         yield
         ray.shutdown()

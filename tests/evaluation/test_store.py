@@ -430,8 +430,10 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
     for call in (read, measure):
         with pytest.raises(StoreError, match=r"settings\.json can't be read \(Is a directory\)"):
             call(tmp_path / "run")
-    with pytest.raises(StoreError, match=r"no folder can be made there .*; name another"):
+    with pytest.raises(ValueError, match=r"out is too long, .* letters .*; shorten it"):
         measure(tmp_path / ("long" * 100))
+    with pytest.raises(StoreError, match=r"no folder can be made there .*; name another"):
+        measure(Path("/proc/rows"))
 
 
 def test_a_damaged_part_is_named_and_can_be_replaced(tmp_path: Path) -> None:
@@ -756,3 +758,11 @@ def test_memory_is_flat_in_the_number_of_images(tmp_path: Path) -> None:
     assert late <= 1.05 * early
     assert len(pq.read_table(sorted(tmp_path.glob("part-*.parquet"))[0])) < 4000 * 3
     assert len(read(tmp_path)) == 4000 * 3
+
+
+def test_out_may_be_in_the_home_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    measure(Path("~/run"))
+    assert (tmp_path / "run" / "settings.json").exists()

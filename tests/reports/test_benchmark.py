@@ -245,10 +245,10 @@ def test_transformers_have_their_own_tables():
     table = pd.DataFrame(measured | {"T": [1.0]}, index=["rollout"])
     shown = benchmark.section("What the mask keeps", subject, table)
     assert "the paper's Table 2" in shown
-    assert figures(shown).row(tables.title("rollout")) == ["1.00.5–3.0", "1.00", "42.1", "0.02"]
+    assert figures(shown).row(tables.title("rollout")) == ["1.0 0.5–3.0", "1.00", "42.1", "0.02"]
     # The paper's Table 4 has no transformer.
     shown = benchmark.section("AOPC, sensitivity, ADCC", subject, table)
-    assert figures(shown).row(tables.title("rollout")) == ["1.501.25–1.75"]
+    assert figures(shown).row(tables.title("rollout")) == ["1.50 1.25–1.75"]
     assert "Table 4 has no network of this kind" in shown
 
 
@@ -260,7 +260,7 @@ def test_a_section_shows_measured_and_printed_figures(subject, frame):
     shown = benchmark.section("Localisation", subject, table)
     page = figures(shown)
     value, low, high = table.loc["grad-cam", ["LE", "LE low", "LE high"]]
-    assert page.row("Grad-CAM") == [f"{value:.1f}{low:.1f}–{high:.1f}", "65.8"]
+    assert page.row("Grad-CAM") == [f"{value:.1f} {low:.1f}–{high:.1f}", "65.8"]
     assert page.row("Opti-CAM") == ["–", "64.8"]
     assert "paper: another network" in shown
     # In words that hold for `make` and for a notebook opened by hand.

@@ -82,7 +82,9 @@ def test_the_page_shows_the_metrics_that_the_file_holds(made):
         *("cam", "grad-cam", "opti-cam", "fake-cam")
     ]
     for row in metrics["methods"]:
-        measured = [float(figure) for figure in page.row(tables.title(row["method"]))[:3]]
+        shown = [cell.split() for cell in page.row(tables.title(row["method"]))[:3]]
+        measured = [float(figure) for figure, _ in shown]
+        assert all(interval.count("–") == 1 for _, interval in shown)
         assert measured == pytest.approx([row["AD"], row["AG"], row["AI"]], abs=0.051)
         assert row["n"] == 4
         assert row["seconds"] >= 0
@@ -115,6 +117,13 @@ def test_a_failing_cell_leaves_the_page_with_the_error_marked(tmp_path):
     assert not (out / "metrics.json").exists()
     outputs = nbformat.read(out / "saliency_report.ipynb", as_version=4).cells[-1].outputs
     assert outputs == []
+
+
+def test_markup_in_markdown_keeps_its_text(tmp_path):
+    text = nbformat.v4.new_markdown_cell("| layer | <code>layer4.1</code>: 7 <small>maps</small> |")
+    runner.write_html(nbformat.v4.new_notebook(cells=[text]), tmp_path / "page.html")
+    shown = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<code>layer4.1</code>: 7 <small>maps</small>" in shown
 
 
 def test_a_widget_leaves_no_text_on_the_page(tmp_path):

@@ -49,6 +49,8 @@ class Page(HTMLParser):
             self.rows.append([])
         elif tag in ("td", "th"):
             self.rows[-1].append("")
+        elif tag == "br" and self.rows and self.rows[-1]:
+            self.rows[-1][-1] += " "
 
     def handle_data(self, data):
         if self.rows and self.rows[-1]:
@@ -332,11 +334,13 @@ def test_settings_are_those_that_were_used():
 
 
 def test_tables_are_written_to_copy(table, tmp_path):
-    table = table.rename_axis("method").assign(**{"AD ±": 0.5})
+    table = table.rename_axis("method").assign(**{"AD ±": 0.5, "AD low": 11.25, "AD high": 13.5})
+    table["AD best"] = table.index == "opti-cam"
     records.write_table(tmp_path, table)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table.csv", index_col="method"), table)
     text = (tmp_path / "table.tex").read_text(encoding="utf-8")
-    assert r"Grad-CAM & 12.00 $\pm$ 0.50 & 10.00 &" in text
+    assert r"Grad-CAM & 12.00 [11.2, 13.5] & 10.00 &" in text
+    assert r"Opti-CAM & 0.50 [11.2, 13.5]* & 60.00 &" in text
     for line in (
         r"\toprule",
         r"\bottomrule",
