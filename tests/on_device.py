@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import make_images
+from conftest import NETWORKS, Sized, cnn, make_images
 from pretend_gpu import NAME, PretendGPU
-from test_every_method import FITS, NETWORKS, OPTIONS
+from test_every_method import FITS, OPTIONS
 from torch import Tensor, nn
 
 import opticam_lite as ol
@@ -31,8 +31,11 @@ def device() -> Iterator[str]:
         yield name
 
 
+KINDS = NETWORKS | {"rerun": (lambda: Sized(cnn()), "network.4")}
+
+
 def make(kind: str, device: str) -> ol.Classifier:
-    build, layer = NETWORKS[kind]
+    build, layer = KINDS[kind]
     normalisation = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
     return ol.Classifier(build(), layer, **normalisation, size=32, device=device)
 
