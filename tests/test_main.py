@@ -36,6 +36,54 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert pd.read_csv(table)["AD"].tolist() == ol.summarize(found)["AD"].tolist()
 
 
+def test_a_study_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, out = tmp_path / "my study.toml", str(tmp_path / "run")
+    study.write_text(
+        '["early, sharp"]\nmethod = "opti-cam"\nlayer = "layer3"\nexponent = 2\niterations = 3\n'
+        "[fake-cam]\n",
+        encoding="utf-8",
+    )
+    given = ["--study", str(study), "--limit", "2", "--option", "opti-cam.iterations=1"]
+    assert main([*COMMAND, *given, "--out", out]) == 0
+    assert "early, sharp" in capsys.readouterr().out
+    frame = read(out)
+    assert list(frame["method"].unique()) == ["early, sharp", "fake-cam"]
+    assert set(frame["layer"]) == {"layer3", ol.load_model("scenes_resnet").layer}
+    spec = {"method": "opti-cam", "layer": "layer3", "exponent": 2, "iterations": 1}
+    expected = ol.evaluate(
+        ol.load_model("scenes_resnet"), ol.load_dataset("scenes"),
+        {"early, sharp": spec, "fake-cam": {}}, limit=2,
+    )  # fmt: skip
+    assert frame["value"].tolist() == expected["value"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        (None, [], "--study is 'STUDY', and there is no such file"),
+        ("[a", [], "--study is 'STUDY', which is no TOML: "),
+        ("a = 1", [], "'a': 1 is no variant; a name and a mapping are needed"),
+        ("[a]\nmethod = 'cam'\nexponent = -1", [], "exponent of a is -1; a positive number"),
+        ("[cam]", ["--methods", "cam"], "--methods and --study are both given"),
+        ("[cam]", ["--option", "opti-cam.iterations=1"], "options are given for opti-cam, which"),
+    ],
+)
+def test_a_study_that_is_wrong(
+    text: str | None,
+    given: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = tmp_path / "study.toml"
+    if text is not None:
+        study.write_text(text, encoding="utf-8")
+    out = tmp_path / "run"
+    assert main([*COMMAND, "--study", str(study), *given, "--out", str(out)]) == 2
+    assert message.replace("STUDY", str(study)) in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_the_last_table_is_of_the_methods_that_were_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
