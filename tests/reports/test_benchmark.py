@@ -97,12 +97,50 @@ def test_what_the_paper_says_of_its_tables_holds_of_their_transcription():
         (["REPORT="], ["saliency", "benchmark"]),
         (["MODEL=resnet50", "report=Benchmark"], ["benchmark"]),
         (["REPORT=boxes"], ["boxes"]),
+        (["REPORT=all", "MODEL=resnet50"], list(reports.REPORTS)),
     ],
 )
 def test_reports_are_chosen_by_name(arguments, chosen):
     found, others = runner.choose_reports(arguments)
     assert found == chosen
     assert others == [a for a in arguments if a.startswith("MODEL")]
+
+
+def test_each_report_takes_the_parameters_that_it_knows(tmp_path):
+    given = ["LIMIT=3", "MODEL=scenes_vgg", "MODELS=scenes_vit", f"OUT={tmp_path}"]
+    plans = runner.parse_several(given, ["saliency", "boxes"])
+    (saliency, there, _), (boxes, beside, _) = plans.values()
+    assert saliency.limit == boxes.limit == 3
+    assert saliency.model == "scenes_vgg"
+    assert boxes.models == "scenes_vit"
+    assert (there, beside) == (tmp_path / "saliency_report", tmp_path / "boxes_report")
+    for wrong in ("MODLE=x", "LIMIT", "METRICS=AD"):  # the benchmark's METRICS is of neither
+        with pytest.raises(reports.ReportError, match=wrong.partition("=")[0]):
+            runner.parse_several([wrong], ["saliency", "boxes"])
+
+
+def test_the_page_that_lists_reports(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def run(parameters, out, timeout, report):
+        made.append(report)
+        out.mkdir(parents=True)
+        for name in (f"{report}_report.html", f"{report}_report.ipynb", "table.csv"):
+            (out / name).write_text("x")
+        return [runner.Failure("cell In [3]", "ValueError: <b>no</b>")] if report == "boxes" else []
+
+    monkeypatch.setattr(runner, "run", run)
+    assert runner.main(["REPORT=all", "LIMIT=2", f"OUT={tmp_path / 'all'}"]) == 1
+    assert made == list(reports.REPORTS)
+    page = (tmp_path / "all" / "index.html").read_text()
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "all" / "index.html")
+    for report in reports.REPORTS:
+        assert f'<a href="{report}_report/{report}_report.html">' in page
+        assert f'<a href="{report}_report/table.csv">' in page
+    assert page.count("not complete") == 1
+    assert "cell In [3] failed" in page
+    assert page.count("LIMIT=2") == len(reports.REPORTS)
+    assert "metrics.json" not in page  # there is none
 
 
 @pytest.mark.parametrize(
@@ -130,7 +168,8 @@ def test_a_wrong_parameter_ends_before_anything_runs(arguments, words, tmp_path,
     assert not out.exists()
 
 
-def test_all_reports_are_checked_before_the_first_runs(monkeypatch, capsys):
+def test_all_reports_are_checked_before_the_first_runs(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     ran = []
 
     def run(parameters, out, timeout, report):
@@ -144,10 +183,9 @@ def test_all_reports_are_checked_before_the_first_runs(monkeypatch, capsys):
     assert ran == ["saliency", "benchmark"]
     shown = capsys.readouterr()
     assert shown.out.split() == [
-        *(
-            "build/saliency_report/saliency_report.html",
-            "build/benchmark_report/benchmark_report.html",
-        )
+        "build/saliency_report/saliency_report.html",
+        "build/benchmark_report/benchmark_report.html",
+        "build/index.html",
     ]
     assert "cell 3 failed with ValueError: no" in shown.err
 
