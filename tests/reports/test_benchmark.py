@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from test_reports import Page
+from torchvision.utils import save_image
 
 import opticam_lite as ol
 from opticam_lite import reports
@@ -65,6 +66,46 @@ def test_the_papers_tables_have_one_form(number, columns, rows):
         known = table[column].dropna()
         assert len(known) >= len(table) - 1  # the scan lost single cells at most
         assert known.between(0, {"T": 200, "MS": 2, "SM": 5}.get(column, 100)).all()
+
+
+@pytest.mark.parametrize(("number", "columns", "rows"), [("A10", "AD AG AI", 9), ("A11", "I D", 6)])
+def test_the_papers_tables_of_medical_images(number, columns, rows):
+    table = tables.paper_table(number)
+    assert list(table.columns) == ["dataset", "network", "method", *columns.split()]
+    assert set(table.groupby(["dataset", "network"]).size()) == {rows}
+    assert set(table["dataset"]) == set(benchmark.MEDICAL)
+    assert set(table["method"]) <= set(METHODS)
+    assert table[columns.split()].map(lambda value: 0 <= value <= 100).all(axis=None)
+    best = table[table["method"] == "opti-cam"]  # "AD and AI are near perfect, AG extremely high"
+    if number == "A10":
+        assert (best["AD"] <= 0.2).all()
+        assert (best["AG"] > 85).all()
+    else:  # "performs best D on VGG16 of Kvasir"
+        vgg = table[(table["dataset"] == "kvasir") & (table["network"] == "VGG16")]
+        assert vgg.set_index("method")["D"].idxmin() == "opti-cam"
+
+
+def test_medical_images_are_compared_with_the_papers(tmp_path):
+    scenes = ol.load_dataset("scenes")
+    for kind in ("NORMAL", "PNEUMONIA"):
+        for split in ("train", "val", "test"):
+            (tmp_path / split / kind).mkdir(parents=True)
+        save_image(scenes[0].image, tmp_path / "test" / kind / "a.png")
+    asked = reports.Benchmark(**QUICK, model="resnet18", data=f"chest-xray:{tmp_path}")
+    subject = asked.prepare()
+    frame = ol.evaluate(subject.classifier, subject.dataset, subject.methods, ["AD", "AG", "I"])
+    table = ol.summarize(frame, errors=True)
+    shown = benchmark.section("What the mask keeps", subject, table)
+    assert "paper, Chest X-ray: another network" in shown
+    assert "Table A10" in shown
+    assert "91.2" in shown  # AG of Opti-CAM
+    assert "66.2" not in shown  # ImageNet's
+    assert "Table A11" in benchmark.section("Insertion and deletion", subject, table)
+    localised = table.assign(
+        **dict.fromkeys(["F1", "F1 low", "F1 high"], 1.0), **{"F1 best": False}
+    )
+    none = benchmark.section("Localisation", subject, localised)
+    assert "appendix on Chest X-ray has no network of this kind" in none
 
 
 def test_what_the_paper_says_of_its_tables_holds_of_their_transcription():
