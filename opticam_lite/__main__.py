@@ -1,7 +1,7 @@
 """Measure methods from the command line.
 
 python -m opticam_lite evaluate --model resnet50 --data imagenet:PATH --methods all --out FOLDER
-python -m opticam_lite evaluate --model resnet50 --data imagenet:PATH --study FILE.toml --out FOLDER
+python -m opticam_lite evaluate --model resnet50 --data imagenet:PATH --study table6 --out FOLDER
 python -m opticam_lite summarize FOLDER
 python -m opticam_lite finetune --model resnet50 --data chest-xray:PATH --out weights.safetensors
 """
@@ -28,8 +28,10 @@ from .methods import METHODS, applicable
 from .metrics import METRICS
 from .models import check_model_name, load_model
 from .paths import given_path
-from .registry import check_seed, names_in
+from .registry import check_seed, names_in, unknown_name
 from .stopping import stoppable
+from .studies.paper import STUDIES
+from .studies.paper import study as variants_of
 from .text import plain
 
 MOST_TOLD = 20  # errors
@@ -51,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", required=True, help="scenes, a folder, or a form such as imagenet:PATH")
     add("--out", required=True, type=_path, help="folder for the rows")
     add("--methods", nargs="+", help="names, or all that apply [all]")
-    add("--study", help="instead of methods: a TOML file with a table for each variant")
+    add("--study", help=f"a TOML file of variants, or one of {', '.join(STUDIES)}")
     add("--metrics", nargs="+", default=["AD,AG,AI"], help="names, or all that apply [AD AG AI]")
     add("--layer", help="where the network is cut [see load_model]")
     add("--checkpoint", type=_path, help="file of weights")
@@ -156,8 +158,9 @@ def _evaluate(given: argparse.Namespace) -> list[str]:
     """Measure what the command line asks for, and return its labels."""
     # The cheap checks come first: loading a network may take a while.
     check_model_name(given.model)
-    if given.methods and given.study:
-        raise ValueError("--methods and --study are both given; a study names its methods")
+    named = given.study in STUDIES
+    if given.methods and given.study and not named:
+        raise ValueError("--methods and --study are both given; a file names its methods")
     methods = names_in(" ".join(given.methods or ["all"]))
     metrics = names_in(" ".join(given.metrics))
     for registry, names in ((METHODS, methods), (METRICS, metrics)):
@@ -165,7 +168,7 @@ def _evaluate(given: argparse.Namespace) -> list[str]:
             if name != "all":
                 registry[name]  # an unknown name raises the error that lists the close ones
     options = parse_options(given.option)
-    study = read_study(given.study) if given.study else None
+    study = read_study(given.study) if given.study and not named else None
     check_seed(given.seed)
     if not given_path(given.data, "--data").exists():
         load_dataset(given.data)  # loads the scenes, or raises an error that says what is missing
@@ -176,7 +179,11 @@ def _evaluate(given: argparse.Namespace) -> list[str]:
     classifier = load_model(given.model, **{name: getattr(given, name) for name in network})
     dataset = load_dataset(given.data, labels=given.labels, classifier=classifier)
     dataset = of_known_classes(classifier, dataset)
-    if study is None and "all" in methods:
+    if named:
+        chosen = [] if "all" in methods else methods
+        iterations = options.get("opti-cam", {}).pop("iterations", None)
+        study = variants_of(given.study, classifier, chosen, iterations)
+    elif study is None and "all" in methods:
         methods = _that_apply(applicable(classifier))
     if "all" in metrics:
         metrics = _that_apply({name: lacks(dataset, name) for name in METRICS})
@@ -204,7 +211,7 @@ def read_study(name: str) -> dict[str, dict[str, Any]]:
     """
     path = given_path(name, "--study")
     if not path.is_file():
-        raise FileNotFoundError(f"--study is {name!r}, and there is no such file")
+        raise ValueError(f"{unknown_name('study', name, STUDIES)} Nor is there such a file.")
     try:
         study = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -222,8 +229,8 @@ def with_options(
     {'mask': {'method': 'opti-cam', 'iterations': 50}}
     """
     methods = {label: spec.get("method", label) for label, spec in study.items()}
-    for method in options:
-        if method not in methods.values():
+    for method, own in options.items():
+        if own and method not in methods.values():
             raise ValueError(f"options are given for {method}, which the study does not measure")
     return {label: {**spec, **options.get(methods[label], {})} for label, spec in study.items()}
 

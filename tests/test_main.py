@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from pyarrow import parquet
 import opticam_lite as ol
 from opticam_lite.__main__ import main
 from opticam_lite.evaluation import choose, read
+from opticam_lite.studies.paper import study
 
 COMMAND = ["evaluate", "--model", "scenes_resnet", "--data", "scenes", "--quiet"]
 
@@ -57,10 +59,22 @@ def test_a_study_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert frame["value"].tolist() == expected["value"].tolist()
 
 
+def test_a_study_of_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    given = ["--limit", "1", "--out", out, "--option", "opti-cam.iterations=2"]
+    assert main([*COMMAND, "--study", "table-a14", "--methods", "cam,opti-cam", *given]) == 0
+    assert "opti-cam, not normalised" in capsys.readouterr().out
+    frame = read(out)
+    classifier = ol.load_model("scenes_resnet")
+    expected = study("table-a14", classifier, ["cam", "opti-cam"], iterations=2)
+    assert list(frame["method"].unique()) == list(expected)
+    assert all(json.loads(o).get("iterations", 2) == 2 for o in frame["options"])
+
+
 @pytest.mark.parametrize(
     ("text", "given", "message"),
     [
-        (None, [], "--study is 'STUDY', and there is no such file"),
+        (None, [], "unknown study 'STUDY'. Valid names: table6, "),
         ("[a", [], "--study is 'STUDY', which is no TOML: "),
         ("a = 1", [], "'a': 1 is no variant; a name and a mapping are needed"),
         ("[a]\nmethod = 'cam'\nexponent = -1", [], "exponent of a is -1; a positive number"),

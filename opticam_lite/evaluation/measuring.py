@@ -154,12 +154,15 @@ class _Group:
                 "image": sample.id,
                 "options": json.dumps(variant.settings),
                 "target": target,
+                "explained": explained_class,
                 "p": p,
                 "o": o,
                 "seconds": seconds / len(self.samples),
             }
-            for (position, sample), target, p, o in zip(
-                self.samples.items(), *(x.tolist() for x in (view.targets, view.p, o)), strict=True
+            for (position, sample), target, explained_class, p, o in zip(
+                self.samples.items(),
+                *(x.tolist() for x in (view.targets, classes, view.p, o)),
+                strict=True,
             )
         ]
         rows = []

@@ -88,8 +88,9 @@ def evaluate(
     Returns:
         A row for each image, variant and metric, in this order: dataset, image, network, layer,
         method (the variant's label), options (JSON; of a variant all that differs), metric, value,
-        target, p, o, seconds (this image's share of its batch, as if measured alone), detail (a
-        list, where the metric's average needs more than values), error. An image that can't be
+        target, explained (the class of the map), p, o, seconds (this image's share of its batch, as
+        if measured alone), detail (a list, where the metric's average needs more than values),
+        error. An image that can't be
         read, has a box outside of it, or on which the network fails, has one row, with the reason
         in error. One on which a variant fails has such a row of this variant.
 

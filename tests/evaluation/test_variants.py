@@ -71,6 +71,8 @@ def test_a_variant_is_what_its_slow_definition_says(kind: str, which: str, expon
         assert rows.loc["AD", "value"] == pytest.approx(100 * max(p - o, 0) / p, abs=1e-2)
         assert rows.loc["AG", "value"] == pytest.approx(100 * max(o - p, 0) / (1 - p), abs=1e-2)
         assert rows.loc["AD", "layer"] == layer
+        assert (rows["explained"] == c).all()
+        assert (rows["target"] == target).all()
         settings = json.loads(rows.loc["AD", "options"])
         assert settings["method"] == "layer-cam"
         assert settings["layer"] == layer
