@@ -65,9 +65,9 @@ class Values:
         return float(self.of(metric, label).mean())
 
     def show(self, metric: str, *labels: str) -> str:
-        """Return averages as text, such as `AG: mask 66.3, diff 18.5`."""
+        """Return averages as text, such as `AG: mask 66.3; diff 18.5`."""
         told = (f"{label} {self.mean(metric, label):.1f}" for label in labels)
-        return f"{metric}: {', '.join(told)}"
+        return f"{metric}: {'; '.join(told)}"
 
     def better(self, metric: str, label: str, other: str) -> Verdict:
         """Return whether a variant is better than another, by the sign of the metric."""

@@ -105,13 +105,13 @@ def _of_objectives(rows: pd.DataFrame) -> list[Finding]:
             Finding(
                 f"Mask is better than Diff in AD, AG and AI, normalised by {n}",
                 all_hold(v.better(metric, mask, diff) for metric in NAMES),
-                "; ".join(v.show(metric, mask, diff) for metric in NAMES),
+                ". ".join(v.show(metric, mask, diff) for metric in NAMES),
             )
         )
     masks = [f"mask, {n}" for n in NORMALIZATIONS]
     of_range, of_max, of_sigmoid = masks
     lower = [v.better(m, other, of_sigmoid) for m in NAMES for other in (of_range, of_max)]
-    shown = "; ".join(v.show(metric, *masks) for metric in NAMES)
+    shown = ". ".join(v.show(metric, *masks) for metric in NAMES)
     found.append(Finding("Sigmoid is the lowest in AD, AG and AI", all_hold(lower), shown))
     close = all_hold(v.close(m, of_range, of_max, LITTLE) for m in ("AD", "AG"))
     found.append(
@@ -343,17 +343,18 @@ def _of_classes(rows: pd.DataFrame) -> list[Finding]:
     wrong = with_misclassified(rows)
     wrong = wrong[wrong["method"].str.endswith(MISCLASSIFIED)]
     found = []
-    for which, name in {**CLASSES, MISCLASSIFIED: "wrong, predicted"}.items():
+    groups = {key: f"{name} class" for key, name in CLASSES.items()}
+    groups[MISCLASSIFIED] = "predicted class of misclassified images"
+    for which, name in groups.items():
         v = Values(wrong if which == MISCLASSIFIED else rows)
         mine = f"opti-cam, {which}"
         if which == "true" or mine not in v:
             continue
         others = [x for x in v.labels if x.endswith(f", {which}") and x.split(",")[0]
                   not in ("opti-cam", "fake-cam")]  # fmt: skip
-        images = ", on misclassified images" if which == MISCLASSIFIED else ""
         found.append(
             Finding(
-                f"Maps of the {name} class: the AG of Opti-CAM is below the others'{images}",
+                f"Maps of the {name}: the AG of Opti-CAM is below the others'",
                 all_hold(v.better("AG", other, mine) for other in others),
                 v.show("AG", mine, *others),
             )
@@ -379,9 +380,14 @@ def _of_classes(rows: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def title(method: str) -> str:
-    """Return how a method is written in text, such as Grad-CAM++."""
-    return METHODS[method].title if method in METHODS else method
+def title(label: str) -> str:
+    """Return how a method, or a variant that begins with its name, is written in text.
+
+    >>> title("grad-cam++, first")
+    'Grad-CAM++, first'
+    """
+    method, comma, rest = str(label).partition(",")
+    return f"{METHODS[method].title if method in METHODS else method}{comma}{rest}"
 
 
 STUDIES: Mapping[str, Study] = {
