@@ -30,6 +30,7 @@ from .models import check_model_name, load_model
 from .paths import given_path
 from .registry import check_seed, names_in, unknown_name
 from .stopping import stoppable
+from .studies.findings import VERDICTS
 from .studies.paper import STUDIES
 from .studies.paper import study as variants_of
 from .text import plain
@@ -133,6 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.command == "summarize" and given.csv is not None:
                 table.to_csv(given.csv)
             lines = in_words(table).to_string().split("\n")
+            if getattr(given, "study", None) in STUDIES:
+                rows = read(given.out)
+                found = STUDIES[given.study].findings(rows[rows["method"].isin(methods)])
+                lines += [f"{VERDICTS[f.verdict]}: {f.claim} ({f.figures})" for f in found]
             sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))
     except KeyboardInterrupt as stop:
         _tell("interrupted; the same call goes on where it stopped")

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from ..datasets.protocol import unread_in_words
 from ..metrics import METRICS
 from ..paths import data_dir
-from ..studies.findings import Finding, Verdict
+from ..studies.findings import VERDICTS, Finding, Verdict
 from ..studies.paper import title
 from ..text import page
 from .subject import Subject
@@ -185,15 +185,12 @@ def checklist(claims: Mapping[str, tuple[bool, str]], caveats: Sequence[str] = (
 def findings_list(found: Sequence[Finding], caveats: Sequence[str] = ()) -> str:
     """Return an HTML list of findings with their verdicts, counted above it, and caveats below."""
     verdicts = [finding.verdict for finding in found]
-    counts = {verdict: verdicts.count(verdict) for verdict in _WORDS}
+    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
     headline = f"Of {len(found)} findings of the paper {counts[True]} hold here and "
     headline += f"{counts[False]} do not; for {counts[None]} the images are too few to say."
     if not found:
         headline = "The paper has no findings here."
     return _listed(headline, {f.claim: (f.verdict, f.figures) for f in found}, caveats)
-
-
-_WORDS: dict[Verdict, str] = {True: "holds", False: "does not hold", None: "too few images to say"}
 
 
 def _listed(
@@ -202,5 +199,5 @@ def _listed(
     template = _TEMPLATES.get_template("checklist.html.j2")
     classes = {True: "yes", False: "no", None: "open"}
     return template.render(
-        headline=headline, claims=claims, caveats=caveats, words=_WORDS, classes=classes
+        headline=headline, claims=claims, caveats=caveats, words=VERDICTS, classes=classes
     )

@@ -19,7 +19,11 @@ from ..metrics import METRICS
 
 LIMITS = (0.0, 100.0)  # of AD, AG and AI, percent
 Verdict = bool | None
-"""True: it holds. False: it does not hold. None: too few images to say."""
+VERDICTS: dict[Verdict, str] = {
+    True: "holds",
+    False: "does not hold",
+    None: "too few images to say",
+}
 
 
 @dataclass(frozen=True)
