@@ -313,7 +313,8 @@ def read_table(folder: str | Path, columns: Sequence[str], settings: Mapping[str
     tables = [SCHEMA.empty_table().select(needed)]
     for part in _parts(Path(folder)).values():
         try:
-            tables.append(pq.read_table(part, columns=needed))
+            # By the schema, what an earlier version did not write is null.
+            tables.append(pq.read_table(part, columns=needed, schema=SCHEMA))
         except PermissionError as error:
             raise _unreadable(part, error) from error
         except (OSError, pa.ArrowInvalid) as error:
