@@ -26,9 +26,8 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
 from ..registry import unknown_name
-from .activation import ends_in_probabilities
 from .feature_maps import PROBES, CutError, FeatureLayout, Finder, module_of
-from .probe import check_arguments, check_steady, logits_of
+from .probe import check_arguments, check_logits, check_steady, logits_of
 from .quick_copy import lay_out, lay_out_weights, usual
 from .transformer import Transformer, describe
 
@@ -222,54 +221,28 @@ class Cuttable(ABC):
         check_arguments(network)
         self._probe = self._random((PROBES, 3, *size))
         with torch.no_grad():
-            try:
-                expected = self._first_run()
-            except Exception as error:
-                raise CutError(
-                    f"{type(network).__name__} fails on a batch of {size[0]}×{size[1]} RGB images "
-                    f"({type(error).__name__}: {error}); pass size=(height, width) if it expects "
-                    "another size, and wrap it if it expects other channels"
-                ) from error
-            if not isinstance(expected, Tensor) or expected.ndim != 2:
-                kind = f"a {type(expected).__name__}"
-                found = tuple(expected.shape) if isinstance(expected, Tensor) else kind
-                raise CutError(
-                    f"{type(network).__name__} must return logits of shape (N, classes), not "
-                    f"{found}; wrap it in a module that returns them alone, such as output[0] or "
-                    "output['out']"
-                )
-            if not expected.isfinite().all():
-                raise CutError(
-                    f"{type(network).__name__} returns logits that are not finite on random "
-                    "images; look for NaN in its weights"
-                )
-            if expected.amin() >= 0 and (expected.sum(1) - 1).abs().amax() < 1e-4:
-                raise CutError(
-                    f"{type(network).__name__} returns probabilities (they sum to 1), and their "
-                    "softmax would be taken again; leave out its last softmax, or wrap it in a "
-                    "module that returns output.clamp(min=1e-30).log()"
-                )
-            # All are 0 if the last layer is before training, and no sigmoid gives 0.
-            inside = expected.amin() >= 0 and 0 < expected.amax() <= 1
-            if inside and ends_in_probabilities(lambda x: logits_of(network(x)), self._input()):
-                raise CutError(
-                    f"{type(network).__name__} returns probabilities (each in [0, 1]), not logits; "
-                    "leave out its last sigmoid and pass activation='sigmoid', or wrap it in a "
-                    "module that returns output.logit(1e-6)"
-                )
-        self.classes, self._expected = expected.shape[1], expected
+            self._expected = self._first_run()
+            check_logits(network, self._expected, self._input())
+        self.classes = self._expected.shape[1]
         self.modules = dict(network.named_modules())
 
     def _first_run(self) -> Any:
         """Return the logits of random images, in the memory format that the network stands."""
-        x = self._probe.clone(memory_format=torch.channels_last)
-        lay_out_weights(self.network)
+        network, (height, width) = self.network, self.size
         try:
-            return logits_of(self.network(x))
-        except RuntimeError:  # x.view(len(x), -1) fails where the channels of x come last
-            self.channels_last = False
-            lay_out_weights(self.network, channels_last=False)
-            return logits_of(self.network(self._probe.clone()))
+            lay_out_weights(network)
+            try:
+                return logits_of(network(self._probe.clone(memory_format=torch.channels_last)))
+            except RuntimeError:  # x.view(len(x), -1) fails where the channels of x come last
+                self.channels_last = False
+                lay_out_weights(network, channels_last=False)
+                return logits_of(network(self._probe.clone()))
+        except Exception as error:
+            raise CutError(
+                f"{type(network).__name__} fails on a batch of {height}×{width} RGB images "
+                f"({type(error).__name__}: {error}); pass size=(height, width) if it expects "
+                "another size, and wrap it if it expects other channels"
+            ) from error
 
     def _input(self) -> Tensor:
         return lay_out(self._probe.clone(), self.channels_last)
