@@ -468,7 +468,7 @@ class Traced(Cuttable):
                 read = n.all_input_nodes[0]
                 features = read if len(self._shapes[read]) == 2 else features
         needed, again = self._crossing(node)
-        values: dict[fx.Node, Any] = dict.fromkeys(set(self._halves(node)[0]) - again)
+        values: dict[fx.Node, Any] = dict.fromkeys({*self._halves(node)[0]}.difference(again))
         for i, n in enumerate([node, *needed]):
             values[n] = self._random((2, *self._shapes[n][1:]), i)
         tokens = values[node].requires_grad_()
@@ -505,10 +505,7 @@ class Traced(Cuttable):
             given = head.placeholder("maps" if i == 0 else f"rest_{i}")
             # The next operation of the network may work in place.
             copies[n] = head.call_method("clone", (given,))
-        for n in before:
-            if n in again:
-                copies[n] = head.node_copy(n, copies.__getitem__)
-        for n in after:
+        for n in [*again, *after]:
             copies[n] = head.node_copy(n, copies.__getitem__)
         return Cut(
             layout,
@@ -520,26 +517,18 @@ class Traced(Cuttable):
     def _hands_over(self, name: str) -> bool:
         return bool(self._crossing(self.layers[name][0])[0])
 
-    def _crossing(self, node: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:
+    def _crossing(self, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
         """Return the earlier nodes that the head needs: as inputs, and those it recomputes."""
-        before, after = self._halves(node)
-        needed: list[fx.Node] = []
-        again: set[fx.Node] = set()
-
-        def need(earlier: fx.Node) -> None:
-            if earlier not in before or earlier in (node, *needed, *again):
-                return
-            if earlier in self._per_image:
-                needed.append(earlier)
-            else:  # parameters and sizes are recomputed in the head
-                again.add(earlier)
-                for input_node in earlier.all_input_nodes:
-                    need(input_node)
-
-        for later in after:
-            for earlier in later.all_input_nodes:
-                need(earlier)
-        return needed, again
+        (*before, _), after = self._halves(node)
+        used = {earlier for later in after for earlier in later.all_input_nodes}
+        crossing: list[fx.Node] = []
+        for earlier in reversed(before):
+            if earlier in used:
+                crossing.insert(0, earlier)
+                if earlier not in self._per_image:  # recomputed: parameters and sizes
+                    used.update(earlier.all_input_nodes)
+        needed = [earlier for earlier in crossing if earlier in self._per_image]
+        return needed, [earlier for earlier in crossing if earlier not in self._per_image]
 
     def _pointwise_reader(self, node: fx.Node) -> str | None:
         """Return the name of the 1×1 convolution that is the only user of a value, if there is one.
