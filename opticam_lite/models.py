@@ -250,14 +250,9 @@ def _torchvision(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module
         options.setdefault("init_weights", False)  # their default initialisation takes a minute
         options.setdefault("aux_logits", False)  # auxiliary heads serve training only
         options.setdefault("transform_input", True)  # as for their published weights
-    try:
-        network = torchvision.models.get_model(
-            name, weights=chosen if pretrained else None, **options
-        )
-    except Exception as error:
-        if not pretrained:
-            raise
-        raise _hub_error(name, chosen.url, error) from error
+    weights = chosen if pretrained else None
+    with _from_hub(name, chosen.url, pretrained):
+        network = torchvision.models.get_model(name, weights=weights, **options)
     crop = chosen.transforms()
     size = crop.crop_size[0]
     return network, {
@@ -270,15 +265,11 @@ def _torchvision(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module
 
 
 def _timm(name: str, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-    try:
-        with _quick_when_offline() if pretrained else nullcontext():
-            network = timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:
-        if not pretrained:
-            raise
-        where = timm.get_pretrained_cfg(name)
-        place = str((where.hf_hub_id or where.url) if where else "") or "timm's hub"
-        raise _hub_error(name, place, error) from error
+    where = timm.get_pretrained_cfg(name)
+    place = str((where.hf_hub_id or where.url) if where else "") or "timm's hub"
+    offline = _quick_when_offline() if pretrained else nullcontext()
+    with _from_hub(name, place, pretrained), offline:
+        network = timm.create_model(name, pretrained=pretrained, **options)
     config = timm.data.resolve_data_config(model=network)
     height, width = config["input_size"][1:]
     labels = None
@@ -324,13 +315,21 @@ def _quick_when_offline() -> Iterator[None]:
         hub.HF_HUB_OFFLINE = before
 
 
-def _hub_error(name: str, place: str, error: Exception) -> HubError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return HubError(
-        f"trained weights of {name!r} could not be had from {place} ({type(error).__name__}: "
-        f"{reason[:200]}); check the network connection, pass checkpoint='weights.safetensors', "
-        f"or use an embedded network, which needs no download: {', '.join(scene_networks.NETWORKS)}"
-    )
+@contextmanager
+def _from_hub(name: str, place: str, pretrained: bool) -> Iterator[None]:
+    """Raise HubError for whatever fails while trained weights are loaded."""
+    try:
+        yield
+    except Exception as error:
+        if not pretrained:
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise HubError(
+            f"trained weights of {name!r} could not be had from {place} ({type(error).__name__}: "
+            f"{reason[:200]}); check the network connection, pass checkpoint='weights.safetensors',"
+            " or use an embedded network, which needs no download: "
+            f"{', '.join(scene_networks.NETWORKS)}"
+        ) from error
 
 
 def _renamed(

@@ -389,16 +389,11 @@ def curves(
         ax.xaxis.set_major_locator(_whole_numbers())
     for i, ((name, values), label) in enumerate(zip(series.items(), _names(series), strict=True)):
         y = torch.as_tensor(values).detach().cpu().numpy()
-        ax.plot(
-            np.arange(len(y)) if x is None else x,
-            y,
-            color=COLORS[i % len(COLORS)],
-            linestyle=DASHES[i % len(DASHES)],
-            label=label,
-        )
+        colour, dashes = COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]
+        positions = np.arange(len(y)) if x is None else x
+        ax.plot(positions, y, color=colour, linestyle=dashes, label=label)
         if bands and name in bands:
-            at = np.arange(len(y)) if x is None else x
-            ax.fill_between(at, *bands[name], color=COLORS[i % len(COLORS)], alpha=0.15, lw=0)
+            ax.fill_between(positions, *bands[name], color=colour, alpha=0.15, lw=0)
         if len(y):
             told.append(f"{name} goes from {y[0]:.3g} to {y[-1]:.3g}")
     if len(series) > 1:
@@ -513,16 +508,10 @@ def bars(
     """
     figure, ax = _chart(size, "", ylabel, title)
     ends = {name: (intervals or {}).get(name, (math.nan, math.nan)) for name in values}
-    drawn = ax.bar(
-        range(len(values)),
-        list(values.values()),
-        yerr=np.abs([[v - x for x in ends[name]] for name, v in values.items()]).T
-        if intervals
-        else None,
-        capsize=3,
-        color=COLORS[0],
-        width=0.65,
-    )
+    heights = list(values.values())
+    errors = np.abs([[v - x for x in ends[name]] for name, v in values.items()]).T
+    yerr = errors if intervals else None
+    drawn = ax.bar(range(len(heights)), heights, yerr=yerr, capsize=3, color=COLORS[0], width=0.65)
     # Three digits of the largest value, but at least one decimal; all are rounded alike.
     largest = max((abs(v) for v in values.values() if math.isfinite(v)), default=0.0)
     decimals = max(1, 2 - math.floor(math.log10(largest))) if largest else 0

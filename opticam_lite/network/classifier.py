@@ -520,17 +520,14 @@ class Classifier:
     def _check_shape(self, images: Tensor) -> None:
         if images.ndim == 4 and images.shape[1] == 3:
             return
-        way = ""
-        if images.ndim == 3:
-            way = ": use image[None] for a single one"
-        elif images.ndim == 4 and images.shape[3] == 3:
-            way = ": use images.permute(0, 3, 1, 2) where the channels come last"
-        elif images.ndim == 4:
-            channels = {
-                1: ".expand(-1, 3, -1, -1) for greyscale",
-                4: "[:, :3] without transparency",
-            }
-            way = f": use images{channels[images.shape[1]]}" if images.shape[1] in channels else ""
+        _, channels, _, last = images.shape if images.ndim == 4 else (0, 0, 0, 0)
+        ways = {
+            "image[None] for a single one": images.ndim == 3,
+            "images.permute(0, 3, 1, 2) where the channels come last": last == 3,
+            "images.expand(-1, 3, -1, -1) for greyscale": channels == 1,
+            "images[:, :3] without transparency": channels == 4,
+        }
+        way = next((f": use {way}" for way, fits in ways.items() if fits), "")
         raise ValueError(f"images have shape {tuple(images.shape)}; (N, 3, H, W) is needed{way}")
 
     def normalised(self, images: Tensor) -> Tensor:
@@ -576,14 +573,9 @@ class Quick:
 
 def _unwrapped(network: nn.Module) -> nn.Module:
     """Return the network inside a wrapper of torch.compile or DataParallel."""
-    while True:
-        inner = dict(network.named_children())
-        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            network = inner["module"]
-        elif "_orig_mod" in inner:
-            network = inner["_orig_mod"]
-        else:
-            return network
+    parallel = isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    inner = dict(network.named_children()).get("module" if parallel else "_orig_mod")
+    return network if inner is None else _unwrapped(inner)
 
 
 def _own(network: nn.Module, copied: bool) -> nn.Module:

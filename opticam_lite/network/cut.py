@@ -26,9 +26,8 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
 from ..registry import unknown_name
-from .activation import ends_in_probabilities
 from .feature_maps import PROBES, CutError, FeatureLayout, Finder, module_of
-from .probe import check_arguments, check_steady, logits_of
+from .probe import check_arguments, check_logits, check_steady, logits_of
 from .quick_copy import lay_out, lay_out_weights, usual
 from .transformer import Transformer, describe
 
@@ -222,53 +221,28 @@ class Cuttable(ABC):
         check_arguments(network)
         self._probe = self._random((PROBES, 3, *size))
         with torch.no_grad():
-            try:
-                expected = self._first_run()
-            except Exception as error:
-                raise CutError(
-                    f"{type(network).__name__} fails on a batch of {size[0]}×{size[1]} RGB images "
-                    f"({type(error).__name__}: {error}); pass size=(height, width) if it expects "
-                    "another size, and wrap it if it expects other channels"
-                ) from error
-            if not isinstance(expected, Tensor) or expected.ndim != 2:
-                kind = f"a {type(expected).__name__}"
-                found = tuple(expected.shape) if isinstance(expected, Tensor) else kind
-                raise CutError(
-                    f"{type(network).__name__} must return logits of shape (N, classes), not "
-                    f"{found}; wrap it in a module that returns them alone, such as output[0] or "
-                    "output['out']"
-                )
-            if not expected.isfinite().all():
-                raise CutError(
-                    f"{type(network).__name__} returns logits that are not finite on random "
-                    "images; look for NaN in its weights"
-                )
-            if expected.amin() >= 0 and (expected.sum(1) - 1).abs().amax() < 1e-4:
-                raise CutError(
-                    f"{type(network).__name__} returns probabilities (they sum to 1), and their "
-                    "softmax would be taken again; leave out its last softmax, or wrap it in a "
-                    "module that returns output.clamp(min=1e-30).log()"
-                )
-            # All are 0 if the last layer is before training, and no sigmoid gives 0.
-            inside = expected.amin() >= 0 and 0 < expected.amax() <= 1
-            if inside and ends_in_probabilities(lambda x: logits_of(network(x)), self._input()):
-                raise CutError(
-                    f"{type(network).__name__} returns probabilities (each in [0, 1]), not logits; "
-                    "leave out its last sigmoid and pass activation='sigmoid', or wrap it in a "
-                    "module that returns output.logit(1e-6)"
-                )
-        self.classes, self._expected = expected.shape[1], expected
+            self._expected = self._first_run()
+            check_logits(network, self._expected, self._input())
+        self.classes = self._expected.shape[1]
+        self.modules = dict(network.named_modules())
 
     def _first_run(self) -> Any:
         """Return the logits of random images, in the memory format that the network stands."""
-        x = self._probe.clone(memory_format=torch.channels_last)
-        lay_out_weights(self.network)
+        network, (height, width) = self.network, self.size
         try:
-            return logits_of(self.network(x))
-        except RuntimeError:  # x.view(len(x), -1) fails where the channels of x come last
-            self.channels_last = False
-            lay_out_weights(self.network, channels_last=False)
-            return logits_of(self.network(self._probe.clone()))
+            lay_out_weights(network)
+            try:
+                return logits_of(network(self._probe.clone(memory_format=torch.channels_last)))
+            except RuntimeError:  # x.view(len(x), -1) fails where the channels of x come last
+                self.channels_last = False
+                lay_out_weights(network, channels_last=False)
+                return logits_of(network(self._probe.clone()))
+        except Exception as error:
+            raise CutError(
+                f"{type(network).__name__} fails on a batch of {height}×{width} RGB images "
+                f"({type(error).__name__}: {error}); pass size=(height, width) if it expects "
+                "another size, and wrap it if it expects other channels"
+            ) from error
 
     def _input(self) -> Tensor:
         return lay_out(self._probe.clone(), self.channels_last)
@@ -277,20 +251,24 @@ class Cuttable(ABC):
         weight = next(iter(self.network.parameters()), torch.zeros(1))
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(weight)
 
+    @cached_property
+    def _order(self) -> dict[fx.Node, int]:
+        """Node → its position in the graph, in forward order."""
+        return {node: i for i, node in enumerate(self.graph.nodes)}
+
     def _find_layers(self, last: dict[str, fx.Node]) -> dict[str, tuple[fx.Node, FeatureLayout]]:
         """Layers whose output is a set of maps on which the logits depend, in forward order.
 
         Of a layer of tokens the logits may depend on the prefix tokens alone: see `reads`.
         """
         useful: set[fx.Node] = set()
-        for node in reversed(self.graph.nodes):
+        for node in reversed(self._order):
             if node.op == "output" or any(user in useful for user in node.users):
                 useful.add(node)
-        order = {node: i for i, node in enumerate(self.graph.nodes)}
         finder = Finder(self.graph, self._shapes, self.network, self.size)
         # One value can be the output of several modules: relu, block, stage.
         found = {node: finder.of(node) for node in useful.intersection(last.values())}
-        names = sorted(last, key=lambda name: (order[last[name]], -name.count(".")))
+        names = sorted(last, key=lambda name: (self._order[last[name]], -name.count(".")))
         return {name: (last[name], layout) for name in names if (layout := found.get(last[name]))}
 
     @cached_property
@@ -301,7 +279,7 @@ class Cuttable(ABC):
 
     def largest(self, layer: str | None = None) -> int:
         """Return the number of values per image of the largest tensor, from a layer on."""
-        nodes = list(self.graph.nodes) if layer is None else self._halves(self.layers[layer][0])[1]
+        nodes = self._order if layer is None else self._halves(self.layers[layer][0])[1]
         return max(self._shapes[node].numel() // PROBES for node in nodes if node in self._shapes)
 
     def shape(self, layer: str) -> tuple[int, int, int]:
@@ -327,27 +305,26 @@ class Cuttable(ABC):
                 f"{self.why and f' ({self.why}; none of its modules returns some)'}; write it as "
                 "torch.nn.Sequential(trunk, head) with your own two halves and cut it at layer='0'"
             )
-        modules = dict(self.network.named_modules())
         last = list(self.layers)[-1]
-        ends = [n for n in reversed(self.layers) if not self._is_pooling(n, modules)] or [last]
-        name = next((n for n in ends if not self._is_of_classes(n, modules)), ends[0])
+        ends = [n for n in reversed(self.layers) if not self._is_pooling(n)] or [last]
+        name = next((n for n in ends if not self._is_of_classes(n)), ends[0])
         if name != ends[0] and self._hands_over(name):
             name = ends[0]  # all channels are classes, but within the branch of a block
         if self._is_far(name, last):
             name = last
         if self.layers[name][1].prefix:
-            name = self._last_read_tokens(name, ends, modules)
+            name = self._last_read_tokens(name, ends)
         # One value can be the output of several modules: relu, block, stage. Blocks are numbered.
         same = [n for n, (other, _) in self.layers.items() if other is self.layers[name][0]]
         numbered = [n for n in same if n.rpartition(".")[2].isdigit()]
         return min(numbered or same, key=lambda n: n.count("."))
 
-    def _last_read_tokens(self, name: str, ends: list[str], modules: dict[str, nn.Module]) -> str:
+    def _last_read_tokens(self, name: str, ends: list[str]) -> str:
         """Return the input of the last attention: the first norm of a block, if not far before.
 
         Not its projections; if it has no other (an attention that pools), the maps before it.
         """
-        able = [n for n in ends if not isinstance(modules[n], nn.Linear)]
+        able = [n for n in ends if not isinstance(self.modules[n], nn.Linear)]
         tokens = [n for n in able if self.layers[n][1].prefix]
         norms = (n for n in tokens if n.rpartition(".")[2] in ("norm1", "ln_1"))
         norm = next((n for n in norms if self.reads(n)), None)
@@ -358,23 +335,18 @@ class Cuttable(ABC):
 
     def _is_far(self, layer: str, later: str) -> bool:
         """Whether a layer lies half of the network, in operations, before another one."""
-        nodes = list(self.graph.nodes)
-        a, b = (nodes.index(self.layers[n][0]) for n in (layer, later))
-        return b - a > len(nodes) / 2
+        a, b = (self._order[self.layers[n][0]] for n in (layer, later))
+        return b - a > len(self._order) / 2
 
-    def _is_pooling(self, name: str, modules: dict[str, nn.Module]) -> bool:
-        node, _ = self.layers[name]
-        pooled = node.op == "call_module" and "Pool" in type(modules[str(node.target)]).__name__
-        return pooled or "pool" in name
+    def _is_pooling(self, name: str) -> bool:
+        return "Pool" in type(self._called(self.layers[name][0])).__name__ or "pool" in name
 
-    def _is_of_classes(self, name: str, modules: dict[str, nn.Module]) -> bool:
+    def _is_of_classes(self, name: str) -> bool:
         """Whether a layer has one map per class that is only averaged."""
         if self.shape(name)[0] != self.classes:
             return False
-        return not any(
-            n.op == "call_module" and list(modules[str(n.target)].parameters())
-            for n in self._halves(self.layers[name][0])[1]
-        )
+        after = map(self._called, self._halves(self.layers[name][0])[1])
+        return not any(m is not None and list(m.parameters()) for m in after)
 
     def _hands_over(self, name: str) -> bool:
         """Whether the head needs other values besides a layer's maps."""
@@ -402,7 +374,7 @@ class Cuttable(ABC):
         if not self.layers:
             self.default_layer()  # raises the error that says why
         if layer not in self.layers:
-            if layer in dict(self.network.named_modules()):
+            if layer in self.modules:
                 raise CutError(
                     f"layer {layer!r} exists, but its output is not a set of feature maps "
                     "(channels × height × width, or tokens on a grid) on which the logits depend"
@@ -414,9 +386,12 @@ class Cuttable(ABC):
 
     def _halves(self, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
         """Return the nodes up to one, and those after it."""
-        nodes = list(self.graph.nodes)
-        split = nodes.index(node) + 1
+        nodes, split = list(self._order), self._order[node] + 1
         return nodes[:split], nodes[split:]
+
+    def _called(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that a node calls, None for another operation."""
+        return self.modules[str(node.target)] if node.op == "call_module" else None
 
 
 class Traced(Cuttable):
@@ -461,10 +436,9 @@ class Traced(Cuttable):
 
     def _outputs(self) -> dict[str, fx.Node]:
         """Return the value that each module's forward returned, or its last operation."""
-        modules = dict(self.network.named_modules())
         last: dict[str, fx.Node] = {}
         for node in self.graph.nodes:
-            if node.op == "call_module" and does_nothing(modules[str(node.target)]):
+            if does_nothing(self._called(node)):
                 continue
             path = module_of(node)
             while path:
@@ -488,14 +462,13 @@ class Traced(Cuttable):
         The gradient is that of the input of the last linear layer, because the weights of that
         layer may be 0 before training. The network is run from the layer on, with random values.
         """
-        features: Any = logits_of(next(iter(reversed(self.graph.nodes))).args[0])
-        modules = dict(self.network.named_modules())
-        for n in self.graph.nodes:
-            if n.op == "call_module" and type(modules[str(n.target)]) is nn.Linear:
+        features: Any = logits_of(next(reversed(self._order)).args[0])
+        for n in self._order:
+            if type(self._called(n)) is nn.Linear:
                 read = n.all_input_nodes[0]
                 features = read if len(self._shapes[read]) == 2 else features
         needed, again = self._crossing(node)
-        values: dict[fx.Node, Any] = dict.fromkeys(set(self._halves(node)[0]) - again)
+        values: dict[fx.Node, Any] = dict.fromkeys({*self._halves(node)[0]}.difference(again))
         for i, n in enumerate([node, *needed]):
             values[n] = self._random((2, *self._shapes[n][1:]), i)
         tokens = values[node].requires_grad_()
@@ -532,10 +505,7 @@ class Traced(Cuttable):
             given = head.placeholder("maps" if i == 0 else f"rest_{i}")
             # The next operation of the network may work in place.
             copies[n] = head.call_method("clone", (given,))
-        for n in before:
-            if n in again:
-                copies[n] = head.node_copy(n, copies.__getitem__)
-        for n in after:
+        for n in [*again, *after]:
             copies[n] = head.node_copy(n, copies.__getitem__)
         return Cut(
             layout,
@@ -547,26 +517,18 @@ class Traced(Cuttable):
     def _hands_over(self, name: str) -> bool:
         return bool(self._crossing(self.layers[name][0])[0])
 
-    def _crossing(self, node: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:
+    def _crossing(self, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
         """Return the earlier nodes that the head needs: as inputs, and those it recomputes."""
-        before, after = self._halves(node)
-        needed: list[fx.Node] = []
-        again: set[fx.Node] = set()
-
-        def need(earlier: fx.Node) -> None:
-            if earlier not in before or earlier in (node, *needed, *again):
-                return
-            if earlier in self._per_image:
-                needed.append(earlier)
-            else:  # parameters and sizes are recomputed in the head
-                again.add(earlier)
-                for input_node in earlier.all_input_nodes:
-                    need(input_node)
-
-        for later in after:
-            for earlier in later.all_input_nodes:
-                need(earlier)
-        return needed, again
+        (*before, _), after = self._halves(node)
+        used = {earlier for later in after for earlier in later.all_input_nodes}
+        crossing: list[fx.Node] = []
+        for earlier in reversed(before):
+            if earlier in used:
+                crossing.insert(0, earlier)
+                if earlier not in self._per_image:  # recomputed: parameters and sizes
+                    used.update(earlier.all_input_nodes)
+        needed = [earlier for earlier in crossing if earlier in self._per_image]
+        return needed, [earlier for earlier in crossing if earlier not in self._per_image]
 
     def _pointwise_reader(self, node: fx.Node) -> str | None:
         """Return the name of the 1×1 convolution that is the only user of a value, if there is one.
@@ -575,15 +537,14 @@ class Traced(Cuttable):
         the trunk returns.
         """
         handed_over = self._crossing(node)[0]
-        modules = dict(self.network.named_modules())
         while len(node.users) == 1:
             (node,) = node.users
-            name = str(node.target) if node.op == "call_module" else ""
-            if does_nothing(modules[name]):
+            if does_nothing(module := self._called(node)):
                 continue
+            name = str(node.target)
             same = self._crossing(node)[0] == handed_over
             alone = same and self.layers.get(name, (None,))[0] is node
-            return name if alone and _is_pointwise(modules[name]) else None
+            return name if alone and _is_pointwise(module) else None
         return None
 
 
@@ -605,13 +566,13 @@ def _takes_apart(node: fx.Node) -> bool:
     return node.target is operator.getitem and isinstance(node.args[1], int)
 
 
-def does_nothing(module: nn.Module) -> bool:
+def does_nothing(module: nn.Module | None) -> bool:
     """Whether a module returns its input as it is in evaluation mode."""
     names = ("Identity", "Dropout", "Dropout2d", "DropPath", "StochasticDepth", "PatchDropout")
     return type(module).__name__ in names
 
 
-def _is_pointwise(module: nn.Module) -> bool:
+def _is_pointwise(module: nn.Module | None) -> bool:
     return (
         isinstance(module, nn.Conv2d)
         and module.kernel_size == module.stride == (1, 1)

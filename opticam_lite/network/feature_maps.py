@@ -116,16 +116,14 @@ class Finder:
         shape = self.shapes.get(node, torch.Size())
         if shape[:1] != (PROBES,) or node in self.shuffled:
             return None
-        layout = self._of_maps(node, shape) if len(shape) == 4 else None
-        if len(shape) == 3:
-            layout = self._of_tokens(shape)
+        layout = self._of_tokens(shape) if len(shape) == 3 else self._of_maps(node, shape)
         if layout is None:
             return None
         maps, _ = layout.to_maps(torch.empty(shape, device="meta"), self.size)
         return None if (node, maps[0, 0].numel()) in self.padded else layout
 
     def _of_maps(self, node: fx.Node, shape: torch.Size) -> FeatureLayout | None:
-        if self._is_in_attention(node, shape):
+        if len(shape) != 4 or self._is_in_attention(node, shape):
             return None
         _, a, b, c = shape
         first = min(b, c) > 1 and _same_aspect(b, c, self.size) and max(b, c) <= max(self.size)

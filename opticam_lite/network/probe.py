@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .activation import ends_in_probabilities
 from .feature_maps import CutError
 
 
@@ -57,6 +58,37 @@ def check_arguments(network: nn.Module) -> None:
                 f"a module whose forward(self, images) returns self.network(images, {p.name}) with "
                 f"your choice of {p.name!r}, as docs/own_networks.md shows"
             )
+
+
+def check_logits(network: nn.Module, output: Any, x: Tensor) -> None:
+    """Raise CutError unless the output for images x is finite logits `(N, classes)`."""
+    kind = type(network).__name__
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        is_tensor = isinstance(output, Tensor)
+        found = tuple(output.shape) if is_tensor else f"a {type(output).__name__}"
+        raise CutError(
+            f"{kind} must return logits of shape (N, classes), not {found}; wrap it in a module "
+            "that returns them alone, such as output[0] or output['out']"
+        )
+    if not output.isfinite().all():
+        raise CutError(
+            f"{kind} returns logits that are not finite on random images; look for NaN in its "
+            "weights"
+        )
+    if output.amin() >= 0 and (output.sum(1) - 1).abs().amax() < 1e-4:
+        raise CutError(
+            f"{kind} returns probabilities (they sum to 1), and their softmax would be taken "
+            "again; leave out its last softmax, or wrap it in a module that returns "
+            "output.clamp(min=1e-30).log()"
+        )
+    # All are 0 if the last layer is before training, and no sigmoid gives 0.
+    inside = output.amin() >= 0 and 0 < output.amax() <= 1
+    if inside and ends_in_probabilities(lambda x: logits_of(network(x)), x):
+        raise CutError(
+            f"{kind} returns probabilities (each in [0, 1]), not logits; leave out its last "
+            "sigmoid and pass activation='sigmoid', or wrap it in a module that returns "
+            "output.logit(1e-6)"
+        )
 
 
 @torch.no_grad()

@@ -86,9 +86,8 @@ def fold(network: nn.Module, graph: fx.Graph) -> None:
         if any(m._forward_hooks or m._forward_pre_hooks for m in (first, second)):
             continue  # they belong to the modules as they are, such as that of weight_norm
         replaced: tuple[nn.Module, nn.Module]
-        if type(first) is nn.Conv2d and type(second) in (nn.BatchNorm2d, BatchNormAct2d):
-            if second.running_mean is None:
-                continue
+        norm = type(second) in (nn.BatchNorm2d, BatchNormAct2d) and second.running_mean is not None
+        if norm and type(first) is nn.Conv2d:
             replaced = fuse_conv_bn_eval(first, second), getattr(second, "act", nn.Identity())
         elif type(first) is nn.ReLU and type(second) is nn.MaxPool2d:
             replaced = second, first
@@ -117,12 +116,9 @@ class _Float32(nn.Module):
 
 def _last_layer(network: nn.Module, graph: fx.Graph) -> str | None:
     """Return the name of the last linear or convolutional layer, or None if it is not traced."""
-    for node in reversed(graph.nodes):
-        if node.op == "call_module":
-            name = str(node.target)
-            if isinstance(network.get_submodule(name), nn.Linear | nn.Conv2d):
-                return name
-    return None
+    called = (str(node.target) for node in reversed(graph.nodes) if node.op == "call_module")
+    kinds = nn.Linear | nn.Conv2d
+    return next((name for name in called if isinstance(network.get_submodule(name), kinds)), None)
 
 
 # ----------------------------------------------------------------------- dtypes, memory formats

@@ -64,7 +64,6 @@ class Rerun(Cuttable):
     def __init__(self, network: nn.Module, size: tuple[int, int], why: str) -> None:
         super().__init__(network, size)
         self.why = why
-        self._modules = dict(network.named_modules())
         self._shapes = {}
         self._read: dict[str, bool] = {}
         self._record()
@@ -86,7 +85,7 @@ class Rerun(Cuttable):
         def record(name: str, arguments: Any, output: Any) -> None:
             nonlocal last
             times[name] += 1
-            value, module = tensor_of(output), self._modules[name]
+            value, module = tensor_of(output), self.modules[name]
             if not isinstance(value, Tensor) or does_nothing(module):
                 return
             key = id(value), value._version
@@ -100,7 +99,7 @@ class Rerun(Cuttable):
             if type(module) is nn.Linear and value.ndim == 2:
                 read[:] = arguments[:1]
 
-        with hooked({name: module for name, module in self._modules.items() if name}, record):
+        with hooked({name: module for name, module in self.modules.items() if name}, record):
             y = logits_of(self.network(self._input().requires_grad_().clone()))
         if not torch.allclose(y, self._expected, rtol=1e-4, atol=1e-5):
             check_steady(self.network, self._input())
@@ -122,7 +121,7 @@ class Rerun(Cuttable):
     @torch.no_grad()
     def _decides(self, name: str) -> bool:
         """Whether the logits change if two images exchange a module's output."""
-        with changed(self._modules[name], lambda value: value.flip(0)):
+        with changed(self.modules[name], lambda value: value.flip(0)):
             return not torch.equal(logits_of(self.network(self._input())), self._expected)
 
     def reads(self, layer: str) -> bool:
@@ -135,7 +134,7 @@ class Rerun(Cuttable):
 
     def cut(self, layer: str) -> Cut:
         """Return the two halves of the network around a layer: each is a run of all of it."""
-        (_, layout), module, network = self.place(layer), self._modules[layer], self.network
+        (_, layout), module, network = self.place(layer), self.modules[layer], self.network
 
         def trunk(x: Tensor) -> tuple[Tensor, Tensor]:
             recorded = []
