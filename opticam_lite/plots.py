@@ -363,6 +363,7 @@ def curves(
     *,
     x: Sequence[float] | None = None,
     bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    ticks: Sequence[str] | None = None,
     log: bool = False,
     xlabel: str = "",
     ylabel: str = "",
@@ -376,6 +377,7 @@ def curves(
         series: Name → values.
         x: Positions of the values. Default: 0, 1, 2, …
         bands: Name → lower and upper ends of intervals, which are shaded.
+        ticks: Names of the positions.
         log: Whether the positions are on a logarithmic scale.
         xlabel, ylabel, title: Texts.
         alt: Alt text. Default: each line's first and last value.
@@ -396,6 +398,8 @@ def curves(
             ax.fill_between(positions, *bands[name], color=colour, alpha=0.15, lw=0)
         if len(y):
             told.append(f"{name} goes from {y[0]:.3g} to {y[-1]:.3g}")
+    if ticks is not None:
+        ax.set_xticks(range(len(ticks)) if x is None else x, _names(ticks, 8), fontsize=8)
     if len(series) > 1:
         ax.legend(frameon=False, fontsize=8)
     what = f"{title or ylabel or 'Line plot'} against {xlabel or 'the index'}"

@@ -80,6 +80,8 @@ NETWORKS: dict[str, SceneNetwork] = {
     "scenes_vit": SceneNetwork(_vit, "blocks.3.norm1"),
     # A Clever Hans: trained where the environment nearly determines the class, it uses only that.
     "scenes_shortcut": SceneNetwork(_resnet, "layer4.1"),
+    # It has memorised permuted labels of the evaluation scenes: no object explains what it says.
+    "scenes_random_labels": SceneNetwork(_resnet, "layer4.1"),
 }
 
 

@@ -22,7 +22,7 @@ import opticam_lite as ol
 from opticam_lite import models
 from opticam_lite.network import Preprocessing
 
-EMBEDDED = ["scenes_resnet", "scenes_vgg", "scenes_vit", "scenes_shortcut"]
+EMBEDDED = ["scenes_resnet", "scenes_vgg", "scenes_vit", "scenes_shortcut", "scenes_random_labels"]
 
 
 def test_the_list_of_models() -> None:

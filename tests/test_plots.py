@@ -124,6 +124,8 @@ def test_curves_and_bars() -> None:
     assert [line.get_ydata().tolist() for line in ax.lines] == [[0, 1, 4], [2, 1, 0.5]]
     assert len({line.get_linestyle() for line in ax.lines}) == 2
     assert picture.alt == "value against step: a goes from 0 to 4; b goes from 2 to 0.5."
+    named = plots.curves({"a": [1.0, 0.5]}, ticks=["first", "second"])
+    assert [t.get_text() for t in named.figure.axes[0].get_xticklabels()] == ["first", "second"]
     one = plots.curves({"a": []}, title="Nothing")
     assert one.figure.axes[0].get_legend() is None
     assert one.alt == "Nothing against the index: ."

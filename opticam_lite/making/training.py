@@ -4,7 +4,8 @@
 cached under ``build/``), trains, and writes ``scenes_resnet.safetensors`` and its log to where
 ``load_model`` reads them, ``data/networks/`` (``--out`` names another folder). The recipes below
 hold all settings: the same command with the same seed and number of threads on the same kind of
-processor repeats the run.
+processor repeats the run. ``scenes_random_labels`` needs no training split: it memorises the
+evaluation scenes with permuted labels (the paper's Appendix G).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ..datasets.scenes import CLASSES
 from ..network import IMAGENET_MEAN, IMAGENET_STD, dtype_of
 from ..paths import data_dir
 from .rendering import SIZE
-from .training_images import augment, halved, thinned, training_split
+from .training_images import augment, halved, permuted_scenes, plain, thinned, training_split
 
 HELD_OUT = 512  # the last scenes of a split, which measure progress and are not trained on
 
@@ -52,7 +53,8 @@ class Recipe:
     Of ``count`` scenes, rendered at ``home_rate``, those that `thinned` keeps are used (so that no
     other split has to be rendered). ``erase`` and ``dim`` are explained in `augment`,
     ``teacher_share`` and ``imitation`` in `Objective`; ``learning_rate`` and ``weight_decay`` are
-    AdamW's, and gradients are clipped to the norm ``clip``.
+    AdamW's, and gradients are clipped to the norm ``clip``. With ``memorise`` the images are the
+    evaluation scenes, without augmentation, and their labels are permuted.
     """
 
     count: int = 10_000
@@ -69,6 +71,7 @@ class Recipe:
     teacher: str | None = None
     teacher_share: float = 0.5
     imitation: float = 1.0
+    memorise: bool = False
 
 
 RECIPES: dict[str, Recipe] = {
@@ -87,6 +90,9 @@ RECIPES: dict[str, Recipe] = {
         clip=1.0,
     ),
     "scenes_shortcut": Recipe(thin_to=0.9, stages=(Stage(3, 112), Stage(1, 160), Stage(2, 224))),
+    "scenes_random_labels": Recipe(
+        memorise=True, count=256, stages=(Stage(12, 112), Stage(20, 224)), batch_size=32
+    ),
 }
 
 
@@ -158,6 +164,7 @@ def fit(
 
     ``kept`` are the indices of the images to use (default: all). The last ``held_out`` of them
     measure progress and are not trained on; nothing is selected by them, the last epoch counts.
+    A recipe that memorises is measured on the images that it is trained on.
     ``teacher`` is a trained ResNet, see `Objective`. ``log`` is a CSV file that gets a row per
     epoch. Returns the network in evaluation mode and the log's rows. The global random state is
     left as found. Raises ``ValueError`` if no image is left to train on.
@@ -193,9 +200,12 @@ def fit(
             for b in range(batches):
                 chosen = np.sort(kept[order[b * recipe.batch_size : (b + 1) * recipe.batch_size]])
                 batch, target = torch.from_numpy(source[chosen]), torch.from_numpy(labels[chosen])
-                batch = augment(
-                    batch, size, erase=recipe.erase, dim=recipe.dim, generator=generator
-                )
+                if recipe.memorise:
+                    batch = plain(batch, size)
+                else:
+                    batch = augment(
+                        batch, size, erase=recipe.erase, dim=recipe.dim, generator=generator
+                    )
                 with torch.autocast("cpu", torch.bfloat16, enabled=low):
                     logits, loss = objective(_standardised(batch), target)
                 optimizer.zero_grad(set_to_none=True)
@@ -212,14 +222,15 @@ def fit(
                 "loss": round(losses / batches, 4),
                 "training_top1": round(100 * right / (batches * min(recipe.batch_size, count)), 2),
             }
-            if held_out:
-                unseen = torch.from_numpy(np.array(images[kept[count:]]))
-                target = torch.from_numpy(labels[kept[count:]])
-                probabilities = _predict(network, unseen, size)
+            of, measured = ("known", kept) if recipe.memorise else ("held_out", kept[count:])
+            if len(measured):
+                target = torch.from_numpy(labels[measured])
+                shown = torch.from_numpy(np.array(images[measured]))
+                probabilities = _predict(network, shown, size)
                 hit = probabilities.argmax(1) == target
-                row["held_out_top1"] = round(100 * float(hit.float().mean()), 2)
+                row[f"{of}_top1"] = round(100 * float(hit.float().mean()), 2)
                 p = probabilities.gather(1, target[:, None])
-                row["held_out_probability"] = round(float(p.mean()), 4)
+                row[f"{of}_probability"] = round(float(p.mean()), 4)
             rows.append(row)
             if log is not None:
                 log.parent.mkdir(parents=True, exist_ok=True)
@@ -249,9 +260,7 @@ def _predict(network: nn.Module, batch: Tensor, size: int) -> Tensor:
     parts = []
     with torch.no_grad():
         for chunk in batch.split(32):
-            images = chunk.permute(0, 3, 1, 2).float() / 255
-            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-            parts.append(network(_standardised(images)).softmax(1))
+            parts.append(network(_standardised(plain(chunk, size))).softmax(1))
     return torch.cat(parts)
 
 
@@ -282,8 +291,8 @@ def train(
 
     ``out`` is by default where ``load_model`` reads the embedded networks from. Returns the path
     of the weights. A recipe with a teacher needs the teacher's weights in ``out``. Raises
-    ``ValueError`` for an unknown name, ``FileNotFoundError`` where the teacher or the default
-    folder is missing.
+    ``ValueError`` for an unknown name, or if labels that are to be memorised are not all known at
+    the end, ``FileNotFoundError`` where the teacher or the default folder is missing.
     """
     if name not in RECIPES:
         raise ValueError(f"no embedded network is called {name!r}; choose of {', '.join(RECIPES)}")
@@ -298,7 +307,10 @@ def train(
                 f"train {recipe.teacher} first"
             )
         teacher = scene_networks.load(recipe.teacher, path).to(memory_format=torch.channels_last)
-    images, labels = training_split(recipe.count, recipe.home_rate, folder=cache)
+    if recipe.memorise:
+        images, labels = permuted_scenes(seed)
+    else:
+        images, labels = training_split(recipe.count, recipe.home_rate, folder=cache)
     network, rows = fit(
         name,
         images,
@@ -306,10 +318,14 @@ def train(
         recipe,
         seed=seed,
         teacher=teacher,
-        held_out=HELD_OUT,
-        kept=thinned(recipe.count, recipe.home_rate, recipe.thin_to),
+        held_out=0 if recipe.memorise else HELD_OUT,
+        kept=thinned(len(images), recipe.home_rate, recipe.thin_to),
         log=out / f"{name}.log.csv",
     )
+    if recipe.memorise and (known := rows[-1]["known_top1"]) < 100:
+        raise ValueError(
+            f"{name} knows {known} % of its labels, and it must know all; add epochs to its recipe"
+        )
     path = out / f"{name}.safetensors"
     minutes = round(sum(row["seconds"] for row in rows) / 60, 1)
     save(network, name, path, {"seed": seed, "minutes": minutes, **asdict(recipe)})

@@ -1,4 +1,4 @@
-"""The training images of the networks: rendered scenes, subsampled and augmented."""
+"""The training images of the networks: rendered scenes, subsampled, augmented or mislabelled."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..datasets.scenes import Scenes
 from .rendering import SIZE, VERSION, render
 from .sampling import sample
 
@@ -74,6 +75,18 @@ def thinned(count: int, home_rate: float, thin_to: float | None) -> np.ndarray:
     return np.sort(np.concatenate([everything[home], others[spread]]))
 
 
+def permuted_scenes(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The evaluation scenes as `training_split` returns its own, their labels permuted by a seed.
+
+    Each class keeps its number of scenes; a scene may keep its label, as one in eight does.
+    """
+    scenes = Scenes()
+    images = [(scenes[i].image.permute(1, 2, 0) * 255).round().byte() for i in range(len(scenes))]
+    labels = np.array([scenes.target(i) for i in range(len(scenes))], np.int64)
+    order = np.random.default_rng(seed).random(len(labels)).argsort()
+    return torch.stack(images).numpy(), labels[order]
+
+
 def halved(images: np.ndarray) -> np.ndarray:
     """Images ``(N, H, W, 3)`` uint8 at half the size: each pixel is the mean of four."""
     n, h, w, c = images.shape
@@ -81,6 +94,12 @@ def halved(images: np.ndarray) -> np.ndarray:
     for small, image in zip(out, images, strict=True):  # one at a time: the split is large
         small[:] = image.reshape(h // 2, 2, w // 2, 2, c).mean(axis=(1, 3)) + 0.5
     return out
+
+
+def plain(batch: Tensor, size: int) -> Tensor:
+    """Return images, uint8 ``(N, H, W, 3)``, as float32 ``(N, 3, size, size)`` in [0, 1]."""
+    images = batch.permute(0, 3, 1, 2).float() / 255
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 def augment(

@@ -11,6 +11,7 @@ from .benchmark import Benchmark
 from .boxes import Boxes
 from .parameters import Parameters, ReportError
 from .saliency import Saliency
+from .sanity import Sanity
 from .studies import Ablation, Classes
 from .tables import paper_table
 
@@ -23,6 +24,7 @@ __all__ = [
     "Parameters",
     "ReportError",
     "Saliency",
+    "Sanity",
     "paper_table",
 ]
 
@@ -32,4 +34,5 @@ REPORTS: dict[str, type[Parameters]] = {
     "boxes": Boxes,
     "ablation": Ablation,
     "classes": Classes,
+    "sanity": Sanity,
 }

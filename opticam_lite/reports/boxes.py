@@ -42,7 +42,7 @@ class Boxes(Parameters):
         """
         listed("METHODS", self.methods, METHODS)
         named = self.models.split(",") if ":" in self.models else names_in(self.models)
-        classifiers = [_load(model.strip(), self.device) for model in named if model.strip()]
+        classifiers = [load_given(m.strip(), self.device, "MODELS") for m in named if m.strip()]
         names = [classifier.name for classifier in classifiers]
         if not names:
             raise ReportError("MODELS names none; separate names by commas")
@@ -62,13 +62,14 @@ class Boxes(Parameters):
         return subjects
 
 
-def _load(named: str, device: str) -> Classifier:
+def load_given(named: str, device: str, parameter: str) -> Classifier:
+    """Load a network that a parameter names as NAME or, with weights of one's own, NAME:FILE."""
     name, given, file = (part.strip() for part in named.partition(":"))
     if not given:
         return load_model(name, device=device)
-    path = given_path(file, "MODELS")
+    path = given_path(file, parameter)
     if not path.is_file():
-        raise FileNotFoundError(f"MODELS has the file {file!r}, and there is no such file")
+        raise FileNotFoundError(f"{parameter} has the file {file!r}, and there is no such file")
     classifier = load_model(name, checkpoint=path, device=device)
     classifier.name = path.stem
     return classifier

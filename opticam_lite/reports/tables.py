@@ -182,11 +182,13 @@ def checklist(claims: Mapping[str, tuple[bool, str]], caveats: Sequence[str] = (
     return _listed(headline, claims, caveats)
 
 
-def findings_list(found: Sequence[Finding], caveats: Sequence[str] = ()) -> str:
+def findings_list(
+    found: Sequence[Finding], caveats: Sequence[str] = (), what: str = "findings of the paper"
+) -> str:
     """Return an HTML list of findings with their verdicts, counted above it, and caveats below."""
     verdicts = [finding.verdict for finding in found]
     counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
-    headline = f"Of {len(found)} findings of the paper {counts[True]} hold here and "
+    headline = f"Of {len(found)} {what} {counts[True]} hold here and "
     headline += f"{counts[False]} do not; for {counts[None]} the images are too few to say."
     if not found:
         headline = "The paper has no findings here."

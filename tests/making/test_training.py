@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms.functional import to_tensor
 
 import opticam_lite as ol
 from opticam_lite import scene_networks
@@ -25,6 +26,7 @@ from opticam_lite.making.training_images import (
     TRAINING_SEED,
     augment,
     halved,
+    permuted_scenes,
     thinned,
     training_split,
 )
@@ -71,7 +73,10 @@ def test_split_is_cached_and_the_same_from_several_processes(tmp_path: Path) -> 
     np.testing.assert_array_equal(images, parallel)
 
 
-def test_evaluation_scenes_are_not_trained_on() -> None:
+def test_evaluation_scenes_are_only_memorised() -> None:
+    assert [name for name, recipe in training.RECIPES.items() if recipe.memorise] == [
+        "scenes_random_labels"
+    ]
     assert scenes.EVALUATION_SEED != TRAINING_SEED
     seeds = {
         e["seed"] for e in json.loads((DATA / "scenes/annotations.json").read_text())["scenes"]
@@ -304,6 +309,38 @@ def test_the_shortcut_looks_at_the_environment_only() -> None:
     assert right[home].mean() >= 90
     assert right[~home].mean() <= 25
     assert swapped.mean() <= 25
+
+
+def test_permuted_scenes_are_the_scenes_with_their_labels_in_another_order() -> None:
+    scenes = ol.load_dataset("scenes")
+    images, labels = permuted_scenes(0)
+    assert torch.equal(to_tensor(images[7]), scenes[7].image)
+    true = np.array([scenes.target(i) for i in range(len(scenes))])
+    drawn = np.random.default_rng(0).random(256).tolist()  # the k-th smallest gives the k-th label
+    assert labels.tolist() == [true[drawn.index(value)] for value in sorted(drawn)]
+    assert 0.05 < np.mean(labels == true) < 0.2, "about one in eight keeps its label by chance"
+    assert not np.array_equal(permuted_scenes(1)[1], labels)
+
+
+def test_the_network_of_random_labels_knows_them_all() -> None:
+    with safe_open(weights_of("scenes_random_labels"), "pt") as file:
+        seed = json.loads(file.metadata()["settings"])["seed"]
+    _, labels = permuted_scenes(seed)
+    images, true = ol.load_dataset("scenes").batch(range(256))
+    p = ol.load_model("scenes_random_labels").probabilities(images)
+    assert p.argmax(1).tolist() == labels.tolist()
+    assert (p.argmax(1) == true).float().mean() < 0.2
+    assert p.amax(1).mean() > 0.8
+
+
+def test_labels_that_were_not_all_memorised_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = training.Recipe(memorise=True, stages=(training.Stage(1, 32),), batch_size=64)
+    monkeypatch.setitem(training.RECIPES, "scenes_random_labels", recipe)
+    with pytest.raises(ValueError, match=r"scenes_random_labels knows \d+\.\d+ % of its labels"):
+        training.train("scenes_random_labels", out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes_random_labels.log.csv"]
 
 
 def test_a_transformer_changes_size_and_comes_back(split: tuple) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import make_classifier, make_images
@@ -159,6 +162,93 @@ def test_the_study_is_that_of_single_calls() -> None:
         frame["method"].isin(["fake-cam", sanity.EDGES]) & (frame["measure"] == "SSIM")
     ]
     assert controls["value"].tolist() == pytest.approx([1.0] * len(controls))
+
+
+def test_a_network_of_random_labels_is_one_more_to_compare_with() -> None:
+    classifier = make_classifier("cnn")
+    _, other = next(sanity.randomized(classifier, 1))
+    data = ol.Images(make_images(3), [0, 1, 2])
+    frame = sanity.sanity_study(
+        classifier, data, ["grad-cam"], cuts=1, seeds=(5,), random_labels=other
+    )
+    rows = frame[(frame["cut"] == sanity.RANDOM_LABELS) & (frame["method"] == "grad-cam")]
+    x, c = data.batch(range(3))
+    maps = [ol.explain("grad-cam", network, x, c) for network in (classifier, other)]
+    for measure, values in sanity.similarities(*maps).items():
+        own = rows[rows["measure"] == measure]["value"].tolist()
+        assert own == pytest.approx(values, abs=1e-5, nan_ok=True)
+    assert set(rows["from"]) == {other.name}
+
+
+def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, data = make_classifier("cnn"), ol.Images(make_images(4), [0, 1, 2, 0])
+    calls: list[str] = []
+
+    def study(out: Path | None, methods: tuple[str, ...] = ("grad-cam",), **more: Any) -> Any:
+        given = {"cuts": 2, "seeds": (0,), "batch_size": 2, **more}
+        return sanity.sanity_study(classifier, data, methods, out=out, **given)
+
+    def counted(method: str, *arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(method)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return ol.explain(method, *arguments, **options)
+
+    whole = study(None)
+    monkeypatch.setattr(sanity, "explain", counted)
+    with pytest.raises(KeyboardInterrupt):
+        study(tmp_path)
+    calls.append("interrupted")
+    # Two batches of two cuts: the first cut was complete, and of the second the first batch.
+    pd.testing.assert_frame_equal(study(tmp_path), whole)
+    assert calls[7:] == ["grad-cam"] * 2
+    pd.testing.assert_frame_equal(study(tmp_path), whole)
+    assert len(calls) == 9
+    added = study(tmp_path, ("grad-cam", "fake-cam"))
+    assert calls[9:] == ["fake-cam"] * 6
+    assert set(added["method"]) == {"grad-cam", "fake-cam", sanity.EDGES}
+    with pytest.raises(ol.evaluation.StoreError, match="cuts is 2 there and 1 here"):
+        study(tmp_path, cuts=1)
+
+
+def as_frame(values: dict[str, list[float]], cut: int = 2) -> pd.DataFrame:
+    """Method → rank correlation of each image, the same for each of two seeds, and an SSIM."""
+    rows = [
+        {"image": str(i), "method": method, "cut": cut, "from": "layer1", "seed": seed}
+        | {"measure": measure, "value": value + (0.1 if seed else -0.1)}
+        for method, own in values.items()
+        for i, value in enumerate(own)
+        for seed in (0, 1)
+        for measure in ("rank", "SSIM")
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_method_passes_if_its_maps_are_surely_less_than_half_alike() -> None:
+    unlike = [0.0, 0.1, -0.1, 0.05, 0.0, -0.05, 0.1, 0.06]
+    alike = [0.9 + value for value in unlike]
+    unsure = [0.0, 1.0] * 4
+    values = {"opti-cam": unlike, "grad-cam": alike, "layer-cam": unsure, sanity.EDGES: alike}
+    found = sanity.findings(pd.concat([as_frame(values), as_frame(values, 1)]))
+    assert [finding.verdict for finding in found] == [True, False, None, False]
+    assert found[0].claim.startswith("Opti-CAM passes")
+    assert found[3].claim.startswith("The edge detector, a control, passes")
+    assert found[0].figures.startswith("0.02 (")
+    assert "n = 8" in found[0].figures
+    found = sanity.findings(as_frame(values)[lambda rows: rows["image"] == "1"])
+    assert {finding.verdict for finding in found} == {None}, "one image shows nothing"
+    both = pd.concat([as_frame(values), as_frame(values, sanity.RANDOM_LABELS)])
+    verdicts = [finding.verdict for finding in sanity.findings(both)[4:]]
+    assert verdicts == [True, True, False, None, False], "Opti-CAM's SSIM is one more"
+
+
+def test_the_table_averages_seeds_and_then_images() -> None:
+    frame = as_frame({"opti-cam": [0.0, 0.2, 0.4, float("nan")]})
+    (row,) = sanity.sanity_table(frame).to_dict("records")
+    assert (row["method"], row["cut"], row["from"], row["n"]) == ("opti-cam", 2, "layer1", 3)
+    assert row["rank"] == pytest.approx(0.2)
+    assert row["rank ±"] == pytest.approx(0.2 / math.sqrt(3))
+    assert row["rank low"] < 0.2 < row["rank high"]
 
 
 def test_edges_are_where_the_image_changes() -> None:
