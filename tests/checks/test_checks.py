@@ -1,0 +1,84 @@
+"""Each exercise accepts right answers and tells each wrong one by its own symptom."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import opticam_lite as ol
+from opticam_lite.checks import EXERCISES, examine
+from opticam_lite.checks.examining import all_inputs, answers, matching
+from opticam_lite.checks.running import undisturbed
+from opticam_lite.checks.values import tensors
+
+
+def apart(classifier, images):
+    result = []
+    for image in images.split(1):
+        best = classifier.logits(image)[0].topk(2).indices.tolist()
+        one, other = (ol.explain("grad-cam", classifier, image, [c], warn=False) for c in best)
+        result.append(float(np.abs(one.numpy() - other.numpy()).mean()))
+    return result
+
+
+def weights_by_the_chain_rule(classifier, images, c):
+    A, rest = classifier.split(images)
+    A = A.detach().requires_grad_()
+    y = classifier.head(A, rest)
+    p = y.detach().softmax(1)
+    g = torch.stack(
+        [torch.autograd.grad(y[:, d].sum(), A, retain_graph=True)[0] for d in range(y.shape[1])], 1
+    ).mean((3, 4))  # (N, C, K)
+    rows = torch.arange(len(c))
+    return p[rows, c][:, None] * (g[rows, c] - (p[:, :, None] * g).sum(1))
+
+
+def shared_by_slices(g):
+    mean = sum(g[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
+    return mean.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+# A right answer that is written in another way than the reference.
+OTHERWISE = {
+    "02.1": apart,
+    "02.2": weights_by_the_chain_rule,
+    "02.3": shared_by_slices,
+}
+WRONG = [(name, i) for name, exercise in EXERCISES.items() for i in range(len(exercise.wrong))]
+
+
+def test_each_exercise_is_answered_in_another_way_and_has_five_symptoms():
+    assert set(OTHERWISE) == set(EXERCISES)
+    for name, exercise in EXERCISES.items():
+        symptoms = [fault.symptom for fault in (*exercise.wrong, *exercise.demands)]
+        assert len(exercise.wrong) >= 5, name
+        assert len(set(symptoms)) == len(symptoms), name
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_right_answers_are_accepted(name):
+    for answer in (EXERCISES[name].reference, OTHERWISE[name]):
+        start = time.process_time()
+        result = examine(name, answer)
+        assert result.right, result.symptom
+        assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(("name", "i"), WRONG)
+def test_a_wrong_answer_is_told_by_its_own_symptom(name, i):
+    exercise = EXERCISES[name]
+    wrong = exercise.wrong[i]
+    start = time.process_time()
+    result = examine(name, wrong.answer)
+    assert time.process_time() - start < 2
+    assert not result.right
+    assert result.symptom == wrong.symptom
+    assert result.hint == wrong.hint
+    assert result.more == exercise.more
+    with undisturbed():  # the inputs tell it from all others
+        inputs = all_inputs(exercise)
+        given = [*map(tensors, answers(exercise, wrong.answer, inputs))]
+        assert list(matching(exercise, inputs, given)) == [wrong]
