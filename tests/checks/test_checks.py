@@ -63,11 +63,24 @@ def likeness(first, second):
     return [np.corrcoef(a, b)[0, 1] for a, b in pairs]
 
 
+def brightness(mask, boxes):
+    y, x = torch.meshgrid(*map(torch.arange, mask.shape), indexing="ij")
+    weights = [
+        ((x >= x0) & (x < x1) & (y >= y0) & (y < y1)).double() for x0, y0, x1, y1 in boxes.tolist()
+    ]
+    return [float((mask * w).sum() / w.sum() * mask.numel() / mask.sum()) for w in weights]
+
+
 # A right answer that is written in another way than the reference.
 OTHERWISE = {
     "00.1": least_sure,
     "00.2": inside,
     "00.3": likeness,
+    "01.1": brightness,
+    "01.2": lambda masks, on: torch.stack(
+        [m[o].sum() / m.sum() for m, o in zip(masks, on, strict=True)]
+    ),
+    "01.3": lambda W: W - W[:1],  # any row that is moved by v will do
     "02.1": apart,
     "02.2": weights_by_the_chain_rule,
     "02.3": shared_by_slices,
