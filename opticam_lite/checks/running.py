@@ -91,14 +91,14 @@ def undisturbed() -> Iterator[None]:
             torch.default_generator.manual_seed(0)
             np.random.seed(0)  # noqa: NPY002
             random.seed(0)
+            torch.set_num_threads(1)  # more don't serve what is small, and wait for each other
             yield
     finally:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         random.setstate(states[2])
         torch.set_default_dtype(dtype)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
 
 
 def place_of(error: BaseException) -> str:

@@ -71,6 +71,27 @@ def brightness(mask, boxes):
     return [float((mask * w).sum() / w.sum() * mask.numel() / mask.sum()) for w in weights]
 
 
+def channel_images(classifier, x):
+    for A in classifier.features(x)[0]:
+        S = ol.upsample(A[None, None], x.shape[2:])
+        yield x * (S - S.min()) / (S.max() - S.min() if S.max() > S.min() else 1)
+
+
+def through_the_winner(classifier, x, c):
+    return max(channel_images(classifier, x), key=lambda seen: classifier.logits(seen)[0, c].item())
+
+
+def weights_of_probabilities(classifier, x, c):
+    e = [classifier.probabilities(s)[0, c].exp() for s in channel_images(classifier, x)]
+    return [float(q / sum(e)) for q in e]
+
+
+def some_weights(u, A, M):
+    kept = sorted(range(len(u)), key=lambda k: -A[k].var())[:M]
+    e = [float(u[k].exp()) if k in kept else 0.0 for k in range(len(u))]
+    return np.array(e) / sum(e)
+
+
 # A right answer that is written in another way than the reference.
 OTHERWISE = {
     "00.1": least_sure,
@@ -84,6 +105,9 @@ OTHERWISE = {
     "02.1": apart,
     "02.2": weights_by_the_chain_rule,
     "02.3": shared_by_slices,
+    "03.1": through_the_winner,
+    "03.2": weights_of_probabilities,
+    "03.3": some_weights,
 }
 WRONG = [(name, i) for name, exercise in EXERCISES.items() for i in range(len(exercise.wrong))]
 
