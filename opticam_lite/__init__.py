@@ -37,14 +37,16 @@ from .network import IMAGENET_MEAN, IMAGENET_STD, Classifier, CutError, Preproce
 
 if TYPE_CHECKING:
     from . import plots
+    from .checks import check
     from .evaluation import StoreError, evaluate, summarize
     from .explorer import explore
     from .trace import Trace
 else:
     # These rooms import matplotlib, pandas, pyarrow and ipywidgets, which together take a quarter
     # of the time of PyTorch, torchvision and timm: each room is loaded when its name is first used.
-    _ROOMS = {"StoreError": "evaluation", "Trace": "trace", "evaluate": "evaluation"}
-    _ROOMS |= {"explore": "explorer", "plots": "plots", "summarize": "evaluation"}
+    _ROOMS = {"StoreError": "evaluation", "Trace": "trace", "check": "checks"}
+    _ROOMS |= {"evaluate": "evaluation", "explore": "explorer", "plots": "plots"}
+    _ROOMS["summarize"] = "evaluation"
 
     def __getattr__(name: str) -> object:
         if name not in _ROOMS:
@@ -71,6 +73,7 @@ __all__ = [
     "Sample",
     "StoreError",
     "Trace",
+    "check",
     "evaluate",
     "explain",
     "explore",

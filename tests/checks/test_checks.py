@@ -1,0 +1,146 @@
+"""Each exercise accepts right answers and tells each wrong one by its own symptom."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import opticam_lite as ol
+from opticam_lite.checks import EXERCISES, examine
+from opticam_lite.checks.examining import all_inputs, answers, matching
+from opticam_lite.checks.running import undisturbed
+from opticam_lite.checks.values import tensors
+
+
+def apart(classifier, images):
+    result = []
+    for image in images.split(1):
+        best = classifier.logits(image)[0].topk(2).indices.tolist()
+        one, other = (ol.explain("grad-cam", classifier, image, [c], warn=False) for c in best)
+        result.append(float(np.abs(one.numpy() - other.numpy()).mean()))
+    return result
+
+
+def weights_by_the_chain_rule(classifier, images, c):
+    A, rest = classifier.split(images)
+    A = A.detach().requires_grad_()
+    y = classifier.head(A, rest)
+    p = y.detach().softmax(1)
+    g = torch.stack(
+        [torch.autograd.grad(y[:, d].sum(), A, retain_graph=True)[0] for d in range(y.shape[1])], 1
+    ).mean((3, 4))  # (N, C, K)
+    rows = torch.arange(len(c))
+    return p[rows, c][:, None] * (g[rows, c] - (p[:, :, None] * g).sum(1))
+
+
+def shared_by_slices(g):
+    mean = sum(g[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
+    return mean.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def least_sure(p, targets):
+    best, smallest = 0, 2.0
+    for i, c in enumerate(targets.tolist()):
+        if p[i, c] < smallest:
+            best, smallest = i, float(p[i, c])
+    return best
+
+
+def inside(boxes, margin, size):
+    y, x = torch.meshgrid(*map(torch.arange, size), indexing="ij")
+    found = [
+        (x >= x0 - margin) & (x < x1 + margin) & (y >= y0 - margin) & (y < y1 + margin)
+        for x0, y0, x1, y1 in boxes
+    ]
+    return torch.stack(found).any(0)[None, None].float()
+
+
+def likeness(first, second):
+    pairs = zip(first.flatten(1).numpy(), second.flatten(1).numpy(), strict=True)
+    return [np.corrcoef(a, b)[0, 1] for a, b in pairs]
+
+
+def brightness(mask, boxes):
+    y, x = torch.meshgrid(*map(torch.arange, mask.shape), indexing="ij")
+    weights = [
+        ((x >= x0) & (x < x1) & (y >= y0) & (y < y1)).double() for x0, y0, x1, y1 in boxes.tolist()
+    ]
+    return [float((mask * w).sum() / w.sum() * mask.numel() / mask.sum()) for w in weights]
+
+
+def channel_images(classifier, x):
+    for A in classifier.features(x)[0]:
+        S = ol.upsample(A[None, None], x.shape[2:])
+        yield x * (S - S.min()) / (S.max() - S.min() if S.max() > S.min() else 1)
+
+
+def through_the_winner(classifier, x, c):
+    return max(channel_images(classifier, x), key=lambda seen: classifier.logits(seen)[0, c].item())
+
+
+def weights_of_probabilities(classifier, x, c):
+    e = [classifier.probabilities(s)[0, c].exp() for s in channel_images(classifier, x)]
+    return [float(q / sum(e)) for q in e]
+
+
+def some_weights(u, A, M):
+    kept = sorted(range(len(u)), key=lambda k: -A[k].var())[:M]
+    e = [float(u[k].exp()) if k in kept else 0.0 for k in range(len(u))]
+    return np.array(e) / sum(e)
+
+
+# A right answer that is written in another way than the reference.
+OTHERWISE = {
+    "00.1": least_sure,
+    "00.2": inside,
+    "00.3": likeness,
+    "01.1": brightness,
+    "01.2": lambda masks, on: torch.stack(
+        [m[o].sum() / m.sum() for m, o in zip(masks, on, strict=True)]
+    ),
+    "01.3": lambda W: W - W[:1],  # any row that is moved by v will do
+    "02.1": apart,
+    "02.2": weights_by_the_chain_rule,
+    "02.3": shared_by_slices,
+    "03.1": through_the_winner,
+    "03.2": weights_of_probabilities,
+    "03.3": some_weights,
+}
+WRONG = [(name, i) for name, exercise in EXERCISES.items() for i in range(len(exercise.wrong))]
+
+
+def test_each_exercise_is_answered_in_another_way_and_has_five_symptoms():
+    assert set(OTHERWISE) == set(EXERCISES)
+    for name, exercise in EXERCISES.items():
+        symptoms = [fault.symptom for fault in (*exercise.wrong, *exercise.demands)]
+        assert len(exercise.wrong) >= 5, name
+        assert len(set(symptoms)) == len(symptoms), name
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_right_answers_are_accepted(name):
+    for answer in (EXERCISES[name].reference, OTHERWISE[name]):
+        start = time.process_time()
+        result = examine(name, answer)
+        assert result.right, result.symptom
+        assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(("name", "i"), WRONG)
+def test_a_wrong_answer_is_told_by_its_own_symptom(name, i):
+    exercise = EXERCISES[name]
+    wrong = exercise.wrong[i]
+    start = time.process_time()
+    result = examine(name, wrong.answer)
+    assert time.process_time() - start < 2
+    assert not result.right
+    assert result.symptom == wrong.symptom
+    assert result.hint == wrong.hint
+    assert result.more == exercise.more
+    with undisturbed():  # the inputs tell it from all others
+        inputs = all_inputs(exercise)
+        given = [*map(tensors, answers(exercise, wrong.answer, inputs))]
+        assert list(matching(exercise, inputs, given)) == [wrong]
