@@ -32,7 +32,7 @@ FOUND_CHROMIUM = $(CHROMIUM)$(shell command -v chromium chromium-browser google-
 NO_BROWSER = $(if $(strip $(FOUND_CHROMIUM)),,--ignore=tests/explorer/test_browser.py)
 
 help:
-	@echo 'make report   two reports -> build/saliency_report/saliency_report.html, build/benchmark_report/… (a third: REPORT=boxes)'
+	@echo 'make report   two reports -> build/saliency_report/saliency_report.html, build/benchmark_report/… (more: REPORT=all)'
 	@echo 'make test     style, types, architecture, tests, lessons: what must pass, in minutes'
 	@echo 'make check    all tests, also the slow ones, and their coverage'
 	@echo 'make bench    methods against their peers: time, memory, agreement -> build/bench/bench.md'

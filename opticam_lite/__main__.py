@@ -1,6 +1,7 @@
 """Measure methods from the command line.
 
 python -m opticam_lite evaluate --model resnet50 --data imagenet:PATH --methods all --out FOLDER
+python -m opticam_lite evaluate --model resnet50 --data imagenet:PATH --study table6 --out FOLDER
 python -m opticam_lite summarize FOLDER
 python -m opticam_lite finetune --model resnet50 --data chest-xray:PATH --out weights.safetensors
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
+import tomllib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,17 @@ from .datasets import load_dataset, of_known_classes
 from .evaluation import evaluate, read, summarize
 from .evaluation.run import lacks
 from .evaluation.summary import in_words
+from .evaluation.variants import variants
 from .making.finetuning import Schedule, finetune
 from .methods import METHODS, applicable
 from .metrics import METRICS
 from .models import check_model_name, load_model
 from .paths import given_path
-from .registry import check_seed, names_in
+from .registry import check_seed, names_in, unknown_name
 from .stopping import stoppable
+from .studies.findings import VERDICTS
+from .studies.paper import STUDIES
+from .studies.paper import study as variants_of
 from .text import plain
 
 MOST_TOLD = 20  # errors
@@ -47,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="name of a network, such as resnet50")
     add("--data", required=True, help="scenes, a folder, or a form such as imagenet:PATH")
     add("--out", required=True, type=_path, help="folder for the rows")
-    add("--methods", nargs="+", default=["all"], help="names, or all that apply [all]")
+    add("--methods", nargs="+", help="names, or all that apply [all]")
+    add("--study", help=f"a TOML file of variants, or one of {', '.join(STUDIES)}")
     add("--metrics", nargs="+", default=["AD,AG,AI"], help="names, or all that apply [AD AG AI]")
     add("--layer", help="where the network is cut [see load_model]")
     add("--checkpoint", type=_path, help="file of weights")
@@ -127,6 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.command == "summarize" and given.csv is not None:
                 table.to_csv(given.csv)
             lines = in_words(table).to_string().split("\n")
+            if getattr(given, "study", None) in STUDIES:
+                rows = read(given.out)
+                found = STUDIES[given.study].findings(rows[rows["method"].isin(methods)])
+                lines += [f"{VERDICTS[f.verdict]}: {f.claim} ({f.figures})" for f in found]
             sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))
     except KeyboardInterrupt as stop:
         _tell("interrupted; the same call goes on where it stopped")
@@ -149,15 +160,20 @@ def _finetune(given: argparse.Namespace) -> None:
 
 
 def _evaluate(given: argparse.Namespace) -> list[str]:
-    """Measure what the command line asks for, and return the names of the methods."""
+    """Measure what the command line asks for, and return its labels."""
     # The cheap checks come first: loading a network may take a while.
     check_model_name(given.model)
-    methods, metrics = names_in(" ".join(given.methods)), names_in(" ".join(given.metrics))
+    named = given.study in STUDIES
+    if given.methods and given.study and not named:
+        raise ValueError("--methods and --study are both given; a file names its methods")
+    methods = names_in(" ".join(given.methods or ["all"]))
+    metrics = names_in(" ".join(given.metrics))
     for registry, names in ((METHODS, methods), (METRICS, metrics)):
         for name in names:
             if name != "all":
                 registry[name]  # an unknown name raises the error that lists the close ones
     options = parse_options(given.option)
+    study = read_study(given.study) if given.study and not named else None
     check_seed(given.seed)
     if not given_path(given.data, "--data").exists():
         load_dataset(given.data)  # loads the scenes, or raises an error that says what is missing
@@ -168,7 +184,11 @@ def _evaluate(given: argparse.Namespace) -> list[str]:
     classifier = load_model(given.model, **{name: getattr(given, name) for name in network})
     dataset = load_dataset(given.data, labels=given.labels, classifier=classifier)
     dataset = of_known_classes(classifier, dataset)
-    if "all" in methods:
+    if named:
+        chosen = [] if "all" in methods else methods
+        iterations = options.get("opti-cam", {}).pop("iterations", None)
+        study = variants_of(given.study, classifier, chosen, iterations)
+    elif study is None and "all" in methods:
         methods = _that_apply(applicable(classifier))
     if "all" in metrics:
         metrics = _that_apply({name: lacks(dataset, name) for name in METRICS})
@@ -176,15 +196,48 @@ def _evaluate(given: argparse.Namespace) -> list[str]:
     evaluate(
         classifier,
         dataset,
-        methods,
+        methods if study is None else with_options(study, options),
         metrics,
-        options=options,
+        options=options if study is None else None,
         progress=not given.quiet,
         collect=False,
         **{name: getattr(given, name) for name in how},
     )
-    _tell_errors(given.out, methods)
-    return methods
+    labels = methods if study is None else list(study)
+    _tell_errors(given.out, labels)
+    return labels
+
+
+def read_study(name: str) -> dict[str, dict[str, Any]]:
+    """Return label → variant of a TOML file with a table for each variant.
+
+    Raises:
+        ValueError: If there is no such file, or it is no TOML of tables.
+    """
+    path = given_path(name, "--study")
+    if not path.is_file():
+        raise ValueError(f"{unknown_name('study', name, STUDIES)} Nor is there such a file.")
+    try:
+        study = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--study is {name!r}, which is no TOML: {error}") from error
+    variants(study)  # raises an error for the first that is wrong
+    return study
+
+
+def with_options(
+    study: Mapping[str, Mapping[str, Any]], options: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return the variants of a study with options of methods, which take precedence.
+
+    >>> with_options({"mask": {"method": "opti-cam"}}, {"opti-cam": {"iterations": 50}})
+    {'mask': {'method': 'opti-cam', 'iterations': 50}}
+    """
+    methods = {label: spec.get("method", label) for label, spec in study.items()}
+    for method, own in options.items():
+        if own and method not in methods.values():
+            raise ValueError(f"options are given for {method}, which the study does not measure")
+    return {label: {**spec, **options.get(methods[label], {})} for label, spec in study.items()}
 
 
 def _tell_errors(out: Path, methods: Sequence[str]) -> None:

@@ -362,6 +362,8 @@ def curves(
     series: Mapping[str, Sequence[float] | Tensor],
     *,
     x: Sequence[float] | None = None,
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    log: bool = False,
     xlabel: str = "",
     ylabel: str = "",
     title: str = "",
@@ -373,13 +375,17 @@ def curves(
     Args:
         series: Name → values.
         x: Positions of the values. Default: 0, 1, 2, …
+        bands: Name → lower and upper ends of intervals, which are shaded.
+        log: Whether the positions are on a logarithmic scale.
         xlabel, ylabel, title: Texts.
         alt: Alt text. Default: each line's first and last value.
         size: Width and height, inches.
     """
     figure, ax = _chart(size, xlabel, ylabel, title)
     told = []
-    if x is None or all(float(value).is_integer() for value in x):
+    if log:
+        ax.set_xscale("log")
+    elif x is None or all(float(value).is_integer() for value in x):
         ax.xaxis.set_major_locator(_whole_numbers())
     for i, ((name, values), label) in enumerate(zip(series.items(), _names(series), strict=True)):
         y = torch.as_tensor(values).detach().cpu().numpy()
@@ -390,6 +396,9 @@ def curves(
             linestyle=DASHES[i % len(DASHES)],
             label=label,
         )
+        if bands and name in bands:
+            at = np.arange(len(y)) if x is None else x
+            ax.fill_between(at, *bands[name], color=COLORS[i % len(COLORS)], alpha=0.15, lw=0)
         if len(y):
             told.append(f"{name} goes from {y[0]:.3g} to {y[-1]:.3g}")
     if len(series) > 1:

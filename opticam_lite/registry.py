@@ -126,12 +126,13 @@ class Entry:
         """The names of these arguments."""
         return list(self.defaults)
 
-    def check_options(self, options: Iterable[str]) -> None:
-        """Raise TypeError for an option that the function does not take."""
+    def check_options(self, options: Iterable[str], others: Iterable[str] = ()) -> None:
+        """Raise TypeError for an option that the function does not take; `others` are named."""
+        known = [*self.options, *others]
         for option in options:
             if option not in self.options:
-                takes = ", ".join(self.options) or "no options"
-                close = difflib.get_close_matches(option, self.options, n=1)
+                takes = ", ".join(known) or "no options"
+                close = difflib.get_close_matches(option, known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else "."
                 raise TypeError(f"{self.name} has no option {option!r}{hint} It takes: {takes}.")
 

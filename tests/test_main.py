@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from pyarrow import parquet
 import opticam_lite as ol
 from opticam_lite.__main__ import main
 from opticam_lite.evaluation import choose, read
+from opticam_lite.studies.paper import study
 
 COMMAND = ["evaluate", "--model", "scenes_resnet", "--data", "scenes", "--quiet"]
 
@@ -34,6 +36,68 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["summarize", out, "--csv", str(table)]) == 0
     assert capsys.readouterr().out == shown
     assert pd.read_csv(table)["AD"].tolist() == ol.summarize(found)["AD"].tolist()
+
+
+def test_a_study_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, out = tmp_path / "my study.toml", str(tmp_path / "run")
+    study.write_text(
+        '["early, sharp"]\nmethod = "opti-cam"\nlayer = "layer3"\nexponent = 2\niterations = 3\n'
+        "[fake-cam]\n",
+        encoding="utf-8",
+    )
+    given = ["--study", str(study), "--limit", "2", "--option", "opti-cam.iterations=1"]
+    assert main([*COMMAND, *given, "--out", out]) == 0
+    assert "early, sharp" in capsys.readouterr().out
+    frame = read(out)
+    assert list(frame["method"].unique()) == ["early, sharp", "fake-cam"]
+    assert set(frame["layer"]) == {"layer3", ol.load_model("scenes_resnet").layer}
+    spec = {"method": "opti-cam", "layer": "layer3", "exponent": 2, "iterations": 1}
+    expected = ol.evaluate(
+        ol.load_model("scenes_resnet"), ol.load_dataset("scenes"),
+        {"early, sharp": spec, "fake-cam": {}}, limit=2,
+    )  # fmt: skip
+    assert frame["value"].tolist() == expected["value"].tolist()
+
+
+def test_a_study_of_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    given = ["--limit", "1", "--out", out, "--option", "opti-cam.iterations=2"]
+    assert main([*COMMAND, "--study", "table-a14", "--methods", "cam,opti-cam", *given]) == 0
+    shown = capsys.readouterr().out
+    assert "opti-cam, not normalised" in shown
+    assert "too few images to say: Without normalisation CAM loses more than Opti-CAM" in shown
+    frame = read(out)
+    classifier = ol.load_model("scenes_resnet")
+    expected = study("table-a14", classifier, ["cam", "opti-cam"], iterations=2)
+    assert list(frame["method"].unique()) == list(expected)
+    assert all(json.loads(o).get("iterations", 2) == 2 for o in frame["options"])
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        (None, [], "unknown study 'STUDY'. Valid names: table6, "),
+        ("[a", [], "--study is 'STUDY', which is no TOML: "),
+        ("a = 1", [], "'a': 1 is no variant; a name and a mapping are needed"),
+        ("[a]\nmethod = 'cam'\nexponent = -1", [], "exponent of a is -1; a positive number"),
+        ("[cam]", ["--methods", "cam"], "--methods and --study are both given"),
+        ("[cam]", ["--option", "opti-cam.iterations=1"], "options are given for opti-cam, which"),
+    ],
+)
+def test_a_study_that_is_wrong(
+    text: str | None,
+    given: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = tmp_path / "study.toml"
+    if text is not None:
+        study.write_text(text, encoding="utf-8")
+    out = tmp_path / "run"
+    assert main([*COMMAND, "--study", str(study), *given, "--out", str(out)]) == 2
+    assert message.replace("STUDY", str(study)) in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_last_table_is_of_the_methods_that_were_asked_for(

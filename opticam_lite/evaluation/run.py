@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import compress
 from pathlib import Path
@@ -25,6 +25,7 @@ from .measuring import measure
 from .on_ray import on_ray
 from .progress import Progress, Tracker
 from .settings import describe
+from .variants import names, variants
 
 ENGINES = ("local", "ray")
 
@@ -57,13 +58,19 @@ def evaluate(
     Args:
         classifier: The network, cut at the layer to explain.
         dataset: Images; those without a target are explained for their predicted class.
-        methods: Names of `list_methods()`, or a mapping from names to options, such as
-            `{"grad-cam": {}, "opti-cam": {"iterations": 50}}`.
+        methods: Names of `list_methods()`, or a mapping from labels to *variants*: a method, its
+            options, and what else differs, such as `{"opti-cam": {"iterations": 50}, "layer 3":
+            {"method": "opti-cam", "layer": "layer3"}}`. Keys of a variant beside the options:
+            `method` (default: the label), `layer`, `normalize` (the network's input), `exponent`
+            (the mask is raised to it) and `class`, whose map is made: `true` (default), or the
+            `first`, `second` or `last` of the network's; measured is always the true class. What
+            two variants share is computed once: features, maps that differ in their exponent, and
+            all numbers of iterations of Opti-CAM.
         metrics: Names of `list_metrics()`.
         limit: Use this many images, drawn at random. Default: all.
         seed: Of that draw, and of metrics that use random numbers; 0 to 2⁶³ − 1.
         batch_size: Images at a time (the paper times batches of 8).
-        options: Options of methods that were given by their names: a mapping as in `methods`.
+        options: Variants of methods that were given by their names: a mapping as in `methods`.
         progress: True shows a bar for each method after two seconds; False or None shows nothing.
             Or a function, called with (method, images done, images in all) after each batch.
         out: Folder for the rows (Parquet) and the settings. Default: rows are kept in memory.
@@ -79,11 +86,13 @@ def evaluate(
             cluster has GPUs, or CPUs, for.
 
     Returns:
-        A row for each image, method and metric, in this order: dataset, image, network, layer,
-        method, options (JSON), metric, value, target, p, o, seconds (this image's share of its
-        batch), detail (a list, where the metric's average needs more than values), error. An image
-        that can't be read, has a box outside of it, or on which the network fails, has one row,
-        with the reason in error. One on which a method fails has such a row of this method.
+        A row for each image, variant and metric, in this order: dataset, image, network, layer,
+        method (the variant's label), options (JSON; of a variant all that differs), metric, value,
+        target, explained (the class of the map), p, o, seconds (this image's share of its batch, as
+        if measured alone), detail (a list, where the metric's average needs more than values),
+        error. An image that can't be
+        read, has a box outside of it, or on which the network fails, has one row, with the reason
+        in error. One on which a variant fails has such a row of this variant.
 
     Raises:
         ValueError: For unknown names, options or limits, or an `out` that holds another run,
@@ -111,8 +120,8 @@ def evaluate(
         classifier,
         dataset,
         choose(len(dataset), limit, seed),
-        _with_options(methods, options),
-        _names("metrics", metrics),
+        variants(methods, options),
+        names("metrics", metrics),
         whole_number("batch_size", batch_size, 1),
         seed,
         whole_number("workers", (4 if gpu else 1) if workers is None else workers, 0),
@@ -140,38 +149,18 @@ def evaluate(
         rows.flush()
         _check_some(job, rows)
         table = rows.table(store.SCHEMA.names) if collect else store.SCHEMA.empty_table()
-    return store.to_frame(table, list(job.methods), job.metrics)
-
-
-def _with_options(
-    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
-    options: Mapping[str, Mapping[str, Any]] | None,
-) -> dict[str, dict[str, Any]]:
-    """Return each method with its options, or raise an error for the first that is wrong."""
-    if isinstance(methods, Mapping):
-        if options:
-            raise ValueError("options are given twice: with the methods, and as options")
-        options = methods
-    options = {} if options is None else options
-    if not isinstance(options, Mapping):
-        raise TypeError(f"options is {options!r}; a mapping, method → its options, is needed")
-    methods = _names("methods", methods)
-    for method in [*methods, *options]:
-        METHODS[method].check_options(options.get(method, {}))
-        if method not in methods:
-            raise ValueError(
-                f"options are given for {method}, which is not among the methods: "
-                f"{', '.join(methods)}"
-            )
-    return {method: dict(options.get(method, {})) for method in methods}
+    return store.to_frame(table, list(job.variants), job.metrics)
 
 
 def _check_fit(job: Job) -> None:
     """Raise ValueError for a method that can't explain the network, or a metric without boxes."""
-    for method in job.methods:
-        reason = METHODS[method].unfit(job.classifier)
+    for label, variant in job.variants.items():
+        classifier = job.network(variant)  # an unknown layer raises an error
+        reason = METHODS[variant.method].unfit(classifier)
         if reason is not None:
-            raise ValueError(f"{method} can't explain {job.classifier.name}: {reason}")
+            raise ValueError(f"{label} can't explain {classifier.name}: {reason}")
+        if variant.explains == "second" and classifier.classes == 1:
+            raise ValueError(f"{label} explains the second class, and {classifier.name} has one")
     for metric in job.metrics:
         reason = lacks(job.dataset, metric)
         if reason is not None:
@@ -197,28 +186,20 @@ def choose(n: int, limit: int | None = None, seed: int = 0) -> list[int]:
     return sorted(order[:limit].tolist())
 
 
-def _names(what: str, values: Iterable[str]) -> list[str]:
-    """Return names once each, in their order; a single one may be given as a string."""
-    found = list(dict.fromkeys([values] if isinstance(values, str) else values))
-    if not found:
-        raise ValueError(f"{what} names none; choose at least one")
-    return found
-
-
 def _plan(job: Job, rows: store.Memory) -> tuple[list[Task], dict[str, int]]:
     """Return what is left to measure, and for each method how many images are done."""
     table = rows.table(["position", "method", "metric", "error"])
-    measured, failed = store.done(table, len(job.chosen), list(job.methods), job.metrics)
-    tasks, done = [], dict.fromkeys(job.methods, 0)
+    measured, failed = store.done(table, len(job.chosen), list(job.variants), job.metrics)
+    tasks, done = [], dict.fromkeys(job.variants, 0)
     for batch in job.batches:
         positions = job.positions(batch)
         left = ~np.all(measured[positions], axis=0)  # (methods, metrics)
         wanted = {
             method: list(compress(job.metrics, row))
-            for method, row in zip(job.methods, left, strict=True)
+            for method, row in zip(job.variants, left, strict=True)
             if any(row)
         }
-        for method in job.methods:
+        for method in job.variants:
             done[method] += 0 if method in wanted else len(positions)
         if wanted:
             known = {name: errors.keys() & {*positions} for name, errors in failed.items()}
@@ -229,8 +210,8 @@ def _plan(job: Job, rows: store.Memory) -> tuple[list[Task], dict[str, int]]:
 def _check_some(job: Job, rows: store.Memory) -> None:
     """Raise ValueError for a method that fails on every image, or if every image is broken."""
     table = rows.table(["position", "method", "metric", "error"])
-    _, failed = store.done(table, len(job.chosen), list(job.methods), job.metrics)
-    for method in job.methods:
+    _, failed = store.done(table, len(job.chosen), list(job.variants), job.metrics)
+    for method in job.variants:
         errors = failed[None] | failed[method]
         if len(errors) >= len(job.chosen):
             by = f" with {method}" if failed[method] else ""

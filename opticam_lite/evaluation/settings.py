@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import platform
 import re
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,9 +15,10 @@ import torch
 from ..methods import METHODS
 from ..metrics import METRICS
 from ..network import Classifier, dtype_of
-from .digests import as_json, bytes_of, code_digest, digest, plain
+from .digests import as_json, bytes_of, code_digest, digest
 from .job import Job
 from .measuring import measure
+from .variants import Variant
 
 # Packages that numbers depend on, whatever the method.
 PACKAGES = ("opticam-lite", "torch", "torchvision", "timm", "pillow")
@@ -51,10 +51,10 @@ def describe(job: Job, device: str) -> dict[str, Any]:
         "python": ".".join(platform.python_version_tuple()[:2]),
         **{name: version(name).partition("+")[0] for name in PACKAGES},
         "codes": {
-            "methods": {name: _code_of_method(name, own) for name, own in job.methods.items()},
+            "methods": {label: _code_of_variant(own) for label, own in job.variants.items()},
             "metrics": {name: _code_of_metric(name) for name in job.metrics},
         },
-        "methods": {name: plain(options) for name, options in job.methods.items()},
+        "methods": {label: own.settings for label, own in job.variants.items()},
         "metrics": job.metrics,
     }
 
@@ -67,9 +67,10 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def _code_of_method(name: str, options: Mapping[str, Any]) -> str:
-    """Return what tells the rows of one method, code and options, apart from those of others."""
-    return code_digest(name, json.dumps(plain(options)), METHODS[name].function)
+def _code_of_variant(variant: Variant) -> str:
+    """Return what tells the rows of one variant, code and settings, apart from those of others."""
+    settings, function = json.dumps(variant.settings), METHODS[variant.method].function
+    return code_digest(variant.label, settings, function)
 
 
 def _code_of_metric(name: str) -> str:

@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
         "metric": pa.string(),
         "value": pa.float64(),
         "target": pa.int64(),
+        "explained": pa.int64(),  # the class whose map was made
         "p": pa.float64(),
         "o": pa.float64(),
         "seconds": pa.float64(),
@@ -312,7 +313,8 @@ def read_table(folder: str | Path, columns: Sequence[str], settings: Mapping[str
     tables = [SCHEMA.empty_table().select(needed)]
     for part in _parts(Path(folder)).values():
         try:
-            tables.append(pq.read_table(part, columns=needed))
+            # By the schema, what an earlier version did not write is null.
+            tables.append(pq.read_table(part, columns=needed, schema=SCHEMA))
         except PermissionError as error:
             raise _unreadable(part, error) from error
         except (OSError, pa.ArrowInvalid) as error:
@@ -351,8 +353,9 @@ def to_frame(table: pa.Table, methods: Sequence[str], metrics: Sequence[str]) ->
     order_of = [(n, "ascending") for n in ("position", "method rank", "metric rank")]
     shown = [name for name in SCHEMA.names[1:-1] if name in table.column_names]  # not the code
     frame = table.sort_by(order_of).select(shown).to_pandas()
-    if "target" in frame and frame["target"].isna().any():
-        frame["target"] = frame["target"].astype("Int64")  # a broken image has none
+    for name in {"target", "explained"} & {*frame}:
+        if frame[name].isna().any():
+            frame[name] = frame[name].astype("Int64")  # a broken image has none
     return frame
 
 

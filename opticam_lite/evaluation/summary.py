@@ -35,9 +35,9 @@ def summarize(
 
     Args:
         rows: What `evaluate` returned, or the folder or folders that it wrote to. Several frames
-            may be joined by `pd.concat`. Where dataset, network, layer or options differ, they
-            become part of the index. So do folders where nothing else distinguishes the runs, such
-            as those of two checkpoints.
+            may be joined by `pd.concat`. Where dataset, network, layer or options differ between
+            runs, they become part of the index. So do folders where nothing else distinguishes
+            the runs, such as those of two checkpoints.
         errors: Add how sure each average is: `AD ±`, …, the standard error over images (of a
             metric that is no mean over images, such as BA, from a bootstrap); `AD low` and `AD
             high`, the 95 % interval (see `evaluation/intervals.py`); `AD best`, whether the method
@@ -63,7 +63,10 @@ def summarize(
         frame = pd.concat(_of_method(frame, method) for method in dict.fromkeys(methods))
     if not len(frame):
         raise ValueError("there are no rows to summarise; evaluate measures some")
-    keys = [name for name in [*ABOUT, "folder"] if name in frame and frame[name].nunique() > 1]
+    # A variant's own layer is told by its label; only layers of whole runs tell rows apart.
+    runs = frame[~frame["options"].str.contains('"layer":')] if "options" in frame else frame
+    of = {name: runs if name == "layer" else frame for name in [*ABOUT, "folder"] if name in frame}
+    keys = [name for name, rows in of.items() if rows[name].nunique() > 1]
     twice = frame.duplicated([*keys, "method", "options", "image", "metric"])
     if twice.any():
         row = frame[twice].iloc[0]
@@ -195,7 +198,9 @@ def _values(rows: pd.DataFrame) -> tuple[Tensor, Tensor | None]:
 def _best(rows: pd.DataFrame, index: list[str], keys: list[str]) -> Iterator[Any]:
     """Yield the entry of the table that is surely the best of a metric, for each network."""
     metric = rows["metric"].iloc[0]
-    rivals = rows[rows["method"] != "fake-cam"]  # its AD is lowest although it explains nothing
+    # The AD of Fake-CAM is lowest although it explains nothing.
+    fake = (rows["method"] == "fake-cam") | rows["options"].str.contains('"method": "fake-cam"')
+    rivals = rows[~fake]
     if metric not in METRICS or not len(rivals):
         return
     average, sign = METRICS[metric].average, 1 if METRICS[metric].better == "higher" else -1

@@ -17,7 +17,7 @@ from .search import SELECTORS, check_numbers, search, select
 OBJECTIVES = ("mask", "diff", "io-mask", "io-diff")
 
 
-@METHODS.register("opti-cam", title="Opti-CAM", source="Zhang et al. 2024")
+@METHODS.register("opti-cam", title="Opti-CAM", source="Zhang et al. 2024", anytime="iterations")
 def opti_cam(
     classifier: Classifier,
     images: Tensor,

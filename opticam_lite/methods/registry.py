@@ -21,6 +21,10 @@ class Method(Entry):
     uses_layer: bool = True
     """Whether the map depends on the layer at which the classifier is cut."""
 
+    anytime: str | None = None
+    """The option that is the number of steps, if a run holds the maps of all shorter runs: the best
+    seen after so many steps."""
+
 
 METHODS = Registry("method", Method)
 

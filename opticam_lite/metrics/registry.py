@@ -23,13 +23,15 @@ class Case:
         images: `(N, 3, H, W)` in [0, 1].
         targets: `(N,)`, the true classes; the predicted ones where they are unknown.
         predicted: `(N,)`, the predicted classes.
-        masks: `(N, 1, H, W)` in [0, 1], explanations of `targets`.
+        masks: `(N, 1, H, W)` in [0, 1], explanations of `targets`, or of other classes.
         p: `(N,)`, the target's probability for the image.
         o: `(N,)`, the target's probability for the image × mask.
         boxes: For each image int64 `(M, 4)`: x0, y0, x1, y1, right and bottom exclusive.
         explain: (images, targets) → masks, by the method and the options that made `masks`.
         seed: Of metrics that use random numbers.
         known: bool `(N,)`, whether `targets` holds the true class; None if it does for all.
+        others: Whether masks, and `explain`, are of other classes than `targets` on purpose; then
+            metrics of the predicted class take the masks as they are.
     """
 
     classifier: Classifier
@@ -43,6 +45,7 @@ class Case:
     explain: Callable[[Tensor, Tensor], Tensor]
     seed: int = 0
     known: Tensor | None = None
+    others: bool = False
     _shared: dict[Callable[[Case], Tensor], Tensor] = field(default_factory=dict, repr=False)
 
     def share(self, compute: Callable[[Case], Tensor]) -> Tensor:
@@ -55,7 +58,7 @@ class Case:
     def masks_of_predicted(self) -> Tensor:
         """Masks `(N, 1, H, W)` of the predicted classes; only those that differ are computed."""
         wrong = self.predicted != self.targets
-        if not wrong.any():
+        if self.others or not wrong.any():
             return self.masks
         masks = self.masks.clone()
         masks[wrong] = self.explain(self.images[wrong], self.predicted[wrong])

@@ -230,6 +230,12 @@ class Classifier:
         other._cut_at(layer)
         return other
 
+    def normalizing(self, normalize: bool) -> Classifier:
+        """Return the same network with or without input normalisation; nothing is copied."""
+        other = copy.copy(self)
+        other.normalize, other._memory = normalize, None
+        return other
+
     @usual()
     def quick(self, precision: str = "auto") -> Quick:
         """Return a copy of the network that computes the same logits with less work.

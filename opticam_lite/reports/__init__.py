@@ -11,12 +11,15 @@ from .benchmark import Benchmark
 from .boxes import Boxes
 from .parameters import Parameters, ReportError
 from .saliency import Saliency
+from .studies import Ablation, Classes
 from .tables import paper_table
 
 __all__ = [
     "REPORTS",
+    "Ablation",
     "Benchmark",
     "Boxes",
+    "Classes",
     "Parameters",
     "ReportError",
     "Saliency",
@@ -27,4 +30,6 @@ REPORTS: dict[str, type[Parameters]] = {
     "saliency": Saliency,
     "benchmark": Benchmark,
     "boxes": Boxes,
+    "ablation": Ablation,
+    "classes": Classes,
 }

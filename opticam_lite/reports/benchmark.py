@@ -35,6 +35,10 @@ SECTIONS: dict[str, tuple[int | str, int | str]] = {
     "AOPC, sensitivity, ADCC": (4, 4),
     "Localisation": ("A7", "A8"),
 }
+# Section → the paper's tables of fine-tuned CNNs on medical images (Appendix E).
+MEDICAL_SECTIONS = {"What the mask keeps": "A10", "Insertion and deletion": "A11"}
+# Beginning of a dataset's name → the paper's.
+MEDICAL = {"chest-xray": "Chest X-ray", "kvasir": "Kvasir"}
 # The networks of the paper by their names here.
 _OWN = {
     "resnet50": "ResNet50",
@@ -119,7 +123,6 @@ def section(name: str, subject: Subject, table: pd.DataFrame) -> str:
         table: What `summarize(…, errors=True)` returned.
     """
     paper = paper_table(SECTIONS[name][subject.transformer])
-    source = paper.attrs["source"]
     metrics = [c for c in paper.columns if c in METRICS]
     measured = [c for c in metrics if c in table.columns]
     reasons: dict[str, list[str]] = {}
@@ -133,13 +136,39 @@ def section(name: str, subject: Subject, table: pd.DataFrame) -> str:
     if not measured:
         return absent
     network, same = counterpart(subject)
-    theirs = paper[paper["network"] == network]
     note = "paper, ImageNet" if same else "paper: another network"
+    images = medical(subject)
+    if images is not None:
+        paper = paper_of(images, name, paper)
+        note = f"paper, {MEDICAL[images]}{'' if same else ': another network'}"
+    theirs = paper[paper["network"] == network]
     shown = comparison(table, theirs, here=subject.classifier.name, note=note)
     if not len(theirs):
-        absent += f"<p>The paper's {source} has no network of this kind.</p>"
+        absent += f"<p>The paper's {paper.attrs['source']} has no network of this kind.</p>"
     charts = "".join(chart(table, metric).html() for metric in measured)
     return f'{shown}{absent}<div class="charts">{charts}</div>'
+
+
+def medical(subject: Subject) -> str | None:
+    """Return which of the paper's medical datasets is measured, a key of `MEDICAL`, or None."""
+    return next((key for key in MEDICAL if subject.dataset.name.startswith(key)), None)
+
+
+def paper_of(images: str, name: str, usual: pd.DataFrame) -> pd.DataFrame:
+    """Return the paper's figures of medical images for a section.
+
+    Args:
+        images: A key of `MEDICAL`.
+        name: Of the section.
+        usual: The figures of ImageNet, whose columns are taken where the paper has none of these
+            images.
+    """
+    if name not in MEDICAL_SECTIONS:
+        table = usual[:0]
+        table.attrs["source"] = f"appendix on {MEDICAL[images]}"
+        return table
+    table = paper_table(MEDICAL_SECTIONS[name])
+    return table[table["dataset"] == images].drop(columns="dataset")
 
 
 def chart(table: pd.DataFrame, metric: str) -> Picture:

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 
 from ..evaluation.settings import PACKAGES, version
 from ..evaluation.summary import in_words
+from ..studies.findings import Finding
 from ..text import page, plain
 from .subject import Subject
 from .tables import ordering, title
 
 _COMMANDS = {  # what pandas does not write as LaTeX
-    **{"∩": r"$\cap$", "∖": r"$\setminus$"},
+    **{"∩": r"$\cap$", "∖": r"$\setminus$", "α": r"$\alpha$"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
 }
 
@@ -31,6 +33,7 @@ def write(
     table: pd.DataFrame,
     methods: list[dict[str, Any]],
     parts: Mapping[str, Sequence[str]] | None = None,
+    found: Sequence[Finding] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """Write what a report on one network measured: `metrics.json` and the table.
@@ -42,6 +45,7 @@ def write(
         table: What `summarize` returned.
         methods: The figures of each method.
         parts: See `write_table`.
+        found: Findings, in the place of the paper's ordering.
         more: Further entries.
 
     Returns:
@@ -67,8 +71,11 @@ def write(
         "versions": versions(),
         **more,
         "methods": methods,
-        "ordering": {claim: holds for claim, (holds, _) in ordering(table).items()},
     }
+    if found is None:
+        record["ordering"] = {claim: holds for claim, (holds, _) in ordering(table).items()}
+    else:
+        record["findings"] = [asdict(finding) for finding in found]
     write_json(folder, record)
     write_table(folder, table, parts)
     return record
@@ -105,7 +112,8 @@ def write_table(
         folder: Where to; `""` writes nothing.
         table: What `summarize` or `box_table` returned.
         parts: Caption → columns, a table for each in LaTeX, whose pages are narrow; columns that
-            `table` lacks are left out. Default: one table of all columns.
+            `table` lacks are left out. Default: one table of all columns, or, if `table` has a
+            column `study`, one of each study.
     """
     if not folder:
         return
@@ -116,10 +124,17 @@ def write_table(
     texts = [
         "% \\usepackage{booktabs,graphicx}\n% in brackets: 95 % intervals; *: surely the best\n"
     ]
-    for caption, names in (parts or {"": shown.columns}).items():
-        if chosen := [c for c in shown.columns if c in names]:
-            numbers = ("r" if table[c].dtype.kind in "fiu" else "l" for c in chosen)
-            text = shown[chosen].to_latex(
+    if "study" in shown:
+        blocks = {
+            name: rows.drop(columns="study") for name, rows in shown.groupby("study", sort=False)
+        }
+    else:
+        parts = parts or {"": [*shown.columns]}
+        blocks = {name: shown[[c for c in shown if c in own]] for name, own in parts.items()}
+    for caption, block in blocks.items():
+        if len(block.columns):
+            numbers = ("r" if table[c].dtype.kind in "fiu" else "l" for c in block)
+            text = block.to_latex(
                 index=index,
                 index_names=False,
                 escape=True,

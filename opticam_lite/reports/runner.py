@@ -22,6 +22,7 @@ from typing import Any
 import nbformat
 import papermill
 from filelock import FileLock, Timeout
+from jinja2 import Environment, FileSystemLoader
 from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
@@ -42,6 +43,7 @@ SECONDS_A_CELL = 7200.0
 MOST_SECONDS = 1e8  # three years; the system's clocks don't take any number
 WIDGET = "application/vnd.jupyter.widget-view+json"
 _PACKAGE = HERE.parent
+STYLE = (HERE / "page.css").read_text(encoding="utf-8")
 # What a notebook writes to `out`.
 _NUMBERS = ("metrics.json", "table.csv", "table.tex")
 
@@ -73,8 +75,8 @@ def folder(report: str) -> Path:
 def choose_reports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the reports that are asked for, and the other arguments.
 
-    `REPORT=name` names one; parameters without it are the saliency report's; no argument at all
-    asks for the essential ones with their defaults.
+    `REPORT=name` names one, `REPORT=all` all; parameters without it are the saliency report's; no
+    argument at all asks for the essential ones with their defaults.
 
     Raises:
         ReportError: For an unknown report.
@@ -82,6 +84,8 @@ def choose_reports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     named = [a for a in arguments if a.partition("=")[0].strip().lower().lstrip("-") == "report"]
     others = [a for a in arguments if a not in named]
     chosen = [name for a in named if (name := a.partition("=")[2].strip().lower())]
+    if "all" in chosen:
+        return list(REPORTS), others
     for name in chosen:
         if name not in REPORTS:
             raise ReportError(unknown_name("report", name, REPORTS))
@@ -128,12 +132,36 @@ def parse(arguments: Sequence[str], report: str = DEFAULT) -> tuple[Parameters, 
     return REPORTS[report](**values), out, timeout
 
 
+def parse_several(
+    arguments: Sequence[str], chosen: Sequence[str]
+) -> dict[str, tuple[Parameters, Path, float]]:
+    """Parse the arguments of several reports, each of which takes those that it knows.
+
+    OUT is the folder of all; each report has a folder in it.
+    """
+    known = {r: {p.name for p in REPORTS[r].known()} | {"out", "timeout"} for r in chosen}
+    everyone = set().union(*known.values())
+    found = {}
+    for report in chosen:
+        own = []
+        for argument in arguments:
+            name, equals, text = argument.partition("=")
+            key = name.strip().lower().lstrip("-")
+            if key == "out" and text.strip():
+                own.append(f"OUT={Path(text.strip()) / folder(report).name}")
+            elif key in known[report] or key not in everyone or not equals:
+                own.append(argument)  # `parse` refuses what no report knows
+        found[report] = parse(own, report)
+    return found
+
+
 def usage() -> str:
     """Return the help text: every report's parameters, what they are for and their defaults."""
     lines = [
         "make report              the saliency and the benchmark report on the embedded data",
         "make report NAME=value … the saliency report with parameters",
         "make report REPORT=name NAME=value …",
+        "make report REPORT=all NAME=value …  every report, and a page that lists them",
     ]
     for report, parameters in REPORTS.items():
         lines += ["", f"Parameters of REPORT={report}:", ""]
@@ -305,7 +333,7 @@ def write_html(notebook: NotebookNode, path: Path, failed: Sequence[Failure] = (
         cell["outputs"] = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]
     template = (HERE / "report.html.j2").read_text(encoding="utf-8")
     exporter = HTMLExporter(raw_template=template)
-    resources = {"failed": list(failed), "figures": FIGURES}
+    resources = {"failed": list(failed), "figures": FIGURES, "style": STYLE}
     page, _ = exporter.from_notebook_node(notebook, resources=resources)
     path.write_text(page, encoding="utf-8")
 
@@ -331,17 +359,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make(arguments: Sequence[str]) -> int:
-    plans: dict[str, tuple[Parameters, Path, float]] = {}
     try:
         chosen, others = choose_reports(arguments)
-        for report in chosen:
-            plans[report] = parse(others, report)
-            _check_folder(plans[report][1])
-            plans[report][0].prepare()
+        several = len(chosen) > 1
+        plans = parse_several(others, chosen) if several else {chosen[0]: parse(others, chosen[0])}
+        for parameters, out, _ in plans.values():
+            _check_folder(out)
+            parameters.prepare()
     except (OSError, TypeError, ValueError) as error:
         sys.stderr.write(f"report: {plain(' '.join(str(error).split()))}\n")
         return 2
-    failed = False
+    failed = dict[str, str]()  # report → why it is not complete
     for report, (parameters, out, timeout) in plans.items():
         sys.stderr.write(f"Executing the {report} report's notebook; it is written to {out}\n")
         try:
@@ -354,14 +382,48 @@ def _make(arguments: Sequence[str]) -> int:
                 f"report: the page could not be written to {out} ({reason}); what was there is "
                 "unchanged\n"
             )
-            failed = True
+            failed[report] = str(reason)
             continue
         for failure in found:
             sys.stderr.write(f"report: {plain(f'{failure.where} failed with {failure.error}')}\n")
         page, kept = (out / f"{report}_report.{end}" for end in ("html", "ipynb"))
         sys.stdout.write(f"{kept if kept.exists() and not page.exists() else page}\n")
-        failed |= bool(found)
+        if found:
+            failed[report] = f"{found[0].where} failed"
+    if several:
+        index = write_index({report: out for report, (_, out, _) in plans.items()}, failed, others)
+        sys.stdout.write(f"{index}\n")
     return 1 if failed else 0
+
+
+def write_index(
+    folders: Mapping[str, Path], failed: Mapping[str, str], arguments: Sequence[str]
+) -> Path:
+    """Write a page that lists reports, beside their folders; return its path.
+
+    Args:
+        folders: Report → its folder.
+        failed: Report → why it is not complete.
+        arguments: That all reports were given.
+    """
+    root = next(iter(folders.values())).parent
+    root.mkdir(parents=True, exist_ok=True)  # if every report failed it may not exist
+    reports = []
+    for report, out in folders.items():
+        first = nbformat.read(notebook_path(report), as_version=4).cells[0].source
+        heading, _, text = first.partition("\n")
+        page, *files = [
+            f"{out.name}/{file}" if (out / file).exists() else ""
+            for file in (f"{report}_report.html", *_NUMBERS)
+        ]
+        about = " ".join(text.replace("*", "").split())
+        entry = {"title": heading.lstrip("# "), "about": about, "page": page}
+        entry |= {"files": [f for f in files if f], "settings": ", ".join(arguments)}
+        reports.append(entry | {"failed": failed.get(report)})
+    template = Environment(autoescape=True, loader=FileSystemLoader(HERE), trim_blocks=True)
+    text = template.get_template("index.html.j2").render(reports=reports, style=STYLE)
+    (root / "index.html").write_text(text, encoding="utf-8")
+    return root / "index.html"
 
 
 def _check_folder(out: Path) -> None:

@@ -103,5 +103,5 @@ def write_metrics(
     ]
     claims = ordering(table).values()
     holds = bool(claims) and all(holds for holds, _ in claims)
-    more = {**quality, "ordering_holds": holds, "broken": len(subject.broken)}
+    more: dict[str, Any] = {**quality, "ordering_holds": holds, "broken": len(subject.broken)}
     return write(folder, "saliency", subject, table, methods, None, **more)

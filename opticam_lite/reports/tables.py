@@ -11,9 +11,10 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from ..datasets.protocol import unread_in_words
-from ..methods import METHODS
 from ..metrics import METRICS
 from ..paths import data_dir
+from ..studies.findings import VERDICTS, Finding, Verdict
+from ..studies.paper import title
 from ..text import page
 from .subject import Subject
 
@@ -31,17 +32,13 @@ _UNITS = {
 }
 
 
-def title(method: str) -> str:
-    """Return how a method is written in text, such as Grad-CAM++."""
-    return METHODS[method].title if method in METHODS else method
-
-
 def paper_table(number: int | str) -> pd.DataFrame:
-    """Return a table of the paper: 1 to 5, A7 or A8.
+    """Return a table of the paper with results, such as 1 or `"A14"`.
 
     Returns:
-        Columns network, method, and the metrics as the paper prints them; T is seconds per batch
-        of 8 on the authors' hardware. `attrs["source"]` names the table.
+        Columns network, method (of a study the label of its variant), and the metrics as the paper
+        prints them; T is seconds per batch of 8 on the authors' hardware. `attrs["source"]` names
+        the table.
     """
     table = pd.read_csv(data_dir() / "paper" / f"table{number}.csv")
     table.attrs["source"] = f"Table {number}"
@@ -174,6 +171,33 @@ def caveats(subject: Subject) -> list[str]:
 
 def checklist(claims: Mapping[str, tuple[bool, str]], caveats: Sequence[str] = ()) -> str:
     """Return an HTML list of what `ordering` found, a verdict above it and caveats below."""
-    template = _TEMPLATES.get_template("checklist.html.j2")
     failed = sum(not holds for holds, _ in claims.values())
-    return template.render(claims=claims, failed=failed, caveats=caveats)
+    headline = "The paper's ordering holds here."
+    if failed:
+        headline = (
+            f"The paper's ordering does not hold here: {failed} of {len(claims)} claims fail."
+        )
+    if not claims:
+        headline = "The paper's ordering can't be judged: its methods were not measured."
+    return _listed(headline, claims, caveats)
+
+
+def findings_list(found: Sequence[Finding], caveats: Sequence[str] = ()) -> str:
+    """Return an HTML list of findings with their verdicts, counted above it, and caveats below."""
+    verdicts = [finding.verdict for finding in found]
+    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+    headline = f"Of {len(found)} findings of the paper {counts[True]} hold here and "
+    headline += f"{counts[False]} do not; for {counts[None]} the images are too few to say."
+    if not found:
+        headline = "The paper has no findings here."
+    return _listed(headline, {f.claim: (f.verdict, f.figures) for f in found}, caveats)
+
+
+def _listed(
+    headline: str, claims: Mapping[str, tuple[Verdict, str]], caveats: Sequence[str]
+) -> str:
+    template = _TEMPLATES.get_template("checklist.html.j2")
+    classes = {True: "yes", False: "no", None: "open"}
+    return template.render(
+        headline=headline, claims=claims, caveats=caveats, words=VERDICTS, classes=classes
+    )

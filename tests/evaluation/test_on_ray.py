@@ -111,13 +111,11 @@ class Noted(ol.Dataset):
 
 
 def measure(dataset: ol.Dataset, **settings: Any) -> pd.DataFrame:
-    return ol.evaluate(
-        make_classifier("cnn"),
-        dataset,
-        ["grad-cam", "opti-cam"],
-        batch_size=3,
-        **{"options": {"opti-cam": {"iterations": 3}}, "progress": None, **settings},
-    )
+    classifier = make_classifier("cnn")
+    early = {"method": "grad-cam", "layer": classifier.layers[0], "normalize": False, "exponent": 2}
+    variants = {"early": early, "opti-cam": {"iterations": 3}}
+    settings = {"batch_size": 3, "progress": None, **settings}
+    return ol.evaluate(classifier, dataset, variants, **settings)
 
 
 def assert_same(a: pd.DataFrame, b: pd.DataFrame) -> None:

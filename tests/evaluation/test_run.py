@@ -47,7 +47,7 @@ def frame() -> pd.DataFrame:
 
 def test_rows_are_tidy(frame: pd.DataFrame) -> None:
     assert len(frame) == 7 * 3 * 3
-    columns = "dataset image network layer method options metric value target p o seconds"
+    columns = "dataset image network layer method options metric value target explained p o seconds"
     columns += " detail error"
     assert " ".join(frame.columns) == columns
     assert not frame.duplicated(["image", "method", "metric"]).any()

@@ -436,6 +436,15 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
         measure(Path("/proc/rows"))
 
 
+def test_rows_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
+    rows = measure(tmp_path)
+    for part in tmp_path.glob("part-*.parquet"):
+        pq.write_table(pq.read_table(part).drop_columns("explained"), part)
+    earlier = read(tmp_path)
+    assert earlier["explained"].isna().all()
+    pd.testing.assert_frame_equal(earlier.drop(columns="explained"), rows.drop(columns="explained"))
+
+
 def test_a_damaged_part_is_named_and_can_be_replaced(tmp_path: Path) -> None:
     first = measure(tmp_path)
     (part,) = tmp_path.glob("part-*.parquet")

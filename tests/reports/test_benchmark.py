@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from test_reports import Page
+from torchvision.utils import save_image
 
 import opticam_lite as ol
 from opticam_lite import reports
@@ -67,6 +68,46 @@ def test_the_papers_tables_have_one_form(number, columns, rows):
         assert known.between(0, {"T": 200, "MS": 2, "SM": 5}.get(column, 100)).all()
 
 
+@pytest.mark.parametrize(("number", "columns", "rows"), [("A10", "AD AG AI", 9), ("A11", "I D", 6)])
+def test_the_papers_tables_of_medical_images(number, columns, rows):
+    table = tables.paper_table(number)
+    assert list(table.columns) == ["dataset", "network", "method", *columns.split()]
+    assert set(table.groupby(["dataset", "network"]).size()) == {rows}
+    assert set(table["dataset"]) == set(benchmark.MEDICAL)
+    assert set(table["method"]) <= set(METHODS)
+    assert table[columns.split()].map(lambda value: 0 <= value <= 100).all(axis=None)
+    best = table[table["method"] == "opti-cam"]  # "AD and AI are near perfect, AG extremely high"
+    if number == "A10":
+        assert (best["AD"] <= 0.2).all()
+        assert (best["AG"] > 85).all()
+    else:  # "performs best D on VGG16 of Kvasir"
+        vgg = table[(table["dataset"] == "kvasir") & (table["network"] == "VGG16")]
+        assert vgg.set_index("method")["D"].idxmin() == "opti-cam"
+
+
+def test_medical_images_are_compared_with_the_papers(tmp_path):
+    scenes = ol.load_dataset("scenes")
+    for kind in ("NORMAL", "PNEUMONIA"):
+        for split in ("train", "val", "test"):
+            (tmp_path / split / kind).mkdir(parents=True)
+        save_image(scenes[0].image, tmp_path / "test" / kind / "a.png")
+    asked = reports.Benchmark(**QUICK, model="resnet18", data=f"chest-xray:{tmp_path}")
+    subject = asked.prepare()
+    frame = ol.evaluate(subject.classifier, subject.dataset, subject.methods, ["AD", "AG", "I"])
+    table = ol.summarize(frame, errors=True)
+    shown = benchmark.section("What the mask keeps", subject, table)
+    assert "paper, Chest X-ray: another network" in shown
+    assert "Table A10" in shown
+    assert "91.2" in shown  # AG of Opti-CAM
+    assert "66.2" not in shown  # ImageNet's
+    assert "Table A11" in benchmark.section("Insertion and deletion", subject, table)
+    localised = table.assign(
+        **dict.fromkeys(["F1", "F1 low", "F1 high"], 1.0), **{"F1 best": False}
+    )
+    none = benchmark.section("Localisation", subject, localised)
+    assert "appendix on Chest X-ray has no network of this kind" in none
+
+
 def test_what_the_paper_says_of_its_tables_holds_of_their_transcription():
     def best(number, network, metric):
         table = tables.paper_table(number)
@@ -97,12 +138,50 @@ def test_what_the_paper_says_of_its_tables_holds_of_their_transcription():
         (["REPORT="], ["saliency", "benchmark"]),
         (["MODEL=resnet50", "report=Benchmark"], ["benchmark"]),
         (["REPORT=boxes"], ["boxes"]),
+        (["REPORT=all", "MODEL=resnet50"], list(reports.REPORTS)),
     ],
 )
 def test_reports_are_chosen_by_name(arguments, chosen):
     found, others = runner.choose_reports(arguments)
     assert found == chosen
     assert others == [a for a in arguments if a.startswith("MODEL")]
+
+
+def test_each_report_takes_the_parameters_that_it_knows(tmp_path):
+    given = ["LIMIT=3", "MODEL=scenes_vgg", "MODELS=scenes_vit", f"OUT={tmp_path}"]
+    plans = runner.parse_several(given, ["saliency", "boxes"])
+    (saliency, there, _), (boxes, beside, _) = plans.values()
+    assert saliency.limit == boxes.limit == 3
+    assert saliency.model == "scenes_vgg"
+    assert boxes.models == "scenes_vit"
+    assert (there, beside) == (tmp_path / "saliency_report", tmp_path / "boxes_report")
+    for wrong in ("MODLE=x", "LIMIT", "METRICS=AD"):  # the benchmark's METRICS is of neither
+        with pytest.raises(reports.ReportError, match=wrong.partition("=")[0]):
+            runner.parse_several([wrong], ["saliency", "boxes"])
+
+
+def test_the_page_that_lists_reports(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def run(parameters, out, timeout, report):
+        made.append(report)
+        out.mkdir(parents=True)
+        for name in (f"{report}_report.html", f"{report}_report.ipynb", "table.csv"):
+            (out / name).write_text("x")
+        return [runner.Failure("cell In [3]", "ValueError: <b>no</b>")] if report == "boxes" else []
+
+    monkeypatch.setattr(runner, "run", run)
+    assert runner.main(["REPORT=all", "LIMIT=2", f"OUT={tmp_path / 'all'}"]) == 1
+    assert made == list(reports.REPORTS)
+    page = (tmp_path / "all" / "index.html").read_text()
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "all" / "index.html")
+    for report in reports.REPORTS:
+        assert f'<a href="{report}_report/{report}_report.html">' in page
+        assert f'<a href="{report}_report/table.csv">' in page
+    assert page.count("not complete") == 1
+    assert "cell In [3] failed" in page
+    assert page.count("LIMIT=2") == len(reports.REPORTS)
+    assert "metrics.json" not in page  # there is none
 
 
 @pytest.mark.parametrize(
@@ -130,7 +209,8 @@ def test_a_wrong_parameter_ends_before_anything_runs(arguments, words, tmp_path,
     assert not out.exists()
 
 
-def test_all_reports_are_checked_before_the_first_runs(monkeypatch, capsys):
+def test_all_reports_are_checked_before_the_first_runs(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     ran = []
 
     def run(parameters, out, timeout, report):
@@ -144,10 +224,9 @@ def test_all_reports_are_checked_before_the_first_runs(monkeypatch, capsys):
     assert ran == ["saliency", "benchmark"]
     shown = capsys.readouterr()
     assert shown.out.split() == [
-        *(
-            "build/saliency_report/saliency_report.html",
-            "build/benchmark_report/benchmark_report.html",
-        )
+        "build/saliency_report/saliency_report.html",
+        "build/benchmark_report/benchmark_report.html",
+        "build/index.html",
     ]
     assert "cell 3 failed with ValueError: no" in shown.err
 
