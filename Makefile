@@ -10,7 +10,7 @@
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help report bench test check lint format record lab lock clean clean-all
+.PHONY: help report course bench test check lint format record lab lock clean clean-all
 
 # The first Python of 3.11 to 3.14, as pyproject.toml has it: PyTorch has no later builds. Another one:
 # make PYTHON=/path/to/python3.12 …
@@ -33,6 +33,7 @@ NO_BROWSER = $(if $(strip $(FOUND_CHROMIUM)),,--ignore=tests/explorer/test_brows
 
 help:
 	@echo 'make report   two reports -> build/saliency_report/saliency_report.html, build/benchmark_report/… (more: REPORT=all)'
+	@echo 'make course   the lessons for students, with solutions, and for nbgrader -> build/course/ (REPO=owner/name: launch links)'
 	@echo 'make test     style, types, architecture, tests, lessons: what must pass, in minutes'
 	@echo 'make check    all tests, also the slow ones, and their coverage'
 	@echo 'make bench    methods against their peers: time, memory, agreement -> build/bench/bench.md'
@@ -60,6 +61,9 @@ $(TEST_READY): requirements-test.lock $(READY)
 
 report: $(READY)
 	@$(PY) -m opticam_lite.reports $(foreach v,$(GIVEN),$(v)="$$$(v)")
+
+course: $(READY)
+	@$(PY) tools/course.py $(if $(REPO),--repo "$(REPO)")
 
 bench: $(TEST_READY)
 	@$(PY) -m tests.bench $(foreach v,$(GIVEN),$(v)="$$$(v)")
