@@ -148,9 +148,12 @@ def charts(table: pd.DataFrame) -> list[Picture]:
                 title=text[0].upper() + text[1:],
                 alt=f"{text} with the trained network's maps, by the lowest layer that is random: "
                 f"{'; '.join(map(_told, lines, lines.values(), repeat(names)))}.",
-                size=(4.7, 3.4),
+                size=(4.5, 3.3),
             )
         )
+        # Below the controls and to the right, where curves that fall leave room.
+        (ax,) = pictures[-1].figure.axes
+        ax.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.93))
     return pictures
 
 
