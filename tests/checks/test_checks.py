@@ -92,6 +92,41 @@ def some_weights(u, A, M):
     return np.array(e) / sum(e)
 
 
+def enough(objectives):
+    counts = []
+    for curve in objectives.T.tolist():
+        line = curve[0] + 0.9 * (max(curve) - curve[0])
+        counts.append(1 + next(i for i, value in enumerate(curve) if value >= line))
+    return counts
+
+
+def library_diff(classifier, x, c, iterations):
+    steps = []
+    options = {"objective": "diff", "precision": "float32", "iterations": iterations}
+    ol.explain("opti-cam", classifier, x, [c], callback=steps.append, **options)
+    return torch.cat([step.objective for step in steps])
+
+
+def mask_of_heaviest(w, A, m, size):
+    values, places = w.topk(m)
+    S = sum(float(v) * A[:, [k]] for v, k in zip(values, places.tolist(), strict=True))
+    return ol.to_masks(3 * S, size)
+
+
+def total_drop(p, o):
+    lost = [max(a - b, 0.0) for a, b in zip(p.tolist(), o.tolist(), strict=True)]
+    return 100 * sum(lost) / sum(p.tolist())
+
+
+def bootstrap_of_numpy(first, second):
+    rng, n = np.random.default_rng(7), len(first)
+    means = []
+    for _ in range(2000):
+        drawn = rng.integers(n, size=n)
+        means.append(first.numpy()[drawn].mean() - second.numpy()[drawn].mean())
+    return np.percentile(means, [2.5, 97.5])
+
+
 # A right answer that is written in another way than the reference.
 OTHERWISE = {
     "00.1": least_sure,
@@ -108,6 +143,12 @@ OTHERWISE = {
     "03.1": through_the_winner,
     "03.2": weights_of_probabilities,
     "03.3": some_weights,
+    "04.1": enough,
+    "04.2": library_diff,
+    "04.3": mask_of_heaviest,
+    "05.1": (37.5, 12.5, 25),
+    "05.2": total_drop,
+    "05.3": bootstrap_of_numpy,
 }
 WRONG = [(name, i) for name, exercise in EXERCISES.items() for i in range(len(exercise.wrong))]
 
