@@ -75,9 +75,8 @@ def test_a_students_edition_has_no_solution_and_no_output(name: str) -> None:
     assert not any(c.outputs for c in code)
     assert all(c.execution_count is None for c in code)
     assert len({c.id for c in made.cells}) == len(made.cells)
-    assert all(
-        "raise" in stub.source for t in course.tasks(LESSONS[name]) for stub in t.cells["stub"]
-    )
+    stubs = [stub for task in course.tasks(LESSONS[name]) for stub in task.cells["stub"]]
+    assert all("raise" in s.source or "..." in s.source for s in stubs)
 
 
 @pytest.mark.parametrize("name", WITH_TASKS)

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..evaluation.intervals import interval, surely_better
+from ..evaluation.intervals import FEWEST, interval, surely_better
 from ..metrics import METRICS
 
 LIMITS = (0.0, 100.0)  # of AD, AG and AI, percent
@@ -96,6 +96,8 @@ def above(values: Tensor, others: Tensor) -> Verdict:
 
 def between(differences: Tensor, low: float, high: float) -> Verdict:
     """Return whether the mean of differences `(N,)` lies between two limits."""
+    if len(differences) < FEWEST:  # of two or three images an interval says little
+        return None
     if not differences.any():  # equal on every image
         return low <= 0 <= high
     return _inside(interval(differences), low, high)

@@ -196,6 +196,7 @@ def test_verdicts_by_limits() -> None:
     zero = torch.zeros(100)
     assert findings.between(zero, -1, 1) is True
     assert findings.between(zero, 1, 2) is False
+    assert findings.between(zero[:5], -1, 1) is None
     noise = NOISE - NOISE.mean()
     assert findings.between(noise, -3, 3) is True
     assert findings.between(5 + noise, -3, 3) is False
