@@ -157,20 +157,22 @@ def _judge(
     expected: list[Outputs],
     seconds: float,
 ) -> None:
-    """See whether the values are right, and if not, why not."""
-    fits = _kinds_fit(given, expected)
-    if not exercise.demands and fits and exercise.same(given, expected):
-        return
-    for wrong in matching(exercise, inputs, given):
-        raise _SeenError(wrong.symptom, wrong.hint)
-    _see_form(exercise, given, expected)
-    if exercise.inputs is not None:
-        _see_dependence(exercise, handed_in, given, expected, seconds)
-    for demand in exercise.demands:
-        if not all(map(demand.holds, inputs, given)):
-            raise _SeenError(demand.symptom, demand.hint)
-    if not exercise.demands:
-        _see_values(given, expected)
+    """See whether the values are right, and if not, why not: first, by a wrong answer's name."""
+    try:
+        if not exercise.demands and _kinds_fit(given, expected) and exercise.same(given, expected):
+            return
+        _see_form(exercise, given, expected)
+        if exercise.inputs is not None:
+            _see_dependence(exercise, handed_in, given, expected, seconds)
+        for demand in exercise.demands:
+            if not all(map(demand.holds, inputs, given)):
+                raise _SeenError(demand.symptom, demand.hint)
+        if not exercise.demands:
+            _see_values(given, expected)
+    except _SeenError:
+        for wrong in matching(exercise, inputs, given):
+            raise _SeenError(wrong.symptom, wrong.hint) from None
+        raise
 
 
 def _kinds_fit(given: list[Outputs], expected: list[Outputs]) -> bool:
@@ -220,7 +222,8 @@ def _see_dependence(
             "the result is the same for all inputs",
             "Does the function use its arguments, or variables of the notebook?",
         )
-    first, alone = exercise.inputs(0), list(exercise.inputs(0))
+    first = exercise.inputs(0)
+    alone = list(first)
     for place in exercise.batched:
         alone[place] = alone[place][:1]
     try:

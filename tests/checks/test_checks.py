@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import opticam_lite as ol
 from opticam_lite.checks import EXERCISES, examine
@@ -127,6 +128,40 @@ def bootstrap_of_numpy(first, second):
     return np.percentile(means, [2.5, 97.5])
 
 
+def hide_middle(size):
+    def make(images):
+        y, x = torch.meshgrid(*map(torch.arange, images.shape[2:]), indexing="ij")
+        far = [(2 * v - (n - 1)).abs() <= size - 1 for v, n in ((y, y.shape[0]), (x, x.shape[1]))]
+        return 1 - (far[0] & far[1]).float().expand(len(images), 1, *y.shape)
+
+    return make
+
+
+def narrow_border(images):
+    masks = np.full((len(images), 1, *images.shape[2:]), 0.85, np.float32)
+    masks[..., :8, :] = masks[..., -8:, :] = masks[..., :, :8] = masks[..., :, -8:] = 0
+    return torch.from_numpy(masks)
+
+
+def own_shares(attention):
+    """The row of the class token alone, from the last block back to the first, for each depth."""
+    shares = []
+    for depth in range(1, len(attention) + 1):
+        row = F.one_hot(torch.tensor(0), attention[0].shape[-1]).float()[None]
+        for P in reversed(attention[:depth]):
+            row = 0.5 * (row + torch.einsum("ni,nhij->nj", row.expand(len(P), -1), P) / P.shape[1])
+        shares.append(float(row[:, 0].mean()))
+    return shares
+
+
+def brightened(classifier, images, masks, targets, gamma):
+    bright = (gamma * masks.clamp(min=1e-12).log()).exp()
+    p = classifier.probabilities(images).gather(1, targets[:, None])
+    o = classifier.probabilities(images * bright).gather(1, targets[:, None])
+    drop, gain = ((p - o) / p).relu().mean(), ((o - p) / (1 - p)).relu().mean()
+    return {"AD": 100 * drop, "AG": 100 * gain}
+
+
 # A right answer that is written in another way than the reference.
 OTHERWISE = {
     "00.1": least_sure,
@@ -149,6 +184,12 @@ OTHERWISE = {
     "05.1": (37.5, 12.5, 25),
     "05.2": total_drop,
     "05.3": bootstrap_of_numpy,
+    "06.1": hide_middle,
+    "06.2": narrow_border,
+    "06.3": lambda classifier, images, masks, targets: masks.std(dim=(2, 3)).mean(),
+    "07.1": lambda P, h, w: P.split([1, h * w], dim=3)[1][:, :, 0].view(*P.shape[:2], h, w),
+    "07.2": own_shares,
+    "07.3": brightened,
 }
 WRONG = [(name, i) for name, exercise in EXERCISES.items() for i in range(len(exercise.wrong))]
 
