@@ -11,12 +11,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 import opticam_lite as ol
+from opticam_lite.checks import EXERCISES, examine
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 LESSONS = [path for path in NOTEBOOKS if path.parent.name == "notebooks"]
+PARTS = ("exercise", "stub", "solution", "check")
 KEPT = {"keep_output", "nbval-check-output"}
 # Folders that exist on one machine only, written so that this line does not contain them.
 MACHINE_PATH = re.compile(r"(?<![\w.~$}*)-])/(?:home|Users|root|opt|work|tmp|mnt)/\w")
@@ -67,6 +70,38 @@ def test_notebooks_hold_no_state_and_only_the_outputs_that_are_compared(path):
 def test_each_lesson_has_results_that_are_compared(path):
     cells = nbformat.read(path, as_version=4).cells
     assert any(set(cell.metadata.get("tags", [])) >= KEPT for cell in cells)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_each_exercise_has_a_text_a_stub_a_solution_and_a_check_in_this_order(path):
+    """These tags are what editions of the course are made of."""
+    lesson, parts = path.stem[:2], []
+    exercises = [name for name in EXERCISES if name.startswith(lesson)]
+    for cell in nbformat.read(path, as_version=4).cells:
+        (tag,) = {*cell.metadata.get("tags", [])} & {*PARTS} or {None}
+        if cell.id.startswith("exercise"):
+            assert tag is not None, f"{cell.id} has none of the tags {PARTS}"
+        if tag is not None and tag not in parts[-1:]:
+            parts.append(tag)
+        if tag == "stub":
+            assert "NotImplementedError" in cell.source or "..." in cell.source, cell.id
+        if tag == "check":
+            assert cell.source.startswith(f'ol.check("{exercises.pop(0)}", '), cell.id
+            assert "".join(o["text"] for o in cell.outputs).startswith("✓"), cell.id
+            assert parts[-4:] == list(PARTS), cell.id
+    assert not exercises
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_stub_is_told_to_be_one(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if "stub" in cell.metadata.get("tags", []):
+            number, handed_in = cell.id.split("-")[1], {"torch": torch}
+            for node in ast.parse(cell.source).body:  # what else it says needs the lesson
+                if isinstance(node, ast.FunctionDef) or "..." in ast.unparse(node):
+                    exec(ast.unparse(node), handed_in)
+            result = examine(f"{path.stem[:2]}.{number}", [*handed_in.values()][-1])
+            assert result.symptom.startswith("nothing is handed in yet"), (cell.id, result)
 
 
 def samples(path: Path) -> dict[str, list[int]]:

@@ -91,6 +91,7 @@ def undisturbed() -> Iterator[None]:
             torch.default_generator.manual_seed(0)
             np.random.seed(0)  # noqa: NPY002
             random.seed(0)
+            torch.set_default_dtype(torch.float32)
             torch.set_num_threads(1)  # more don't serve what is small, and wait for each other
             yield
     finally:

@@ -226,3 +226,22 @@ def test_a_wrong_answer_is_told_by_its_own_symptom(name, i):
         inputs = all_inputs(exercise)
         given = [*map(tensors, answers(exercise, wrong.answer, inputs))]
         assert list(matching(exercise, inputs, given)) == [wrong]
+
+
+# Breaks a demand without being one of the named wrong answers.
+BREAKS = {
+    ("01.3", 0): lambda W: W - W.mean() * W.mean(dim=0),
+    ("01.3", 1): lambda W: (W - W.mean(dim=0)) ** 3,
+    ("06.2", 0): lambda images: 0.9 + 0.1 * images[:, 1:2],
+    ("06.2", 1): lambda images: torch.full_like(images[:, :1], 0.3),
+    ("06.2", 2): lambda images: torch.full_like(images[:, :1], 0.98),
+    ("06.3", 0): lambda net, images, masks, targets: (masks.amin(dim=(1, 2, 3)) == 0).sum(),
+    ("06.3", 1): lambda net, images, masks, targets: (masks[:, :, 99, 99] < 0.95).sum() + 1e-9,
+}
+
+
+def test_each_demand_is_broken_by_an_answer_without_a_name():
+    demands = {(n, i) for n, e in EXERCISES.items() for i in range(len(e.demands))}
+    assert set(BREAKS) == demands
+    for (name, i), answer in BREAKS.items():
+        assert examine(name, answer).symptom == EXERCISES[name].demands[i].symptom, (name, i)
