@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.nn import functional as F
 
 import opticam_lite as ol
@@ -14,6 +15,7 @@ from opticam_lite.checks import EXERCISES, examine
 from opticam_lite.checks.examining import all_inputs, answers, matching
 from opticam_lite.checks.running import undisturbed
 from opticam_lite.checks.values import tensors
+from opticam_lite.studies import sanity
 
 
 def apart(classifier, images):
@@ -57,6 +59,19 @@ def inside(boxes, margin, size):
         for x0, y0, x1, y1 in boxes
     ]
     return torch.stack(found).any(0)[None, None].float()
+
+
+def minded(classifier, other, images, targets):
+    values = [
+        stats.spearmanr(
+            *(
+                ol.explain("grad-cam", f, x, [c], warn=False).flatten().numpy()
+                for f in (classifier, other)
+            )
+        ).statistic
+        for x, c in zip(images.split(1), targets.tolist(), strict=True)
+    ]
+    return sum(values) / len(values)
 
 
 def likeness(first, second):
@@ -190,6 +205,16 @@ OTHERWISE = {
     "07.1": lambda P, h, w: P.split([1, h * w], dim=3)[1][:, :, 0].view(*P.shape[:2], h, w),
     "07.2": own_shares,
     "07.3": brightened,
+    "08.1": lambda a, b: float(
+        np.corrcoef(*(stats.rankdata(np.abs(x.numpy()).ravel()) for x in (a, b)))[0, 1]
+    ),
+    "08.2": minded,
+    "08.3": lambda classifier, images, targets: torch.cat(
+        [
+            sanity.edges(x) * ol.explain("grad-cam", classifier, x, [c], warn=False)
+            for x, c in zip(images.split(1), targets.tolist(), strict=True)
+        ]
+    ),
 }
 WRONG = [(name, i) for name, exercise in EXERCISES.items() for i in range(len(exercise.wrong))]
 
