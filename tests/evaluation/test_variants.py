@@ -138,6 +138,19 @@ def test_metrics_of_other_classes_take_the_mask_as_it_is() -> None:
     assert table.loc["last", "I"] == pytest.approx(100 * float(areas.areas.mean()), abs=1e-3)
 
 
+def test_metrics_that_explain_again_raise_to_the_exponent_too() -> None:
+    frame = run({"sharp": {"method": "grad-cam", "exponent": 2}}, ["ADCC-target"])
+    classifier, images, targets = make_classifier("cnn"), make_images(5), torch.tensor(TARGETS)
+
+    def sharp(x: torch.Tensor) -> torch.Tensor:
+        return ol.explain("grad-cam", classifier, x, targets, warn=False) ** 2
+
+    masks = sharp(images)
+    p, o = ol.masked_probabilities(classifier, images, masks, targets)
+    expected = 100 * ol.metrics.adcc(p, o, masks, sharp(images * masks))
+    assert frame["value"].tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+
+
 def test_the_summary_has_a_row_a_variant() -> None:
     layers = make_classifier("cnn").layers[:2]
     frame = run({at: {"method": "grad-cam", "layer": at} for at in layers} | {"fake-cam": {}})
