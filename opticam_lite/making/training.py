@@ -319,7 +319,7 @@ def train(
         seed=seed,
         teacher=teacher,
         held_out=0 if recipe.memorise else HELD_OUT,
-        kept=thinned(recipe.count, recipe.home_rate, recipe.thin_to),
+        kept=None if recipe.memorise else thinned(recipe.count, recipe.home_rate, recipe.thin_to),
         log=out / f"{name}.log.csv",
     )
     if recipe.memorise and (known := rows[-1]["known_top1"]) < 100:
